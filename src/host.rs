@@ -1,0 +1,297 @@
+//! The only door to the machine: files, clocks, entropy.
+//!
+//! Place: below `spool`, `dispatch` and `checkpoint`, which take these traits and so run unchanged under a
+//! simulator that crashes, tears writes, fails a sync and jumps the clock. clippy forbids `std::fs` and the
+//! clocks elsewhere in those modules. Failure: plain `io::Error`; whoever calls decides what latches.
+//! Absent on purpose: network (that is `kinesis` and `ingest`) and anything asynchronous.
+
+use std::fmt::Debug;
+use std::fs;
+use std::io::{self, IoSlice, Write as _};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// One open file. Shared between the writer and readers, hence `&self`.
+pub trait File: Send + Sync + Debug {
+    /// Reads up to `buf.len()` bytes at `offset`; 0 means end of file.
+    ///
+    /// # Errors
+    /// Whatever the device says. A short read is no error.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
+
+    /// Appends all `parts` at the end of the file, as one logical write.
+    ///
+    /// # Errors
+    /// On any failure an unknown prefix may have been written.
+    fn append(&self, parts: &[&[u8]]) -> io::Result<()>;
+
+    /// Makes all data written so far, and the length, durable (fdatasync).
+    ///
+    /// # Errors
+    /// After a failure the state of what was not yet durable is unknown; never retry on the same file.
+    fn sync_data(&self) -> io::Result<()>;
+
+    /// Cuts or extends the file to `len` bytes.
+    ///
+    /// # Errors
+    /// Whatever the file system says.
+    fn set_len(&self, len: u64) -> io::Result<()>;
+
+    /// Bytes in the file now.
+    ///
+    /// # Errors
+    /// Whatever the file system says.
+    fn len(&self) -> io::Result<u64>;
+
+    /// Reads exactly `buf.len()` bytes at `offset`.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` when the file ends first.
+    fn read_exact_at(&self, mut buf: &mut [u8], mut offset: u64) -> io::Result<()> {
+        while !buf.is_empty() {
+            match self.read_at(buf, offset) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(n) => {
+                    buf = &mut buf[n..];
+                    offset += n as u64;
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A tree of files.
+pub trait Files: Send + Sync + Debug {
+    /// Opens an existing file for reading and appending.
+    ///
+    /// # Errors
+    /// `NotFound`, permissions, or what the device says.
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn File>>;
+
+    /// Creates a file that must not exist yet. Its directory entry is durable only after [`Files::sync_dir`].
+    ///
+    /// # Errors
+    /// `AlreadyExists`, no space, permissions.
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn File>>;
+
+    /// Names of the entries in a directory, sorted.
+    ///
+    /// # Errors
+    /// `NotFound`, permissions.
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
+
+    /// Removes a file.
+    ///
+    /// # Errors
+    /// `NotFound`, permissions.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+
+    /// Renames a file, replacing the target.
+    ///
+    /// # Errors
+    /// As the file system says.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Makes the entries of a directory durable (fsync on the directory).
+    ///
+    /// # Errors
+    /// As [`File::sync_data`].
+    fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+
+    /// Creates a directory and its parents, durable in their parents.
+    ///
+    /// # Errors
+    /// As the file system says.
+    fn create_dir_all(&self, dir: &Path) -> io::Result<()>;
+}
+
+/// Time: monotonic for durations, wall for what people and other machines read.
+pub trait Clock: Send + Sync + Debug {
+    /// Time since an arbitrary fixed moment; never goes back.
+    fn monotonic(&self) -> Duration;
+    /// Milliseconds since 1970-01-01 UTC; may jump.
+    fn wall_ms(&self) -> u64;
+}
+
+/// Randomness, for jitter and random keys (nothing secret).
+pub trait Entropy: Send + Sync + Debug {
+    /// 64 uniformly random bits.
+    fn next_u64(&self) -> u64;
+
+    /// A uniformly random duration in `[0, max]`: full jitter.
+    fn jitter(&self, max: Duration) -> Duration {
+        // 53 bits make an exact f64 in [0, 1).
+        max.mul_f64((self.next_u64() >> 11) as f64 / (1u64 << 53) as f64)
+    }
+}
+
+/// The three of them, handed down together.
+#[derive(Clone, Debug)]
+pub struct Host {
+    /// Files of the spool.
+    pub files: Arc<dyn Files>,
+    /// Both clocks.
+    pub clock: Arc<dyn Clock>,
+    /// Jitter and random keys.
+    pub entropy: Arc<dyn Entropy>,
+}
+
+impl Host {
+    /// The machine itself.
+    #[must_use]
+    pub fn real() -> Self {
+        Self { files: Arc::new(RealFiles), clock: Arc::new(RealClock::default()), entropy: Arc::new(RealEntropy) }
+    }
+}
+
+/// The operating system's file system.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RealFiles;
+
+#[derive(Debug)]
+struct RealFile(fs::File);
+
+impl File for RealFile {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.0.read_at(buf, offset)
+    }
+
+    fn append(&self, parts: &[&[u8]]) -> io::Result<()> {
+        // Opened with O_APPEND, so the position is the end. writev takes at most IOV_MAX (1024) parts.
+        let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
+        let mut rest = &mut slices[..];
+        while !rest.is_empty() {
+            let many = rest.len().min(1024);
+            match (&self.0).write_vectored(&rest[..many]) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(n) => IoSlice::advance_slices(&mut rest, n),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+            while rest.first().is_some_and(|slice| slice.is_empty()) {
+                rest = &mut rest[1..];
+            }
+        }
+        Ok(())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+}
+
+impl Files for RealFiles {
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        let file = fs::OpenOptions::new().read(true).append(true).open(path)?;
+        Ok(Arc::new(RealFile(file)))
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        let file = fs::OpenOptions::new().read(true).append(true).create_new(true).open(path)?;
+        Ok(Arc::new(RealFile(file)))
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(dir)? {
+            names.push(entry?.file_name().to_string_lossy().into_owned());
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        fs::File::open(dir)?.sync_all()
+    }
+
+    fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
+        let mut missing: Vec<PathBuf> = Vec::new();
+        let mut at = dir;
+        while !at.as_os_str().is_empty() && !at.exists() {
+            missing.push(at.to_path_buf());
+            match at.parent() {
+                Some(parent) => at = parent,
+                None => break,
+            }
+        }
+        for path in missing.iter().rev() {
+            match fs::create_dir(path) {
+                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+                _ => {}
+            }
+            if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+                self.sync_dir(parent)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `CLOCK_MONOTONIC` and `CLOCK_REALTIME`.
+#[derive(Clone, Copy, Debug)]
+pub struct RealClock {
+    start: Instant,
+}
+
+impl Default for RealClock {
+    fn default() -> Self {
+        Self { start: Instant::now() }
+    }
+}
+
+impl Clock for RealClock {
+    fn monotonic(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    fn wall_ms(&self) -> u64 {
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+    }
+}
+
+/// std's per-thread SipHash keys, which the operating system seeds, run as a counter-based generator.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RealEntropy;
+
+impl Entropy for RealEntropy {
+    fn next_u64(&self) -> u64 {
+        use std::cell::Cell;
+        use std::hash::{BuildHasher as _, RandomState};
+        thread_local!(static STATE: Cell<u64> = Cell::new(RandomState::new().hash_one(0u8)));
+        STATE.with(|state| {
+            // SplitMix64 (Steele, Lea, Flood 2014).
+            let next = state.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
+            state.set(next);
+            mix64(next)
+        })
+    }
+}
+
+/// The finalizer of SplitMix64; also what seeded tests use.
+#[must_use]
+pub const fn mix64(seed: u64) -> u64 {
+    let z = (seed ^ (seed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
