@@ -1,8 +1,11 @@
+pub mod aggregate;
 pub mod checkpoint;
 pub mod config;
+pub mod dispatch;
 pub mod event;
 pub mod host;
 pub mod kinesis;
 pub mod limits;
 pub mod metrics;
+pub mod shard_map;
 pub mod spool;
