@@ -1,7 +1,11 @@
+pub mod cli;
+pub mod commands;
 pub mod config;
 pub mod event;
+pub mod exit;
 pub mod host;
 pub mod kinesis;
 pub mod limits;
+pub mod logging;
 pub mod metrics;
 pub mod spool;
