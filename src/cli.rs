@@ -286,8 +286,10 @@ impl Cli {
     pub fn from_command_line() -> Result<Self, Exit> {
         Self::try_parse().and_then(Self::checked).map_err(|error| {
             let exit = if error.use_stderr() { Exit::Usage } else { Exit::Good };
-            // Nobody is left to tell when even this cannot be printed; the code says it.
-            if error.print().is_err() { Exit::Usage } else { exit }
+            match error.print() {
+                // Whoever asked has seen enough (`| head`), or cannot be reached: the code says the same either way.
+                Ok(()) | Err(_) => exit,
+            }
         })
     }
 

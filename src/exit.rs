@@ -41,6 +41,9 @@ pub fn on_any_panic() {
         let thread = std::thread::current().name().unwrap_or("unnamed").to_owned();
         let message = without_data(message(info));
         tracing::error!(%place, %thread, %message, "a bug: the process ends so that it can be started afresh; nothing receipted is lost");
+        if !tracing::enabled!(tracing::Level::ERROR) {
+            eprintln!("forebay: a bug at {place}: {message}");
+        }
         if backtrace.status() == BacktraceStatus::Captured {
             eprintln!("{backtrace}");
         }

@@ -1,15 +1,17 @@
 //! What `--dev` chooses where nobody chose: a stream, a place for the spool, a socket that can be opened.
 //!
-//! Place: between `layers` and `resolve`; also asked by `send`, which looks for the socket where such an agent
+//! Place: around `resolve`: the stream is named before it, the places are chosen after it. Also asked by `send`, which looks for the socket where such an agent
 //! puts it. *Own spool*: an agent that delivers to an embedded Kinesis never opens a spool that another agent
 //! may have filled for a real stream, since what it delivers from there would be gone. So a directory from the
 //! file or the environment gets a subdirectory that no stream can be named like; only `--spool-dir` is taken as it is.
 
 use std::path::{Path, PathBuf};
 
+use super::check_flag;
 use super::env::Environment;
-use super::errors::Origin;
-use super::layers::{Given, Raw};
+use super::errors::{Origin, Problem};
+use super::layers::{Given, GivenSection, Raw};
+use super::resolve::{InForce, Typed};
 use super::schema::SectionKind;
 
 /// The stream of an agent that was given none.
@@ -24,60 +26,58 @@ const SUBDIRECTORY: &str = "@dev";
 /// The socket's usual directory.
 const RUN_DIR: &str = "/run/forebay";
 
-/// Fills the gaps. The notes are for the person who starts the agent.
-pub(crate) fn fill(given: &mut Given, env: &dyn Environment) -> Vec<String> {
+/// Names a stream and a region where nobody did, before values are read.
+pub(crate) fn name_stream(given: &mut Given) {
     if given.count(SectionKind::Stream) == 0 {
         given.section(SectionKind::Stream, 0);
     }
     for index in 0..given.count(SectionKind::Stream) {
-        // Only the stream that nobody gave is named here: one without its name elsewhere is a slip to be told.
-        if given.section(SectionKind::Stream, index).0.values().all(|value| matches!(value.origin, Origin::Flag(_))) {
-            gap(given, SectionKind::Stream, index, "name", STREAM);
+        let stream = given.section(SectionKind::Stream, index);
+        // Only a stream that nobody described is named here: elsewhere a missing name is a slip to be told.
+        if stream.0.values().all(|value| matches!(value.origin, Origin::Flag(_))) {
+            gap(stream, "name", STREAM);
         }
-        let names_its_region = given
-            .section(SectionKind::Stream, index)
-            .0
-            .get("name")
-            .is_some_and(|name| matches!(&name.raw, Raw::Text(name) if name.starts_with("arn:")));
+        let names_its_region =
+            stream.0.get("name").is_some_and(|name| matches!(&name.raw, Raw::Text(name) if name.starts_with("arn:")));
         if !names_its_region {
-            gap(given, SectionKind::Stream, index, "region", REGION);
+            gap(stream, "region", REGION);
         }
     }
-    let dir = spool_dir(given, env);
+}
+
+/// Gives a stream's key a value where none is.
+fn gap(stream: &mut GivenSection, name: &str, value: &str) {
+    let key = SectionKind::Stream.key(name).expect("the schema has a stream's name and region");
+    if !stream.0.contains_key(name) {
+        stream.give(key, Raw::Text(value.into()), Origin::Dev);
+    }
+}
+
+/// Chooses spool directory and socket, after values were read. The notes are for the person who starts the agent.
+pub(crate) fn choose_places(in_force: &mut InForce, env: &dyn Environment, problems: &mut Vec<Problem>) -> Vec<String> {
+    let spool = in_force.one_mut(SectionKind::Spool);
+    let setting = spool.setting("dir");
+    let dir = match (&setting.origin, spool.text("dir")) {
+        (Origin::Flag(_), Some(dir)) => PathBuf::from(dir),
+        (Origin::Default, _) | (_, None) => state_dir(env),
+        (_, Some(dir)) if Path::new(&dir).ends_with(SUBDIRECTORY) => dir.into(),
+        (_, Some(dir)) => Path::new(&dir).join(SUBDIRECTORY),
+    };
+    if !matches!(setting.origin, Origin::Flag(_)) {
+        spool.fill("dir", Typed::Text(Some(dir.to_string_lossy().into_owned())), Origin::Dev);
+    }
     let mut notes = vec![format!("spool in {}", dir.display())];
-    if !given.section(SectionKind::Listen, 0).0.contains_key("socket") {
-        let socket = socket(&dir, env);
-        notes.push(format!("socket at {}", socket.display()));
-        gap(given, SectionKind::Listen, 0, "socket", &socket.to_string_lossy());
+    let listen = in_force.one_mut(SectionKind::Listen);
+    if listen.setting("socket").origin == Origin::Default && listen.sound(&["socket"]) {
+        let socket = socket(&dir, env).to_string_lossy().into_owned();
+        notes.push(format!("socket at {socket}"));
+        let fits = check_flag(SectionKind::Listen, "socket", &socket).is_ok();
+        listen.fill("socket", Typed::Text(Some(socket)), Origin::Dev);
+        if !fits {
+            problems.push(listen.problem("socket", "the path is too long for a socket; choose another with --socket"));
+        }
     }
     notes
-}
-
-/// Gives a value where none is.
-fn gap(given: &mut Given, kind: SectionKind, index: usize, name: &str, value: &str) {
-    let key = kind.key(name).expect("dev names keys of the schema");
-    let section = given.section(kind, index);
-    if !section.0.contains_key(name) {
-        section.give(key, Raw::Text(value.into()), Origin::Dev);
-    }
-}
-
-/// The spool's directory under *Own spool*, put in force.
-fn spool_dir(given: &mut Given, env: &dyn Environment) -> PathBuf {
-    let section = given.section(SectionKind::Spool, 0);
-    if let Some(dir) = section.0.get_mut("dir") {
-        if let Raw::Text(path) = &mut dir.raw {
-            if !matches!(dir.origin, Origin::Flag(_)) && !path.is_empty() {
-                *path = format!("{}/{SUBDIRECTORY}", path.trim_end_matches('/'));
-            }
-            return path.as_str().into();
-        }
-        // Not a text: told by `resolve`.
-        return PathBuf::new();
-    }
-    let dir = state_dir(env);
-    gap(given, SectionKind::Spool, 0, "dir", &dir.to_string_lossy());
-    dir
 }
 
 /// `$XDG_STATE_HOME/forebay`, `~/.local/state/forebay` (the XDG default), or `forebay-dev` here.

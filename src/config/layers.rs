@@ -91,7 +91,8 @@ impl Given {
 
     /// Reads the file's text into the lowest layer.
     pub(crate) fn file(&mut self, path: &Path, text: &str) {
-        let (document, errors) = DeTable::parse_recoverable(text);
+        let (document, mut errors) = DeTable::parse_recoverable(text);
+        errors.sort_by_key(|error| error.span().map_or(0, |span| span.start));
         for error in &errors {
             let at = error.span().map_or(0, |span| span.start);
             let (line, column) = line_and_column(text, at);

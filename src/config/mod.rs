@@ -101,7 +101,9 @@ pub fn load(env: &dyn Environment, request: &Request) -> Result<Loaded, Problems
     let agent = request.purpose == Purpose::Agent;
     // A file that cannot be read may well hold the stream: then that is the only thing to tell.
     let needs_stream = agent && !unreadable && !request.dev && given.count(SectionKind::Stream) == 0;
-    let notes = if request.dev { dev::fill(&mut given, env) } else { Vec::new() };
+    if request.dev {
+        dev::name_stream(&mut given);
+    }
     if given.count(SectionKind::Source) == 0 && given.count(SectionKind::Stream) == 1 {
         let name = SectionKind::Source.key("name").expect("a source has a name");
         given.section(SectionKind::Source, 0).give(name, layers::Raw::Text("default".into()), Origin::Default);
@@ -112,6 +114,7 @@ pub fn load(env: &dyn Environment, request: &Request) -> Result<Loaded, Problems
     if needs_stream {
         problems.push(no_stream(file.as_deref()));
     }
+    let notes = if request.dev { dev::choose_places(&mut in_force, env, &mut problems) } else { Vec::new() };
     check::derive(&mut in_force);
     check::check(&in_force, &mut problems);
     if !agent {
@@ -119,6 +122,11 @@ pub fn load(env: &dyn Environment, request: &Request) -> Result<Loaded, Problems
         find_socket(&mut in_force, env);
     }
     if !problems.is_empty() {
+        // By line for who mends the file; what stands outside of it follows.
+        problems.sort_by_key(|problem| match problem.origin {
+            Some(Origin::File(_, line)) => line,
+            _ => usize::MAX,
+        });
         return Err(Problems(problems));
     }
     Ok(Loaded { config: check::build(&in_force), in_force, file, notes })
@@ -176,8 +184,7 @@ fn concerns(problem: &Problem, purpose: Purpose) -> bool {
 
 /// A client that was not told where the socket is looks where an agent may have put it.
 fn find_socket(in_force: &mut InForce, env: &dyn Environment) {
-    let listen = in_force.sections.iter_mut().find(|section| section.kind == SectionKind::Listen);
-    let Some(listen) = listen else { return };
+    let listen = in_force.one_mut(SectionKind::Listen);
     let setting = listen.setting("socket");
     if let (Origin::Default, Typed::Text(Some(usual))) = (&setting.origin, &setting.value) {
         let found = dev::find_socket(Path::new(usual), env);

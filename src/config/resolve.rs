@@ -76,6 +76,11 @@ impl InForce {
         self.sections.iter().filter(move |section| section.kind == kind)
     }
 
+    /// The same, to fill gaps.
+    pub(crate) fn one_mut(&mut self, kind: SectionKind) -> &mut Section {
+        self.sections.iter_mut().find(|section| section.kind == kind).expect("resolve makes every section that does not repeat")
+    }
+
     /// The section of a kind that does not repeat.
     pub(crate) fn one(&self, kind: SectionKind) -> &Section {
         self.all(kind).next().expect("resolve makes every section that does not repeat")

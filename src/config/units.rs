@@ -74,7 +74,7 @@ pub fn parse_time(text: &str) -> Result<Duration, String> {
 /// The shortest exact form: `10GiB`, `1023KiB`, `700B`. [`parse_bytes`] reads it back.
 #[must_use]
 pub fn show_bytes(bytes: u64) -> String {
-    let unit = SIZE_UNITS.iter().find(|(_, factor)| bytes >= *factor && bytes % factor == 0);
+    let unit = SIZE_UNITS.iter().find(|(_, factor)| bytes >= *factor && bytes.is_multiple_of(*factor));
     unit.map_or_else(|| format!("{bytes}B"), |(name, factor)| format!("{}{name}", bytes / factor))
 }
 
@@ -82,7 +82,7 @@ pub fn show_bytes(bytes: u64) -> String {
 #[must_use]
 pub fn show_time(time: Duration) -> String {
     let nanos = time.as_nanos();
-    let unit = TIME_UNITS.iter().find(|(_, factor)| nanos >= u128::from(*factor) && nanos % u128::from(*factor) == 0);
+    let unit = TIME_UNITS.iter().find(|(_, factor)| nanos >= u128::from(*factor) && nanos.is_multiple_of(u128::from(*factor)));
     unit.map_or_else(|| "0ms".into(), |(name, factor)| format!("{}{name}", nanos / u128::from(*factor)))
 }
 
