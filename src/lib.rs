@@ -1,3 +1,5 @@
+pub mod admin;
+pub mod commands;
 pub mod config;
 pub mod event;
 pub mod host;
