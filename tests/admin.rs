@@ -444,7 +444,7 @@ async fn the_status_command_knows_a_stranger_from_an_agent() {
         let addr = listener.local_addr().expect("an address");
         let stranger = tokio::spawn(async move {
             let (mut stream, _) = listener.accept().await.expect("a caller");
-            stream.read(&mut [0; 4096]).await.expect("a request");
+            assert_ne!(stream.read(&mut [0; 4096]).await.expect("a request"), 0);
             stream.write_all(answer.as_bytes()).await.expect("the answer is taken");
         });
         let error = status::fetch(addr).await.expect_err("not forebay").to_string();
