@@ -66,7 +66,11 @@ class Agent:
         self.child = waiting.Child(
             f"forebay run ({stream})", [BINARY, "run", "--config", config], os.path.join(log_dir, f"{stream}.log"), env=env
         )
-        waiting.until("the agent is ready", lambda: self.child.check_alive() and self._get("/readyz")[0] == 200, 30)
+        try:
+            waiting.until("the agent is ready", lambda: self.child.check_alive() and self._get("/readyz")[0] == 200, 30)
+        except AssertionError:
+            self.clean()
+            raise
 
     def _get(self, path):
         try:
