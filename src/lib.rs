@@ -1,4 +1,5 @@
 pub mod admin;
+pub mod checkpoint;
 pub mod commands;
 pub mod config;
 pub mod event;
