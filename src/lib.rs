@@ -1,6 +1,7 @@
 pub mod config;
 pub mod event;
 pub mod host;
+pub mod ingest;
 pub mod kinesis;
 pub mod limits;
 pub mod metrics;
