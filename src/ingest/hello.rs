@@ -168,8 +168,7 @@ mod tests {
     #[test]
     fn options_come_in_any_order_and_default_to_a_plain_client() {
         assert_eq!(Hello::parse(b"forebay/1"), Ok(Hello::default()));
-        let expected =
-            Hello { source: Some("web".into()), key: Some("k=1".into()), ack: true, format: Format::Frames };
+        let expected = Hello { source: Some("web".into()), key: Some("k=1".into()), ack: true, format: Format::Frames };
         assert_eq!(Hello::parse(b"forebay/1 format=frames  key=k=1 ack=on source=web\r"), Ok(expected));
     }
 

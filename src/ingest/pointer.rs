@@ -409,9 +409,8 @@ mod tests {
         leaf.prop_recursive(4, 40, 5, |inner| {
             prop_oneof![
                 prop::collection::vec(inner.clone(), 0..4).prop_map(Into::into),
-                prop::collection::hash_map("[ab01/~]{0,2}", inner, 0..4).prop_map(|members| serde_json::Value::Object(
-                    members.into_iter().collect()
-                )),
+                prop::collection::hash_map("[ab01/~]{0,2}", inner, 0..4)
+                    .prop_map(|members| serde_json::Value::Object(members.into_iter().collect())),
             ]
         })
     }

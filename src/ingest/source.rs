@@ -70,9 +70,7 @@ impl Reject {
             Self::KeyTooLong => "the partition key has more than 256 characters",
             Self::KeyNotUtf8 => "the partition key is not UTF-8",
             Self::NotJson => "the event is not JSON, which the source needs to find its partition key",
-            Self::NoKey => {
-                "no JSON pointer of the source's partition_key finds a non-empty string or a number in the event"
-            }
+            Self::NoKey => "no JSON pointer of the source's partition_key finds a non-empty string or a number in the event",
             Self::BadFrame => "the frame is cut short or its length is wrong",
         }
     }
@@ -207,11 +205,8 @@ impl KeyRule {
     /// Hands the event's key and its hash to `take`.
     fn choose<R>(&self, event: &[u8], take: impl FnOnce(&str, KeyHash) -> R) -> Result<R, Reject> {
         PER_THREAD.with_borrow_mut(|PerThread { scratch, cache }| {
-            let found = if self.pointers.is_empty() {
-                None
-            } else {
-                self.pointers.find(event, scratch).map_err(|_| Reject::NotJson)?
-            };
+            let found =
+                if self.pointers.is_empty() { None } else { self.pointers.find(event, scratch).map_err(|_| Reject::NotJson)? };
             match (found, self.fallback) {
                 (Some(key), _) => {
                     check_key(key)?;

@@ -255,6 +255,29 @@ impl Splitter {
     }
 }
 
+/// The items of a whole body of lines: what a [`Splitter`] would make of it, without a copy of the last line.
+pub fn lines(body: &[u8], data_bytes_max: usize) -> impl Iterator<Item = Item<'_>> {
+    let mut rest = Some(body);
+    std::iter::from_fn(move || {
+        loop {
+            let bytes = rest?;
+            let bytes = match memchr::memchr(b'\n', bytes) {
+                Some(newline) => {
+                    rest = Some(&bytes[newline + 1..]);
+                    strip_cr(&bytes[..newline])
+                }
+                None => {
+                    rest = None;
+                    bytes
+                }
+            };
+            if let Some(item) = line(bytes, data_bytes_max) {
+                return Some(item);
+            }
+        }
+    })
+}
+
 /// A line's item; `None` for an empty one.
 fn line(bytes: &[u8], data_bytes_max: usize) -> Option<Item<'_>> {
     match bytes.len() {
@@ -357,7 +380,7 @@ mod tests {
         items
     }
 
-    fn lines(stream: &[u8]) -> Vec<Owned> {
+    fn in_lines(stream: &[u8]) -> Vec<Owned> {
         split(Format::Lines, 8, [stream])
     }
 
@@ -369,22 +392,22 @@ mod tests {
 
     #[test]
     fn a_line_without_newline_before_eof_is_an_event() {
-        assert_eq!(lines(b"a\nb"), [event(b"a"), event(b"b")]);
+        assert_eq!(in_lines(b"a\nb"), [event(b"a"), event(b"b")]);
     }
 
     #[test]
     fn the_cr_of_a_crlf_is_stripped_and_empty_lines_are_no_events() {
-        assert_eq!(lines(b"a\r\n\r\n\n\nb\r\r\n"), [event(b"a"), event(b"b\r")]);
+        assert_eq!(in_lines(b"a\r\n\r\n\n\nb\r\r\n"), [event(b"a"), event(b"b\r")]);
     }
 
     #[test]
     fn any_byte_but_newline_may_stand_in_a_line() {
-        assert_eq!(lines(b"\0\xff\n"), [event(b"\0\xff")]);
+        assert_eq!(in_lines(b"\0\xff\n"), [event(b"\0\xff")]);
     }
 
     #[test]
     fn too_long_a_line_is_rejected_once_and_the_next_is_read() {
-        assert_eq!(lines(b"12345678\n123456789\nb\n"), [event(b"12345678"), TOO_LARGE, event(b"b")]);
+        assert_eq!(in_lines(b"12345678\n123456789\nb\n"), [event(b"12345678"), TOO_LARGE, event(b"b")]);
         let one_by_one = vec![b'x'; 100];
         let stream = [&one_by_one[..], b"\nb\n"].concat();
         assert_eq!(split(Format::Lines, 8, stream.chunks(1)), [TOO_LARGE, event(b"b")]);
@@ -463,6 +486,7 @@ mod tests {
                     .map(|line| if line.len() > 8 { TOO_LARGE } else { event(line) }).collect()
             };
             prop_assert_eq!(&split(Format::Lines, 8, [&stream[..]]), &expected);
+            prop_assert_eq!(&lines(&stream, 8).map(own).collect::<Vec<_>>(), &expected);
             prop_assert_eq!(split(Format::Lines, 8, chunked(&stream, &cuts)), expected);
         }
 
