@@ -1,3 +1,4 @@
+pub mod checkpoint;
 pub mod commands;
 pub mod config;
 pub mod event;
