@@ -38,6 +38,13 @@ struct Request {
     body: Value,
 }
 
+const ASSUMED: &str = "<AssumeRoleResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><AssumeRoleResult><Credentials>\
+    <AccessKeyId>assumed</AccessKeyId><SecretAccessKey>s</SecretAccessKey><SessionToken>t</SessionToken>\
+    <Expiration>2099-01-01T00:00:00Z</Expiration></Credentials></AssumeRoleResult></AssumeRoleResponse>";
+
+const DENIED: &str = "<ErrorResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><Error><Type>Sender</Type>\
+    <Code>AccessDenied</Code><Message>not authorized to perform sts:AssumeRole</Message></Error></ErrorResponse>";
+
 struct Wire {
     address: SocketAddr,
     requests: Arc<Mutex<Vec<Request>>>,
@@ -58,6 +65,36 @@ impl Wire {
             }
         });
         Self { address, requests }
+    }
+
+    /// A token service that hands out a role to whoever brings the external id `right`.
+    async fn serve_sts() -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let mut stream = BufReader::new(stream);
+                    let mut length = 0;
+                    let mut line = String::new();
+                    while stream.read_line(&mut line).await.unwrap() > 2 {
+                        let value = line.to_ascii_lowercase();
+                        length = value.strip_prefix("content-length:").map_or(length, |n| n.trim().parse().unwrap());
+                        line.clear();
+                    }
+                    let mut body = vec![0; length];
+                    stream.read_exact(&mut body).await.unwrap();
+                    let form = String::from_utf8(body).unwrap();
+                    let answer = if form.contains("ExternalId=right") {
+                        http(200, "Connection: close\r\n", ASSUMED, ASSUMED.len())
+                    } else {
+                        http(403, "Connection: close\r\n", DENIED, DENIED.len())
+                    };
+                    stream.write_all(answer.as_bytes()).await.unwrap();
+                });
+            }
+        });
+        address
     }
 
     fn client(&self) -> AwsKinesis {
@@ -427,4 +464,73 @@ async fn a_denied_read_is_a_configuration_error() {
     let from = ReadPoint::From(ReadFrom::Latest);
     let error = wire.client().iterator(&"shardId-000000000000".into(), from).await.unwrap_err();
     assert_eq!(error.class, ErrorClass::Configuration);
+}
+
+/// Runs the test `name` of this binary in a process of its own, with exactly the environment given.
+async fn in_bare_environment(name: &str, environment: &[(&str, String)]) {
+    let mut command = tokio::process::Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", name, "--ignored", "--nocapture"]).env_clear().kill_on_drop(true);
+    let home = tempfile::tempdir().unwrap();
+    command.env("HOME", home.path()).envs(environment.iter().map(|(name, value)| (name, value)));
+    let output = tokio::time::timeout(Duration::from_secs(60), command.output()).await.unwrap().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[tokio::test]
+async fn missing_credentials_are_told_soon_with_the_remedy() {
+    // Metadata service that takes connections and says nothing: what a laptop behind a firewall sees.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let metadata = format!("http://{}", silent.local_addr().unwrap());
+    in_bare_environment("child_without_credentials", &[("AWS_EC2_METADATA_SERVICE_ENDPOINT", metadata)]).await;
+}
+
+#[tokio::test]
+#[ignore = "runs as the child of missing_credentials_are_told_soon_with_the_remedy"]
+async fn child_without_credentials() {
+    let wire = Wire::serve(vec![]).await;
+    let client = AwsKinesis::open(wire.target(Duration::from_millis(100)));
+    let begun = Instant::now();
+    let error = client.put_records(entries(1)).await.unwrap_err();
+    assert_eq!((error.class, error.code.as_str()), (ErrorClass::Configuration, "NoCredentials"), "{error}");
+    assert!(error.message.contains("set AWS_ACCESS_KEY_ID"), "{error}");
+    assert!(begun.elapsed() < Duration::from_secs(8), "took {:?}", begun.elapsed());
+
+    let target = Target { region: None, ..wire.target(Duration::from_millis(100)) };
+    let error = AwsKinesis::open(target).list_shards().await.unwrap_err();
+    assert_eq!((error.class, error.code.as_str()), (ErrorClass::Configuration, "NoRegion"), "{error}");
+}
+
+#[tokio::test]
+async fn credentials_of_the_environment_and_an_assumed_role_are_used() {
+    let roles = Wire::serve_sts().await;
+    let environment = [
+        ("AWS_ACCESS_KEY_ID", "base".to_owned()),
+        ("AWS_SECRET_ACCESS_KEY", "secret".to_owned()),
+        ("AWS_REGION", "eu-central-1".to_owned()),
+        ("AWS_ENDPOINT_URL_STS", format!("http://{roles}")),
+    ];
+    in_bare_environment("child_with_a_role", &environment).await;
+}
+
+#[tokio::test]
+#[ignore = "runs as the child of credentials_of_the_environment_and_an_assumed_role_are_used"]
+async fn child_with_a_role() {
+    let good = || Answer::Full(200, json!({"FailedRecordCount": 0, "Records": [stored(1)]}).to_string());
+    let wire = Wire::serve(vec![good(), good()]).await;
+    let plain = Target { region: None, ..wire.target(Duration::from_secs(5)) };
+    AwsKinesis::open(plain.clone()).put_records(entries(1)).await.unwrap();
+    let role = Some("arn:aws:iam::123456789012:role/writer".to_owned());
+    let assumed = Target { role_arn: role.clone(), external_id: Some("right".into()), ..plain.clone() };
+    AwsKinesis::open(assumed).put_records(entries(1)).await.unwrap();
+    {
+        let requests = wire.requests.lock().unwrap();
+        assert!(requests[0].authorization.contains("Credential=base/"), "{}", requests[0].authorization);
+        assert!(requests[0].authorization.contains("/eu-central-1/"), "{}", requests[0].authorization);
+        assert!(requests[1].authorization.contains("Credential=assumed/"), "{}", requests[1].authorization);
+    }
+    let refused = Target { role_arn: role, external_id: Some("wrong".into()), ..plain };
+    let error = AwsKinesis::open(refused).put_records(entries(1)).await.unwrap_err();
+    assert_eq!((error.class, error.code.as_str()), (ErrorClass::Configuration, "NoCredentials"), "{error}");
+    assert!(error.message.contains("role/writer") && error.message.contains("external_id"), "{error}");
 }
