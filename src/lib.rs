@@ -1,4 +1,5 @@
 pub mod config;
+pub mod deaggregate;
 pub mod event;
 pub mod host;
 pub mod kinesis;
