@@ -1,5 +1,7 @@
 pub mod config;
 pub mod deaggregate;
+#[cfg(feature = "dev")]
+pub mod dev;
 pub mod event;
 pub mod host;
 pub mod kinesis;
