@@ -1,4 +1,5 @@
 pub mod config;
+pub mod consumer;
 pub mod deaggregate;
 #[cfg(feature = "dev")]
 pub mod dev;
