@@ -154,7 +154,10 @@ struct Shard {
     iterator: Option<String>,
     last: Option<String>,
     faults: u32,
+    /// The last answer had no more.
     at_tip: bool,
+    /// The read under way began before the present round, so its answer says nothing of this round's tip.
+    asked_before: bool,
 }
 
 /// What a task brings back.
@@ -201,7 +204,8 @@ impl Consumer {
         }
     }
 
-    /// The next record, or `None` once every shard was found without more since its last record.
+    /// The next record, or `None` once every shard was asked and had no more. What was stored before a call that
+    /// begins after a `None` (or is the first) is read before the next `None`.
     ///
     /// # Errors
     /// As [`Consumer::next`].
@@ -211,6 +215,10 @@ impl Consumer {
                 return Ok(Some(arrival));
             }
             if self.at_tip() {
+                for shard in self.shards.values_mut() {
+                    shard.at_tip = false;
+                    shard.asked_before = shard.phase == Phase::Reading;
+                }
                 return Ok(None);
             }
             self.step().await?;
@@ -356,7 +364,8 @@ impl Consumer {
             Ok(page) => {
                 shard.opened = true;
                 shard.faults = 0;
-                shard.at_tip = page.records.is_empty() && page.behind_ms == 0;
+                let asked_before = std::mem::take(&mut shard.asked_before);
+                shard.at_tip = page.records.is_empty() && page.behind_ms == 0 && !asked_before;
                 if let Some(record) = page.records.last() {
                     shard.last = Some(record.sequence.clone());
                 }
@@ -394,6 +403,7 @@ impl Consumer {
             }
             Err(fault) => {
                 let expired = fault.error.code == EXPIRED_ITERATOR;
+                shard.asked_before = false;
                 shard.opened |= fault.iterator.is_some();
                 shard.iterator = fault.iterator.filter(|_| !expired);
                 shard.faults += 1;
@@ -426,7 +436,7 @@ impl Consumer {
 
 impl Shard {
     const fn new(range: ShardRange, phase: Phase, from: ReadFrom) -> Self {
-        Self { range, phase, from, opened: false, iterator: None, last: None, faults: 0, at_tip: false }
+        Self { range, phase, from, opened: false, iterator: None, last: None, faults: 0, at_tip: false, asked_before: false }
     }
 
     /// *NO-GAP*: where a new iterator is put, should one be needed.
