@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aws_sdk_kinesis::config::{BehaviorVersion, Credentials, Region};
+use forebay::commands::tail::{TailError, TailOptions, print_events};
 use forebay::consumer::{Arrival, Consumer, ConsumerOptions};
 use forebay::deaggregate::MAGIC;
 use forebay::dev::{ACCESS_KEY_ID, DevError, DevKinesis, DevOptions, REGION, SECRET_ACCESS_KEY};
@@ -291,4 +292,52 @@ async fn writers_and_a_reader_at_once_lose_nothing() {
     let read = by_key(&arrivals);
     assert_eq!(read.len(), 4 * 50);
     assert!(read.values().all(|data| *data == expected));
+}
+
+fn tail_options(dev: &DevKinesis) -> TailOptions {
+    TailOptions {
+        stream: "clicks".into(),
+        region: Some(REGION.into()),
+        endpoint: Some(dev.endpoint().into()),
+        profile: None,
+        role_arn: None,
+        external_id: None,
+        from: ReadFrom::TrimHorizon,
+        json: false,
+        max: None,
+        idle_exit: None,
+    }
+}
+
+#[tokio::test]
+async fn tail_prints_each_event_of_plain_and_aggregated_records() {
+    let dev = DevKinesis::start(options(1)).await.unwrap();
+    put_all(&dev, vec![entry("u1", "{\"n\":1}"), aggregate(&[("u2", "{\"n\":2}"), ("u3", "{\"n\":3}")])]).await;
+    let mut out = Vec::new();
+    let options = TailOptions { idle_exit: Some(Duration::from_millis(500)), ..tail_options(&dev) };
+    let printed = print_events(consumer(&dev, ReadFrom::TrimHorizon), &options, &mut out).await.unwrap();
+    let text = String::from_utf8(out).unwrap();
+    assert_eq!((printed, text.lines().count()), (3, 3), "{text}");
+    assert!(text.lines().nth(1).unwrap().ends_with("u2  {\"n\":2}"), "{text}");
+
+    let mut out = Vec::new();
+    let options = TailOptions { json: true, max: Some(2), ..tail_options(&dev) };
+    let printed = print_events(consumer(&dev, ReadFrom::TrimHorizon), &options, &mut out).await.unwrap();
+    let lines: Vec<serde_json::Value> =
+        String::from_utf8(out).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((printed, lines.len()), (2, 2), "max counts events, not records");
+    assert_eq!((&lines[1]["key"], &lines[1]["data"], &lines[1]["aggregated"]), (&"u2".into(), &"{\"n\":2}".into(), &true.into()));
+    assert_eq!(lines[1]["shard"], "shardId-000000000000");
+    dev.stop().await;
+}
+
+#[tokio::test]
+async fn tail_of_a_stream_that_does_not_exist_ends_with_the_reason() {
+    let dev = DevKinesis::start(options(1)).await.unwrap();
+    let target = forebay::kinesis::aws::Target { stream: "other".into(), ..dev.target() };
+    let client = forebay::kinesis::aws::AwsKinesis::open_with_credentials(target, ACCESS_KEY_ID, SECRET_ACCESS_KEY);
+    let consumer = Consumer::new(Arc::new(client), ConsumerOptions::loopback(ReadFrom::Latest), Host::real());
+    let error = print_events(consumer, &tail_options(&dev), &mut Vec::new()).await.unwrap_err();
+    assert!(matches!(error, TailError::Read(error) if error.code == "ResourceNotFoundException"));
+    dev.stop().await;
 }

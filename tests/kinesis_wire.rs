@@ -493,8 +493,13 @@ async fn child_without_credentials() {
     let begun = Instant::now();
     let error = client.put_records(entries(1)).await.unwrap_err();
     assert_eq!((error.class, error.code.as_str()), (ErrorClass::Configuration, "NoCredentials"), "{error}");
-    assert!(error.message.contains("set AWS_ACCESS_KEY_ID"), "{error}");
+    assert!(error.message.contains("set AWS_ACCESS_KEY_ID=dev"), "{error}");
     assert!(begun.elapsed() < Duration::from_secs(8), "took {:?}", begun.elapsed());
+
+    let far = Target { endpoint: Some("http://kinesis.invalid".into()), ..wire.target(Duration::from_millis(100)) };
+    let error = AwsKinesis::open(far).put_records(entries(1)).await.unwrap_err();
+    assert_eq!((error.class, error.code.as_str()), (ErrorClass::Configuration, "NoCredentials"), "{error}");
+    assert!(error.message.contains("run where a role is attached"), "{error}");
 
     let target = Target { region: None, ..wire.target(Duration::from_millis(100)) };
     let error = AwsKinesis::open(target).list_shards().await.unwrap_err();

@@ -135,6 +135,9 @@ where
             (None, Some(profile)) => {
                 format!("no credentials from profile {profile:?}: see ~/.aws/config and ~/.aws/credentials, or sign in again")
             }
+            (None, None) if target.is_loopback() => "no AWS credentials found: an emulator takes any, so set \
+                                                     AWS_ACCESS_KEY_ID=dev and AWS_SECRET_ACCESS_KEY=dev"
+                .into(),
             (None, None) => "no AWS credentials found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, name a profile or \
                              role_arn for the stream, or run where a role is attached (EC2, ECS, EKS, Lambda)"
                 .into(),
