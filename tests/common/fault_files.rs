@@ -660,9 +660,9 @@ impl Files for FaultFiles {
         if !disk.dirs.contains(dir) {
             return Err(io::ErrorKind::NotFound.into());
         }
-        let (now, later) = std::mem::take(&mut disk.pending).into_iter().partition(|op| op.touches(dir));
+        let (now, later): (Vec<_>, Vec<_>) = std::mem::take(&mut disk.pending).into_iter().partition(|op| op.touches(dir));
         disk.pending = later;
-        for op in Vec::<EntryOp>::from(now) {
+        for op in now {
             op.apply(&mut disk.durable);
         }
         Ok(())
