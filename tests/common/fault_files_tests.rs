@@ -1,5 +1,6 @@
 //! What the simulated disk of `fault_files.rs` does at a crash, at each fault, and twice with one seed.
 
+use super::disk::SECTOR;
 use super::*;
 
 fn path(name: &str) -> PathBuf {
