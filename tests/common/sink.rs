@@ -18,7 +18,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -74,6 +74,15 @@ pub struct Kept {
     pub key: String,
     pub explicit_hash_key: Option<u128>,
     pub data: Vec<u8>,
+    /// When its request took effect.
+    pub at: Instant,
+}
+
+/// An event with the moment at which its record arrived.
+#[derive(Clone, Debug)]
+pub struct Arrived {
+    pub event: kpl::Delivered,
+    pub at: Instant,
 }
 
 #[derive(Debug, Default)]
@@ -158,6 +167,17 @@ impl Sink {
         lock(&self.shared.kept)[shard].clone()
     }
 
+    /// The events a shard holds, taken apart, in its order; only in [`Mode::Keep`].
+    pub fn events(&self, shard: usize) -> Vec<Arrived> {
+        let mut events = Vec::new();
+        for record in self.kept(shard) {
+            let members = kpl::take_apart(&record.key, record.explicit_hash_key, &record.data);
+            let members = members.unwrap_or_else(|why| panic!("shard {shard} holds a record that is none: {why}"));
+            events.extend(members.into_iter().map(|event| Arrived { event, at: record.at }));
+        }
+        events
+    }
+
     /// Records that a shard holds; only in [`Mode::Keep`].
     pub fn kept_count(&self, shard: usize) -> usize {
         lock(&self.shared.kept)[shard].len()
@@ -206,11 +226,15 @@ impl Shared {
     }
 }
 
-/// The number after `"n":` in an event's JSON.
+/// Generators that patch numbers into a prepared buffer count from here, so that all have as many digits.
+pub const NUMBER_BASE: u64 = 1_000_000_000;
+
+/// The number after `"n":` in an event's JSON, less [`NUMBER_BASE`] where it is above it.
 pub fn number_of(event: &[u8]) -> Option<u64> {
     let at = memchr::memmem::find(event, br#""n":"#)? + 4;
     let digits = event[at..].iter().take_while(|byte| byte.is_ascii_digit()).count();
-    std::str::from_utf8(&event[at..at + digits]).ok()?.parse().ok()
+    let number: u64 = std::str::from_utf8(&event[at..at + digits]).ok()?.parse().ok()?;
+    Some(if number > NUMBER_BASE { number - NUMBER_BASE } else { number })
 }
 
 struct Connection {
@@ -386,6 +410,8 @@ fn put_records(shared: &Shared, body: &[u8], keys: &mut KeyCache, answer: &mut V
     let mut last = (shared.options.mode == Mode::Check).then(|| lock(&shared.last));
     let mut answer = PutAnswer::new(answer);
     let (mut stored, mut throttled) = (0, 0);
+    // Under the lock of `kept`, so that times do not go back within a shard.
+    let at = Instant::now();
     let first = shared.sequence.fetch_add(512, Ordering::Relaxed);
     let walked = wire::each_entry(body, |entry| {
         let shard = keys.shard(&shared.shards, &entry)?;
@@ -401,7 +427,7 @@ fn put_records(shared: &Shared, body: &[u8], keys: &mut KeyCache, answer: &mut V
             }
             if let Some(kept) = &mut kept {
                 let key = String::from_utf8(entry.key.to_vec()).map_err(|_| "a key is not UTF-8")?;
-                kept[shard].push(Kept { key, explicit_hash_key: entry.explicit_hash_key, data });
+                kept[shard].push(Kept { key, explicit_hash_key: entry.explicit_hash_key, data, at });
             }
         }
         answer.stored(first + stored, shard);
