@@ -295,3 +295,28 @@ pub const fn mix64(seed: u64) -> u64 {
     let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)
 }
+
+/// Moves a directory: for `checkpoint`, whose store keeps its own files and is set aside whole.
+///
+/// # Errors
+/// As the file system says.
+pub fn rename_dir(from: &Path, to: &Path) -> io::Result<()> {
+    fs::rename(from, to)
+}
+
+/// An exclusive advisory lock on a file, held until the value is dropped or the process ends.
+#[derive(Debug)]
+pub struct DirLock(#[expect(dead_code, reason = "held for its lock")] fs::File);
+
+/// Takes the lock; `None` when another process holds it.
+///
+/// # Errors
+/// As the file system says.
+pub fn lock(path: &Path) -> io::Result<Option<DirLock>> {
+    let file = fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(DirLock(file))),
+        Err(fs::TryLockError::WouldBlock) => Ok(None),
+        Err(fs::TryLockError::Error(error)) => Err(error),
+    }
+}

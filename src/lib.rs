@@ -1,3 +1,4 @@
+pub mod checkpoint;
 pub mod config;
 pub mod event;
 pub mod host;
