@@ -272,7 +272,10 @@ pub fn recover(host: &Host, segments_dir: &Path, aside_dir: &Path, durable: Posi
         // With its header damaged, a segment's frames still tell their positions; they go on where the last one ended.
         let intact = header.is_some();
         let header = header.unwrap_or(SegmentHeader { id, base: recovered.next, created_ms: 0 });
-        if header.base > recovered.next && !recovered.segments.is_empty() {
+        // A file is missing between when the ids are not neighbours: it was covered and removed, while an older one
+        // still waits for a lane. Between neighbours nothing is missing by right.
+        let neighbours = at > 0 && ids[at - 1].next() == id;
+        if header.base > recovered.next && neighbours && !recovered.segments.is_empty() {
             recovered.damaged_events += header.base.0 - recovered.next.0;
         }
         let file_bytes = doing("reading", &path, file.len())?;
@@ -311,9 +314,13 @@ pub fn recover(host: &Host, segments_dir: &Path, aside_dir: &Path, durable: Posi
             recovered.torn_bytes += file_bytes - scan.frames_end;
             doing("cutting the torn tail of", &path, file.set_len(scan.frames_end))?;
         }
+        // The frames first: after a kill they may be in the page cache only, and an index must not outlive its frames.
+        doing("syncing", &path, file.sync_data())?;
         doing("sealing", &path, seal(&segment, file.as_ref(), last_ms))?;
         recovered.segments.push(segment);
     }
+    // After a kill the entry of the newest file may be in memory only, and what it holds is about to be delivered.
+    doing("syncing", segments_dir, files.sync_dir(segments_dir))?;
     if durable > recovered.next {
         // Receipted once, says the checkpoint, and no longer there: never give these positions to other events.
         recovered.damaged_events += durable.0 - recovered.next.0;
