@@ -214,7 +214,7 @@ impl Dispatcher {
             paused_until: Duration::ZERO,
             draining: false,
             resent_below,
-            sent_high: Position(0),
+            sent_high: resent_below,
             wake_at: None,
         }
     }
