@@ -5,6 +5,8 @@
 //! clocks elsewhere in those modules. Failure: plain `io::Error`; whoever calls decides what latches.
 //! Absent on purpose: network (that is `kinesis` and `ingest`) and anything asynchronous.
 
+#![allow(clippy::disallowed_methods, reason = "the one place where files and clocks are the machine's own")]
+
 use std::fmt::Debug;
 use std::fs;
 use std::io::{self, IoSlice, Write as _};
@@ -294,4 +296,29 @@ pub const fn mix64(seed: u64) -> u64 {
     let z = (seed ^ (seed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)
+}
+
+/// Moves a directory: for `checkpoint`, whose store keeps its own files and is set aside whole.
+///
+/// # Errors
+/// As the file system says.
+pub fn rename_dir(from: &Path, to: &Path) -> io::Result<()> {
+    fs::rename(from, to)
+}
+
+/// An exclusive advisory lock on a file, held until the value is dropped or the process ends.
+#[derive(Debug)]
+pub struct DirLock(#[expect(dead_code, reason = "held for its lock")] fs::File);
+
+/// Takes the lock; `None` when another process holds it.
+///
+/// # Errors
+/// As the file system says.
+pub fn lock(path: &Path) -> io::Result<Option<DirLock>> {
+    let file = fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(DirLock(file))),
+        Err(fs::TryLockError::WouldBlock) => Ok(None),
+        Err(fs::TryLockError::Error(error)) => Err(error),
+    }
 }

@@ -1,88 +1,170 @@
-//! SEAM (being written): what ingest sees of a spool.
-use crate::event::{KeyHash, Position};
+//! The spool: every event of one stream on disk, in order, until it is settled.
+//!
+//! Constraints first. A receipt leaves only after an fdatasync (*RECEIPT-AFTER-SYNC*). What was receipted is
+//! found again after any crash (*NOTHING-LOST*), and opening never loops or guesses (*BORING-RECOVERY*). Memory
+//! does not grow with the backlog. A part of the key space that cannot be delivered must not keep the rest from
+//! being read or deleted: hence 1024 *lanes*, cut by key hash, each found on its own through an index.
+//!
+//! Layout of a stream's directory:
+//!
+//! | path | holds | written by |
+//! | --- | --- | --- |
+//! | `format` | `forebay spool 1` and the stream's name | once |
+//! | `lock` | an advisory lock, held while the agent runs | the agent |
+//! | `segments/NNNNNNNNNN.seg` | header, frames, index once sealed (`segment.rs`, `frame.rs`, `index.rs`) | the commit thread |
+//! | `ledger/` | sled: the marks (`checkpoint.rs`); may be lost | the checkpoint thread |
+//! | `ledger.sent` | how far sending went since the last checkpoint; may be lost | the dispatcher |
+//! | `dead/` | what was set aside | recovery, the dispatcher |
+//!
+//! Write: `admit` (bytes against a budget), `submit` (into the gathering group), one fdatasync for all who wait,
+//! receipts, hot tail (`gather.rs`, `commit.rs`). Read: forward through everything, from memory while it is hot,
+//! or lane by lane (`cursor.rs`). Delete: a sealed segment goes when a *saved* checkpoint's marks are past every
+//! frame in it; the newest file always stays, since it says where positions go on.
+//!
+//! What we assume of the disk, and what the simulator's double does too: a crash keeps any subset of what was
+//! not synced, torn at 512 bytes, holes read as zeroes; a successful fdatasync keeps the file's data and length,
+//! and an fsync of the directory its entries; after a failed sync nothing about unsynced data is known; bits may
+//! flip in what was good; a read returns what is there or an error.
+//!
+//! Absent on purpose: shards, streams' limits, records. The spool knows events, lanes and positions.
+
+pub mod commit;
+pub mod cursor;
+pub mod frame;
+pub mod gather;
+pub mod index;
+pub mod recover;
+pub mod segment;
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Cheap to clone; one per stream.
+pub use gather::{Batch, Closed, NotDurable, Permit, Receipt, SpoolHandle};
+pub use recover::OpenError;
+
+use self::commit::Writer;
+use self::recover::{doing, recover};
+use self::segment::SegmentTable;
+use crate::event::{LANES, Position};
+use crate::host::Host;
+use crate::metrics::StreamMetrics;
+
+/// What the first line of a spool's `format` file says.
+const FORMAT_LINE: &str = "forebay spool 1";
+
+/// Sizes of a spool.
 #[derive(Clone, Debug)]
-pub struct SpoolHandle(Arc<()>);
-
-/// Frames being gathered by one connection or one HTTP request, in one reused buffer.
-#[derive(Debug)]
-pub struct Batch {
-    pub bytes: Vec<u8>,
-    pub count: u32,
+pub struct SpoolOptions {
+    /// The stream whose events it holds; checked against the directory.
+    pub stream: String,
+    /// The directory of this one spool.
+    pub dir: PathBuf,
+    /// Ceiling for all its files, bytes.
+    pub max_bytes: u64,
+    /// Bytes after which a segment is sealed.
+    pub segment_bytes: u64,
 }
 
-impl Batch {
-    /// Appends one event. `key` is 1..=256 chars, `hash` its MD5 unless `explicit` (then it is the explicit hash key).
-    pub fn push(&mut self, key: &str, hash: KeyHash, explicit: bool, data: &[u8]) {
-        let _ = (key, hash, explicit, data);
-        todo!()
-    }
-    /// Bytes of frames so far.
-    pub fn len(&self) -> usize {
-        self.bytes.len()
-    }
-    /// Events so far.
-    pub fn count(&self) -> u32 {
-        self.count
-    }
-    pub fn is_empty(&self) -> bool {
-        self.count == 0
-    }
+/// What is to be known of a spool that was just opened.
+#[derive(Debug)]
+pub struct Opened {
+    /// For the doors, and, through `shared`, for the dispatcher.
+    pub handle: SpoolHandle,
+    /// For the commit thread.
+    pub writer: Writer,
+    /// Events that were accepted and are damaged.
+    pub damaged_events: u64,
+    /// Bytes of torn tails that were cut.
+    pub torn_bytes: u64,
 }
 
-/// Bytes admitted against the spool's memory budget; given back when the events are durable.
-#[derive(Debug)]
+/// Directory names inside a spool.
 #[must_use]
-pub struct Permit(());
-
-/// Resolves when the batch is durable. Dropping it is fine (nobody is told).
-/// Err: the spool closed before the batch became durable; the events may or may not survive.
-#[derive(Debug)]
-#[must_use]
-pub struct Receipt(());
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NotDurable;
-
-impl Receipt {
-    /// First position of the batch, once durable.
-    pub async fn durable(self) -> Result<Position, NotDurable> {
-        todo!()
-    }
+pub fn segments_dir(dir: &Path) -> PathBuf {
+    dir.join("segments")
 }
 
-/// The spool is closing: accept nothing more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Closed;
+/// Creates or checks the spool's directory: format, version, name of the stream.
+///
+/// # Errors
+/// I/O, another version, another stream.
+pub fn prepare(host: &Host, options: &SpoolOptions) -> Result<(), OpenError> {
+    let dir = &options.dir;
+    let files = host.files.as_ref();
+    doing("creating", dir, files.create_dir_all(dir))?;
+    for sub in [segments_dir(dir), dir.join("dead")] {
+        doing("creating", &sub, files.create_dir_all(&sub))?;
+    }
+    let path = dir.join("format");
+    let expected = format!("{FORMAT_LINE}\nstream {}\n", options.stream);
+    let found = match files.open(&path) {
+        Ok(file) => {
+            let mut bytes = vec![0; doing("reading", &path, file.len())?.min(4096) as usize];
+            doing("reading", &path, file.read_exact_at(&mut bytes, 0))?;
+            String::from_utf8_lossy(&bytes).into_owned()
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        Err(error) => return doing("opening", &path, Err(error)),
+    };
+    if found == expected {
+        return Ok(());
+    }
+    match found.split_once('\n') {
+        Some((FORMAT_LINE, rest)) if rest.ends_with('\n') => {
+            return Err(OpenError::OtherStream { found: rest.trim().trim_start_matches("stream ").to_owned() });
+        }
+        Some((first, _)) if first.starts_with("forebay spool") => {
+            return Err(OpenError::OtherVersion { found: format!("{}: {first:?}", path.display()) });
+        }
+        _ => {}
+    }
+    // New, or a crash came before it was whole: written beside, then moved into place.
+    let new = dir.join("format.new");
+    match files.remove(&new) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return doing("removing", &new, Err(error)),
+        _ => {}
+    }
+    let written = files.create(&new).and_then(|file| {
+        file.append(&[expected.as_bytes()])?;
+        file.sync_data()
+    });
+    doing("writing", &new, written)?;
+    doing("renaming", &new, files.rename(&new, &path))?;
+    doing("syncing", dir, files.sync_dir(dir))
+}
 
-impl SpoolHandle {
-    /// Waits until `bytes` fit the memory budget (at most `limits::INGEST_BYTES_MAX / 4` is asked at once;
-    /// larger requests are clamped). This is where backpressure is felt: full spool, full disk, slow disk.
-    pub async fn admit(&self, bytes: usize) -> Result<Permit, Closed> {
-        let _ = bytes;
-        todo!()
+/// Opens a spool after any kind of end. `durable` is what the last saved checkpoint knew to be durable.
+///
+/// # Errors
+/// [`OpenError`]; damage is none.
+pub fn open(host: &Host, options: &SpoolOptions, durable: Position, metrics: &Arc<StreamMetrics>) -> Result<Opened, OpenError> {
+    let segments = segments_dir(&options.dir);
+    let found = recover(host, &segments, &options.dir.join("dead"), durable)?;
+    let table = Arc::new(SegmentTable::new(segments, found.segments));
+    let writer = Writer::new(host.clone(), Arc::clone(&table), options.segment_bytes, found.next, found.next_id);
+    let handle = SpoolHandle::new(host.clone(), table, found.next, Arc::clone(metrics), options.max_bytes);
+    Ok(Opened { handle, writer, damaged_events: found.damaged_events, torn_bytes: found.torn_bytes })
+}
+
+/// Removes the sealed segments that a saved checkpoint covers, the newest file excepted. Tells which went.
+///
+/// # Errors
+/// The first file that could not be removed; the next call tries again.
+pub fn remove_covered(host: &Host, table: &SegmentTable, marks: &[Position; LANES]) -> std::io::Result<Vec<segment::SegmentId>> {
+    let mut removed = Vec::new();
+    let all = table.all();
+    let Some((_newest, older)) = all.split_last() else { return Ok(removed) };
+    for segment in older {
+        if segment.covered_by(marks) {
+            match host.files.remove(&segment.path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            table.remove(segment.id);
+            removed.push(segment.id);
+        }
     }
-    /// An empty batch in a pooled buffer.
-    pub fn batch(&self) -> Batch {
-        todo!()
-    }
-    /// Hands the batch to the commit thread. Never blocks, no await. Order of submit calls from one task is order of positions.
-    /// `source` is counted in accepted_by_source.
-    pub fn submit(&self, batch: Batch, permit: Permit) -> Receipt {
-        let _ = (batch, permit);
-        todo!()
-    }
-    /// Counts a refused event.
-    pub fn count_rejected(&self, source: &str, reason: &'static str) {
-        let _ = (source, reason);
-    }
-    pub fn count_accepted(&self, source: &str, events: u64) {
-        let _ = (source, events);
-    }
-    /// At `max_bytes` or disk full; `admit` would wait.
-    pub fn is_full(&self) -> bool {
-        false
-    }
+    Ok(removed)
 }

@@ -1,0 +1,229 @@
+//! Turns waiting batches into one durable group.
+//!
+//! Place: `SpoolHandle::submit` queues batches, the commit thread takes all that wait and gives them to the
+//! [`Writer`]; while one group syncs, the next gathers, so that a fast disk gives low latency and a slow one
+//! large groups. What is durable goes to the hot tail, where the dispatcher finds it.
+//!
+//! Owner: the writer belongs to the commit thread, which alone writes the active segment.
+//!
+//! *RECEIPT-AFTER-SYNC*: a receipt leaves only after the fdatasync that covers the frames, and for a new file
+//! the fsync of its directory, returned success. *DENSE*: positions grow by one; those of a group that failed
+//! are given to the same events again, in the next file. *LATCH*: after a failed write or sync nothing more is
+//! written to that file; the group goes to a new one.
+//!
+//! The crash cases: *none written*: the tail is as before. *Some*: the torn tail is cut at the first frame
+//! that does not check (`recover`). *All, but not synced*: the events are delivered though nobody was told;
+//! that is allowed. *Header only*: an empty segment, whose base still says where positions go on. *Directory
+//! entry lost*: the file was never receipted from, since its first receipt waits for the directory.
+//!
+//! Failure: every error is returned with the group intact, so that the caller can try again; it never drops.
+//! Knows nothing of shards, streams or Kinesis.
+
+use std::io;
+use std::sync::Arc;
+
+use super::frame::{self, Frame};
+use super::index::{ActiveIndex, DIRECTORY_BYTES, Entry, FOOTER_BYTES};
+use super::segment::{Extent, Index, SEGMENT_HEADER_BYTES, Segment, SegmentHeader, SegmentId, SegmentTable};
+use crate::event::Position;
+use crate::host::{File, Host};
+
+/// The active segment as its writer sees it.
+#[derive(Debug)]
+struct Active {
+    file: Arc<dyn File>,
+    segment: Arc<Segment>,
+    /// Bytes written and durable.
+    len: u64,
+    /// Header and directory entry are still to be written with the first group.
+    fresh: bool,
+}
+
+/// Where one batch of a group went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placed {
+    /// File.
+    pub segment: SegmentId,
+    /// Offset of the batch's first frame.
+    pub offset: u32,
+    /// Position of the batch's first frame.
+    pub first: Position,
+    /// Wall clock at which the segment was created, ms.
+    pub created_ms: u64,
+}
+
+/// The only writer of a spool.
+#[derive(Debug)]
+pub struct Writer {
+    host: Host,
+    table: Arc<SegmentTable>,
+    segment_bytes: u64,
+    next: Position,
+    next_id: SegmentId,
+    active: Option<Active>,
+    pending: ActiveIndex,
+}
+
+impl Writer {
+    /// A writer that goes on at `next`, in a new segment.
+    #[must_use]
+    pub fn new(host: Host, table: Arc<SegmentTable>, segment_bytes: u64, next: Position, next_id: SegmentId) -> Self {
+        Self { host, table, segment_bytes, next, next_id, active: None, pending: ActiveIndex::default() }
+    }
+
+    /// The position that the next event gets.
+    #[must_use]
+    pub fn next(&self) -> Position {
+        self.next
+    }
+
+    /// File bytes that a group of `frames` frames and `bytes` bytes adds at most, index and a new header included.
+    #[must_use]
+    pub fn cost(&self, frames: u64, bytes: u64) -> u64 {
+        let seal = if self.active.as_ref().is_none_or(|active| active.len >= self.segment_bytes) {
+            (SEGMENT_HEADER_BYTES + DIRECTORY_BYTES + FOOTER_BYTES) as u64
+        } else {
+            0
+        };
+        bytes + frames * 8 + seal
+    }
+
+    /// Makes the batches durable, in order; each is a run of frames as [`frame::encode`] wrote them.
+    /// Tells where each went.
+    ///
+    /// # Errors
+    /// The device's. Nothing of the group counts as durable then; the file is latched. Calling again with the
+    /// same batches writes them, with the same positions, to a new file.
+    pub fn commit(&mut self, batches: &mut [Vec<u8>]) -> io::Result<Vec<Placed>> {
+        assert!(batches.iter().any(|batch| !batch.is_empty()), "a group holds events");
+        if self.active.as_ref().is_some_and(|active| active.len >= self.segment_bytes) {
+            self.seal();
+        }
+        let mut active = match self.active.take() {
+            Some(active) => active,
+            None => self.begin()?,
+        };
+        let placed = self.stamp(&active, batches);
+        match self.write(&mut active, batches) {
+            Ok(()) => {
+                self.active = Some(active);
+                Ok(placed)
+            }
+            Err(error) => {
+                self.latch(&active);
+                Err(error)
+            }
+        }
+    }
+
+    /// Gives every frame its position, time and checksum, and notes its place.
+    fn stamp(&mut self, active: &Active, batches: &mut [Vec<u8>]) -> Vec<Placed> {
+        let segment = &active.segment;
+        let time_ms = u32::try_from(self.host.clock.wall_ms().saturating_sub(segment.created_ms)).unwrap_or(u32::MAX);
+        let mut offset = active.len.max(SEGMENT_HEADER_BYTES as u64) as u32;
+        let mut position = self.next;
+        let mut start = true;
+        let mut placed = Vec::with_capacity(batches.len());
+        self.pending = ActiveIndex::default();
+        for batch in batches {
+            placed.push(Placed { segment: segment.id, offset, first: position, created_ms: segment.created_ms });
+            let mut rest = &mut batch[..];
+            while !rest.is_empty() {
+                let len = frame::stamp(rest, position, time_ms, start);
+                let written = Frame::parse(&rest[..len]).expect("the frame was encoded whole");
+                let relative = (position.0 - segment.base.0) as u32;
+                self.pending.push(written.hash().lane(), relative, Entry { offset, len: len as u32 });
+                start = false;
+                position.0 += 1;
+                offset += len as u32;
+                rest = &mut rest[len..];
+            }
+        }
+        placed
+    }
+
+    fn begin(&mut self) -> io::Result<Active> {
+        let id = self.next_id;
+        // The id is spent even if the file cannot be made: a name is never used twice.
+        self.next_id = id.next();
+        let header = SegmentHeader { id, base: self.next, created_ms: self.host.clock.wall_ms() };
+        let path = self.table.dir().join(id.file_name());
+        let file = self.host.files.create(&path)?;
+        let extent = Extent {
+            end: self.next,
+            frames_end: SEGMENT_HEADER_BYTES as u64,
+            file_bytes: SEGMENT_HEADER_BYTES as u64,
+            index: Index::Memory(ActiveIndex::default()),
+        };
+        let segment = Arc::new(Segment::new(&header, path, extent));
+        Ok(Active { file, segment, len: 0, fresh: true })
+    }
+
+    fn write(&mut self, active: &mut Active, batches: &[Vec<u8>]) -> io::Result<()> {
+        let segment = &active.segment;
+        let header = SegmentHeader { id: segment.id, base: segment.base, created_ms: segment.created_ms }.encode();
+        let mut parts: Vec<&[u8]> = Vec::with_capacity(batches.len() + 1);
+        if active.fresh {
+            parts.push(&header);
+        }
+        parts.extend(batches.iter().map(|batch| &batch[..]));
+        let bytes: u64 = parts.iter().map(|part| part.len() as u64).sum();
+        active.file.append(&parts)?;
+        active.file.sync_data()?;
+        if active.fresh {
+            self.host.files.sync_dir(self.table.dir())?;
+            self.table.insert(Arc::clone(segment));
+            active.fresh = false;
+        }
+        active.len += bytes;
+        self.next.0 += self.pending.len() as u64;
+        let mut extent = segment.extent();
+        extent.end = self.next;
+        extent.frames_end = active.len;
+        extent.file_bytes = active.len;
+        if let Index::Memory(index) = &mut extent.index {
+            index.append(&mut self.pending);
+        }
+        Ok(())
+    }
+
+    /// Gives a file up after an error: it is never written again. Best effort at tidying; recovery does not need it.
+    fn latch(&mut self, active: &Active) {
+        let tidied = if active.fresh { self.host.files.remove(&active.segment.path) } else { active.file.set_len(active.len) };
+        if let Err(error) = tidied {
+            tracing::warn!(segment = %active.segment.id, %error, "a latched segment could not be tidied; recovery will");
+        }
+    }
+
+    /// Writes the index behind the frames of the active segment and closes it. A failure leaves the segment
+    /// unsealed: its index stays in memory, and recovery will rebuild it.
+    pub fn seal(&mut self) {
+        let Some(active) = self.active.take() else { return };
+        let last_ms = self.host.clock.wall_ms();
+        match seal(&active.segment, active.file.as_ref(), last_ms) {
+            Ok(()) => {}
+            Err(error) => {
+                tracing::warn!(segment = %active.segment.id, %error, "a segment could not be sealed; its index stays in memory")
+            }
+        }
+    }
+}
+
+/// Writes index and footer behind a segment's frames, durably.
+///
+/// # Errors
+/// The device's; the segment then counts as unsealed.
+pub fn seal(segment: &Segment, file: &dyn File, last_ms: u64) -> io::Result<()> {
+    let mut extent = segment.extent();
+    let Index::Memory(index) = &extent.index else { return Ok(()) };
+    let bytes = index.encode(segment.base, extent.end, extent.frames_end, last_ms);
+    file.append(&[&bytes])?;
+    file.sync_data()?;
+    if let Some((footer, directory)) = super::index::Footer::read(file)? {
+        extent.file_bytes += bytes.len() as u64;
+        extent.index = Index::Sealed(footer, Arc::new(directory));
+        Ok(())
+    } else {
+        Err(io::Error::other("the index does not read back"))
+    }
+}

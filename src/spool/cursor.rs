@@ -1,0 +1,293 @@
+//! Reads what is durable: forward through everything, or one lane at a time.
+//!
+//! Place: owned by a stream's dispatcher. [`Cursor::next`] is the sweep: hot chunks from memory, older ones
+//! from disk, in position order. [`Cursor::lane_frames`] finds the frames of some lanes in one segment through
+//! its index, for a shard that fell behind while the sweep went on.
+//!
+//! Failure: a frame that no longer checks (a bit flipped since it was written) is reported as
+//! [`Damaged`], with its lane, and reading goes on behind it; only the device's own errors are errors.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+
+use super::frame::Frame;
+use super::gather::{Chunk, Shared};
+use super::index::Entry;
+use super::segment::{Index, Segment, SegmentId};
+use crate::event::{LANES, Lane, Position};
+use crate::host::{File, Files};
+
+/// Bytes read from disk at once by the sweep.
+const READ_BYTES: usize = 512 << 10;
+
+/// Files kept open for reading.
+const OPEN_FILES_MAX: usize = 8;
+
+/// An event whose bytes were good once and are not now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Damaged {
+    /// Its file.
+    pub segment: SegmentId,
+    /// Its place.
+    pub entry: Entry,
+    /// Its lane.
+    pub lane: Lane,
+}
+
+/// What the sweep met.
+#[derive(Debug)]
+pub struct Swept {
+    /// Frames, from the asked position on (the first may begin before it).
+    pub chunk: Arc<Chunk>,
+    /// Frames that no longer check, just before those of the chunk.
+    pub damaged: Vec<Damaged>,
+}
+
+/// A reader of one spool.
+#[derive(Debug)]
+pub struct Cursor {
+    shared: Arc<Shared>,
+    files: Arc<dyn Files>,
+    open: VecDeque<(SegmentId, Arc<dyn File>)>,
+    /// Where the next frame lies, when the last sweep was from disk.
+    place: Option<(Position, SegmentId, u64)>,
+}
+
+impl Cursor {
+    /// A cursor over a spool.
+    #[must_use]
+    pub fn new(shared: Arc<Shared>, files: Arc<dyn Files>) -> Self {
+        Self { shared, files, open: VecDeque::new(), place: None }
+    }
+
+    /// What the spool shares with its readers.
+    #[must_use]
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    fn file(&mut self, segment: &Segment) -> io::Result<Arc<dyn File>> {
+        if let Some((_, file)) = self.open.iter().find(|(id, _)| *id == segment.id) {
+            return Ok(Arc::clone(file));
+        }
+        let file = self.files.open(&segment.path)?;
+        if self.open.len() == OPEN_FILES_MAX {
+            self.open.pop_front();
+        }
+        self.open.push_back((segment.id, Arc::clone(&file)));
+        Ok(file)
+    }
+
+    /// Forgets a file that is about to be removed.
+    pub fn forget(&mut self, segment: SegmentId) {
+        self.open.retain(|(id, _)| *id != segment);
+    }
+
+    /// The next chunk that holds `position` or what follows it; `None` when all that is durable was read.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn next(&mut self, position: Position) -> io::Result<Option<Swept>> {
+        let until = match self.shared.tail.take(position) {
+            Ok(chunk) => {
+                self.place = None;
+                return Ok(Some(Swept { chunk, damaged: Vec::new() }));
+            }
+            Err(until) => until,
+        };
+        if position >= until {
+            return Ok(None);
+        }
+        let mut position = position;
+        loop {
+            let Some(segment) = self.shared.table.holding(position) else { return Ok(None) };
+            if let Some(swept) = self.read_forward(&segment, &mut position, until)? {
+                return Ok(Some(swept));
+            }
+            if position >= until {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Reads on in one segment. `None` with `position` moved to its end when nothing is left in it.
+    fn read_forward(&mut self, segment: &Segment, position: &mut Position, until: Position) -> io::Result<Option<Swept>> {
+        let (end, frames_end) = {
+            let extent = segment.extent();
+            (extent.end, extent.frames_end)
+        };
+        *position = (*position).max(segment.base);
+        let mut at = match self.place {
+            Some((next, id, offset)) if next == *position && id == segment.id => offset,
+            _ => super::segment::SEGMENT_HEADER_BYTES as u64,
+        };
+        let file = self.file(segment)?;
+        let mut damaged = Vec::new();
+        while at < frames_end {
+            let want = READ_BYTES.min((frames_end - at) as usize);
+            let mut bytes = vec![0; want];
+            file.read_exact_at(&mut bytes, at)?;
+            if let Some(len) = Frame::peek_len(&bytes).filter(|len| *len > bytes.len() && at + *len as u64 <= frames_end) {
+                // One frame larger than a read.
+                bytes.resize(len, 0);
+                file.read_exact_at(&mut bytes, at)?;
+            }
+            let (mut used, mut count, mut first, mut next) = (0, 0, None, *position);
+            let mut skipped = 0;
+            while let Some(frame) = Frame::check(&bytes[used..]) {
+                if frame.position() >= until {
+                    break;
+                }
+                if frame.position() < *position {
+                    skipped += frame.len();
+                } else {
+                    first.get_or_insert(frame.position());
+                    count += 1;
+                    next = Position(frame.position().0 + 1);
+                }
+                used += frame.len();
+            }
+            if let Some(first) = first {
+                self.place = Some((next, segment.id, at + used as u64));
+                let offset = (at + skipped as u64) as u32;
+                bytes.truncate(used);
+                bytes.drain(..skipped);
+                let chunk = Chunk::cold(bytes, first, count, segment.id, offset, segment.created_ms);
+                return Ok(Some(Swept { chunk: Arc::new(chunk), damaged }));
+            }
+            at += used as u64;
+            if used == 0 {
+                if Frame::check(&bytes).is_some() {
+                    // The next frame is the hot tail's.
+                    return Ok(None).inspect(|_| *position = until);
+                }
+                let Some((gone, next)) = Self::around(segment, file.as_ref(), at)? else { break };
+                damaged.extend(gone);
+                at = next;
+            }
+        }
+        self.place = None;
+        if damaged.is_empty() {
+            *position = end;
+            return Ok(None);
+        }
+        *position = end;
+        let chunk = Chunk::cold(Vec::new(), end, 0, segment.id, at as u32, segment.created_ms);
+        Ok(Some(Swept { chunk: Arc::new(chunk), damaged }))
+    }
+
+    /// At bytes that do not check: the indexed frame that lies there, if one does, and where the next one begins.
+    fn around(segment: &Segment, file: &dyn File, at: u64) -> io::Result<Option<(Option<Damaged>, u64)>> {
+        let entries = Self::lane_entries(segment, file, Lane(0), Lane(LANES as u16 - 1))?;
+        let gone = entries.iter().find(|(_, entry)| u64::from(entry.offset) == at).map(|(lane, entry)| Damaged {
+            segment: segment.id,
+            entry: *entry,
+            lane: *lane,
+        });
+        let next = entries.iter().map(|(_, entry)| u64::from(entry.offset)).filter(|offset| *offset > at).min();
+        let end = segment.extent().frames_end;
+        Ok((gone.is_some() || next.is_some()).then(|| (gone, next.unwrap_or(end))))
+    }
+
+    fn lane_entries(segment: &Segment, file: &dyn File, first: Lane, last: Lane) -> io::Result<Vec<(Lane, Entry)>> {
+        let (footer, directory) = {
+            let extent = segment.extent();
+            match &extent.index {
+                Index::Memory(index) => {
+                    let lanes = first..=last;
+                    return Ok(index
+                        .entries()
+                        .iter()
+                        .filter(|(lane, _, _)| lanes.contains(lane))
+                        .map(|(lane, _, entry)| (*lane, *entry))
+                        .collect());
+                }
+                Index::Sealed(footer, directory) => (*footer, Arc::clone(directory)),
+            }
+        };
+        let (start, end) = (directory.start(first), directory.end(last));
+        if start == end {
+            return Ok(Vec::new());
+        }
+        let entries = footer.read_entries(file, start, end)?;
+        let mut lane = first;
+        Ok(entries
+            .into_iter()
+            .zip(start..)
+            .map(|(entry, number)| {
+                while directory.end(lane) <= number {
+                    lane = Lane(lane.0 + 1);
+                }
+                (lane, entry)
+            })
+            .collect())
+    }
+
+    /// The frames of the lanes `first..=last` in one segment, in position order.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn lane_frames(&mut self, segment: &Segment, first: Lane, last: Lane) -> io::Result<Vec<(Lane, Entry)>> {
+        let file = self.file(segment)?;
+        let mut entries = Self::lane_entries(segment, file.as_ref(), first, last)?;
+        entries.sort_unstable_by_key(|(_, entry)| entry.offset);
+        Ok(entries)
+    }
+
+    /// Appends one frame's bytes to `out`; false, with `out` as it was, when it no longer checks.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn read_frame(&mut self, segment: &Segment, entry: Entry, out: &mut Vec<u8>) -> io::Result<bool> {
+        let file = self.file(segment)?;
+        let start = out.len();
+        out.resize(start + entry.len as usize, 0);
+        let good = match file.read_exact_at(&mut out[start..], u64::from(entry.offset)) {
+            Ok(()) => Frame::check(&out[start..]).is_some_and(|frame| frame.len() == entry.len as usize),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => false,
+            Err(error) => {
+                out.truncate(start);
+                return Err(error);
+            }
+        };
+        if !good {
+            out.truncate(start);
+        }
+        Ok(good)
+    }
+
+    /// Frames of `segment` at or past their lane's mark: what is pending of it.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn pending(&mut self, segment: &Segment, marks: &[Position; LANES]) -> io::Result<u64> {
+        let directory = segment.directory();
+        let mut pending = 0;
+        for lane in (0..LANES as u16).map(Lane) {
+            let mark = marks[lane.index()];
+            match directory.last_relative(lane) {
+                None => {}
+                Some(last) if segment.base.0 + u64::from(last) < mark.0 => {}
+                Some(_) if mark <= segment.base => pending += u64::from(directory.count(lane)),
+                Some(_) => {
+                    // The mark lies inside: the frames themselves tell their positions.
+                    let entries = self.lane_frames(segment, lane, lane)?;
+                    let (mut low, mut high) = (0, entries.len());
+                    while low < high {
+                        let middle = usize::midpoint(low, high);
+                        let mut bytes = [0; 16];
+                        self.file(segment)?.read_exact_at(&mut bytes, u64::from(entries[middle].1.offset))?;
+                        if Frame::peek_position(&bytes).is_some_and(|position| position < mark) {
+                            low = middle + 1;
+                        } else {
+                            high = middle;
+                        }
+                    }
+                    pending += (entries.len() - low) as u64;
+                }
+            }
+        }
+        Ok(pending)
+    }
+}

@@ -1,0 +1,345 @@
+//! Opens a spool after any kind of end: finds the segments, cuts the torn tail, skips damage, seals.
+//!
+//! Place: runs once before the commit thread and the dispatcher start. Reads 8 KiB of each sealed segment and
+//! scans only those without an index, normally the last one.
+//!
+//! What it decides, in this order: (1) a file without an index is scanned frame by frame. (2) Frames at or past
+//! the next segment's base are superseded: that file was latched and its last group was written again there.
+//! (3) Bytes that do not check are *damage* if what follows was certainly durable: a later commit starts behind
+//! them, a later segment exists, or a saved checkpoint knows of later positions. They are set aside, counted,
+//! and reading goes on behind them. (4) Otherwise they are a *torn tail*: a group that was never receipted, cut
+//! whole from the first bad frame on, so that no later event of it overtakes an earlier one.
+//!
+//! *BORING-RECOVERY*: each step moves forward; nothing loops, and a second crash during recovery finds the
+//! same state. Failure: I/O errors are returned and stop the start; damage never does. What it will not do:
+//! guess at bytes, or touch a file of another version.
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+
+use super::commit::seal;
+use super::frame::{FRAME_HEADER_BYTES, Frame};
+use super::index::{ActiveIndex, Entry, Footer};
+use super::segment::{Extent, HeaderError, Index, SEGMENT_HEADER_BYTES, Segment, SegmentHeader, SegmentId};
+use crate::event::Position;
+use crate::host::{File, Host};
+
+/// Largest frame that recovery believes: the largest record Kinesis can be told to take, key and header.
+const FRAME_BYTES_MAX: usize = (10 << 20) + 8192;
+
+/// What opening found.
+#[derive(Debug)]
+pub struct Recovered {
+    /// Segments, oldest first.
+    pub segments: Vec<Segment>,
+    /// Where positions go on.
+    pub next: Position,
+    /// The first unused segment id.
+    pub next_id: SegmentId,
+    /// Positions that were accepted, and whose bytes are damaged.
+    pub damaged_events: u64,
+    /// Bytes of torn tails that were cut.
+    pub torn_bytes: u64,
+}
+
+/// Why a spool cannot be opened.
+#[derive(Debug)]
+pub enum OpenError {
+    /// The file system said no.
+    Io {
+        /// Doing what.
+        doing: String,
+        /// Its words.
+        error: io::Error,
+    },
+    /// Written by a newer program, or by something else.
+    OtherVersion {
+        /// What was found, for people.
+        found: String,
+    },
+    /// Another process has it open.
+    Locked {
+        /// The lock file.
+        path: String,
+    },
+    /// The directory belongs to another stream.
+    OtherStream {
+        /// Its name there.
+        found: String,
+    },
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Io { doing, error } => write!(f, "{doing}: {error}"),
+            Self::OtherVersion { found } => write!(
+                f,
+                "the spool was written by another version ({found}); this one reads version 1. Run the version that wrote it, or drain it there first"
+            ),
+            Self::Locked { path } => {
+                write!(f, "{path} is locked: another forebay runs on this spool. Stop it, or give this one its own spool.dir")
+            }
+            Self::OtherStream { found } => {
+                write!(f, "this directory is the spool of stream {found:?}; move it away or name the stream so")
+            }
+        }
+    }
+}
+
+impl std::error::Error for OpenError {}
+
+/// Names what was being done when an I/O error came.
+pub fn doing<T>(what: impl fmt::Display, path: &Path, result: io::Result<T>) -> Result<T, OpenError> {
+    result.map_err(|error| OpenError::Io { doing: format!("{what} {}", path.display()), error })
+}
+
+/// Reads a file forward through one buffer.
+struct Window<'a> {
+    file: &'a dyn File,
+    len: u64,
+    start: u64,
+    bytes: Vec<u8>,
+}
+
+impl<'a> Window<'a> {
+    const STEP: usize = 1 << 20;
+
+    fn new(file: &'a dyn File) -> io::Result<Self> {
+        Ok(Self { file, len: file.len()?, start: 0, bytes: Vec::new() })
+    }
+
+    /// Up to `want` bytes at `offset`; fewer only at the end of the file.
+    fn at(&mut self, offset: u64, want: usize) -> io::Result<&[u8]> {
+        let want = want.min((self.len - offset.min(self.len)) as usize);
+        let held = self.start..self.start + self.bytes.len() as u64;
+        if offset < held.start || offset + want as u64 > held.end {
+            let take = want.max(Self::STEP).min((self.len - offset) as usize);
+            self.bytes.resize(take, 0);
+            self.start = offset;
+            self.file.read_exact_at(&mut self.bytes, offset)?;
+        }
+        let from = (offset - self.start) as usize;
+        Ok(&self.bytes[from..from + want])
+    }
+}
+
+/// What a scan of one file found.
+#[derive(Debug)]
+pub struct Scan {
+    /// Its good frames.
+    pub index: ActiveIndex,
+    /// Offset after the last one.
+    pub frames_end: u64,
+    /// Position after the last one.
+    pub end: Position,
+    /// Offsets and lengths of damaged stretches between good frames.
+    pub damage: Vec<(u64, u64)>,
+    /// Positions lost in them.
+    pub damaged_events: u64,
+    /// Receipt time of the last frame, ms after creation.
+    pub last_time_ms: u32,
+}
+
+/// Walks all frames of a file. `base` is the position expected first; frames at or past `stop` are superseded;
+/// positions below `durable` are known to have been durable; `sealed_off` says that a later segment exists.
+///
+/// # Errors
+/// The device's.
+pub fn scan(file: &dyn File, base: Position, stop: Position, durable: Position, sealed_off: bool) -> io::Result<Scan> {
+    let mut window = Window::new(file)?;
+    let mut at = SEGMENT_HEADER_BYTES as u64;
+    let mut found =
+        Scan { index: ActiveIndex::default(), frames_end: at, end: base, damage: Vec::new(), damaged_events: 0, last_time_ms: 0 };
+    // The state at the first damage that nothing later has proven to be more than a torn tail.
+    let mut unproven: Option<(u64, Position, usize, u64)> = None;
+    while at < window.len {
+        let whole = match good_frame(&mut window, at)? {
+            Some(len) => {
+                let frame = Frame::parse(window.at(at, len)?).expect("checked just now");
+                let (position, lane, time, start) =
+                    (frame.position(), frame.hash().lane(), frame.time_ms(), frame.commit_start());
+                (position >= found.end).then_some((len, position, lane, time, start))
+            }
+            None => None,
+        };
+        let Some((len, position, lane, time, commit_start)) = whole else {
+            if unproven.is_none() && !sealed_off && found.end >= durable {
+                unproven = Some((at, found.end, found.damage.len(), found.damaged_events));
+            }
+            let next = resync(&mut window, at + 1, found.end, stop)?;
+            let Some(next) = next else { break };
+            found.damage.push((at, next - at));
+            at = next;
+            continue;
+        };
+        if position >= stop {
+            break;
+        }
+        if commit_start {
+            unproven = None;
+        }
+        found.damaged_events += position.0 - found.end.0;
+        found.index.push(lane, (position.0 - base.0) as u32, Entry { offset: at as u32, len: len as u32 });
+        found.end = Position(position.0 + 1);
+        found.last_time_ms = time;
+        at += len as u64;
+        found.frames_end = at;
+    }
+    if let Some((frames_end, end, damage, damaged_events)) = unproven {
+        found.frames_end = frames_end;
+        found.end = end;
+        found.damage.truncate(damage);
+        found.damaged_events = damaged_events;
+        found.index.truncate_at((end.0 - base.0) as u32);
+    }
+    Ok(found)
+}
+
+/// Length of the frame at `at`, if a good one is there.
+fn good_frame(window: &mut Window<'_>, at: u64) -> io::Result<Option<usize>> {
+    let Some(len) = Frame::peek_len(window.at(at, FRAME_HEADER_BYTES)?) else { return Ok(None) };
+    if !(FRAME_HEADER_BYTES + 1..=FRAME_BYTES_MAX).contains(&len) {
+        return Ok(None);
+    }
+    Ok(Frame::check(window.at(at, len)?).map(|frame| frame.len()))
+}
+
+/// The next offset at which a good frame with a position in `after..stop` lies.
+fn resync(window: &mut Window<'_>, from: u64, after: Position, stop: Position) -> io::Result<Option<u64>> {
+    // A file of this length holds at most so many frames: a position further on is a coincidence of bytes.
+    let most = after.0.saturating_add(window.len / (FRAME_HEADER_BYTES as u64 + 1)).min(stop.0.saturating_sub(1));
+    let mut at = from;
+    while at + FRAME_HEADER_BYTES as u64 <= window.len {
+        let chunk = window.at(at, Window::STEP)?;
+        let hit = (0..chunk.len().saturating_sub(FRAME_HEADER_BYTES - 1)).find(|offset| {
+            Frame::peek_position(&chunk[*offset..]).is_some_and(|position| position >= after && position.0 <= most)
+        });
+        let searched = chunk.len().saturating_sub(FRAME_HEADER_BYTES - 1).max(1) as u64;
+        match hit {
+            Some(offset) => {
+                let candidate = at + offset as u64;
+                if good_frame(window, candidate)?.is_some() {
+                    return Ok(Some(candidate));
+                }
+                at = candidate + 1;
+            }
+            None => at += searched,
+        }
+    }
+    Ok(None)
+}
+
+/// Finds, repairs and seals the segments of a spool. `durable` is what the last saved checkpoint knew to be
+/// durable (`Position(0)` when it is lost).
+///
+/// # Errors
+/// I/O, or a segment of another version.
+pub fn recover(host: &Host, segments_dir: &Path, aside_dir: &Path, durable: Position) -> Result<Recovered, OpenError> {
+    let files = host.files.as_ref();
+    let names = doing("listing", segments_dir, files.list(segments_dir))?;
+    let ids: Vec<SegmentId> = names.iter().filter_map(|name| SegmentId::of_file_name(name)).collect();
+    // Headers first: a segment ends where the next one begins.
+    let mut found = Vec::new();
+    for (at, id) in ids.iter().enumerate() {
+        let path = segments_dir.join(id.file_name());
+        let file = doing("opening", &path, files.open(&path))?;
+        let mut bytes = [0; SEGMENT_HEADER_BYTES];
+        let held = doing("reading", &path, file.len())?.min(SEGMENT_HEADER_BYTES as u64) as usize;
+        doing("reading", &path, file.read_exact_at(&mut bytes[..held], 0))?;
+        let header = match SegmentHeader::decode(&bytes[..held]) {
+            Ok(header) if header.id == *id => Some(header),
+            Ok(_) | Err(HeaderError::Damaged) => None,
+            Err(HeaderError::OtherVersion { version, flags }) => {
+                return Err(OpenError::OtherVersion {
+                    found: format!("{}: segment version {version}, flags {flags}", path.display()),
+                });
+            }
+        };
+        found.push((*id, path, file, header, at + 1 == ids.len()));
+    }
+    let bases: Vec<Option<Position>> = found.iter().map(|(_, _, _, header, _)| header.map(|header| header.base)).collect();
+    let mut recovered = Recovered {
+        segments: Vec::new(),
+        next: Position(0),
+        next_id: ids.last().map_or(SegmentId(1), |id| id.next()),
+        damaged_events: 0,
+        torn_bytes: 0,
+    };
+    for (at, (id, path, file, header, last)) in found.into_iter().enumerate() {
+        let stop = bases[at + 1..].iter().flatten().next().copied().unwrap_or(Position(u64::MAX));
+        // With its header damaged, a segment's frames still tell their positions; they go on where the last one ended.
+        let intact = header.is_some();
+        let header = header.unwrap_or(SegmentHeader { id, base: recovered.next, created_ms: 0 });
+        // A file is missing between when the ids are not neighbours: it was covered and removed, while an older one
+        // still waits for a lane. Between neighbours nothing is missing by right.
+        let neighbours = at > 0 && ids[at - 1].next() == id;
+        if header.base > recovered.next && neighbours && !recovered.segments.is_empty() {
+            recovered.damaged_events += header.base.0 - recovered.next.0;
+        }
+        let file_bytes = doing("reading", &path, file.len())?;
+        let sealed = if intact { doing("reading", &path, Footer::read(file.as_ref()))? } else { None };
+        if let Some((footer, directory)) = sealed.filter(|(footer, _)| footer.base == header.base && footer.end <= stop) {
+            recovered.damaged_events += footer.end.0 - footer.base.0 - u64::from(footer.frames);
+            let extent = Extent {
+                end: footer.end,
+                frames_end: footer.frames_end,
+                file_bytes,
+                index: Index::Sealed(footer, std::sync::Arc::new(directory)),
+            };
+            recovered.next = footer.end;
+            recovered.segments.push(Segment::new(&header, path, extent));
+            continue;
+        }
+        let scan = doing("scanning", &path, scan(file.as_ref(), header.base, stop, durable, !last))?;
+        if scan.index.is_empty() && !intact {
+            // Never held a receipt: its first group was torn before it was synced.
+            tracing::warn!(segment = %id, bytes = file_bytes, "removing a segment that was never completed");
+            doing("removing", &path, files.remove(&path))?;
+            recovered.torn_bytes += file_bytes;
+            continue;
+        }
+        for (offset, len) in &scan.damage {
+            tracing::error!(segment = %id, offset, len, "damaged bytes in a segment; set aside, reading on behind them");
+            set_aside(host, file.as_ref(), aside_dir, id, *offset, *len);
+        }
+        recovered.damaged_events += scan.damaged_events;
+        recovered.next = scan.end;
+        let last_ms = header.created_ms + u64::from(scan.last_time_ms);
+        let extent =
+            Extent { end: scan.end, frames_end: scan.frames_end, file_bytes: scan.frames_end, index: Index::Memory(scan.index) };
+        let segment = Segment::new(&header, path.clone(), extent);
+        if file_bytes > scan.frames_end {
+            recovered.torn_bytes += file_bytes - scan.frames_end;
+            doing("cutting the torn tail of", &path, file.set_len(scan.frames_end))?;
+        }
+        // The frames first: after a kill they may be in the page cache only, and an index must not outlive its frames.
+        doing("syncing", &path, file.sync_data())?;
+        doing("sealing", &path, seal(&segment, file.as_ref(), last_ms))?;
+        recovered.segments.push(segment);
+    }
+    // After a kill the entry of the newest file may be in memory only, and what it holds is about to be delivered.
+    doing("syncing", segments_dir, files.sync_dir(segments_dir))?;
+    if durable > recovered.next {
+        // Receipted once, says the checkpoint, and no longer there: never give these positions to other events.
+        recovered.damaged_events += durable.0 - recovered.next.0;
+        recovered.next = durable;
+    }
+    Ok(recovered)
+}
+
+/// Keeps damaged bytes for inspection. Best effort: recovery goes on without.
+fn set_aside(host: &Host, file: &dyn File, aside_dir: &Path, id: SegmentId, offset: u64, len: u64) {
+    let path = aside_dir.join(format!("damaged-{id}-{offset}.bin"));
+    let kept = (|| {
+        let mut bytes = vec![0; len as usize];
+        file.read_exact_at(&mut bytes, offset)?;
+        host.files.create(&path)?.append(&[&bytes])
+    })();
+    match kept {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(error) => tracing::warn!(path = %path.display(), %error, "damaged bytes could not be set aside"),
+    }
+}

@@ -1,0 +1,197 @@
+//! The spool as its users see it: what is receipted is read back, in order, after reopening, damage, latching.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::cursor::Cursor;
+use super::frame::Frame;
+use super::gather::commit_loop;
+use super::*;
+use crate::event::{KeyHash, LANES, Lane};
+
+fn options(dir: &Path) -> SpoolOptions {
+    SpoolOptions { stream: "clicks".into(), dir: dir.to_owned(), max_bytes: 1 << 30, segment_bytes: 4096 }
+}
+
+fn reopen(dir: &Path) -> Opened {
+    let host = Host::real();
+    prepare(&host, &options(dir)).expect("prepare");
+    open(&host, &options(dir), Position(0), &Arc::default()).expect("open")
+}
+
+/// Commits events `from..to`, each in its own group, and closes.
+fn write(dir: &Path, from: u64, to: u64) {
+    let opened = reopen(dir);
+    let shared = Arc::clone(opened.handle.shared());
+    let writer = opened.writer;
+    let thread = std::thread::spawn(move || commit_loop(&shared, writer));
+    for n in from..to {
+        let mut batch = opened.handle.batch();
+        let key = format!("user-{}", n % 17);
+        batch.push(&key, KeyHash::of_key(&key), false, format!("event {n}").as_bytes());
+        let receipt = opened.handle.submit(batch, opened.handle.try_admit(100).expect("room"));
+        assert_eq!(receipt.wait(), Ok(Position(n)));
+    }
+    opened.handle.close();
+    thread.join().expect("commit thread");
+}
+
+fn read_all(opened: &Opened, from: Position) -> Vec<(u64, String)> {
+    let mut cursor = Cursor::new(Arc::clone(opened.handle.shared()), Host::real().files);
+    let mut found = Vec::new();
+    let mut at = from;
+    while let Some(swept) = cursor.next(at).expect("read") {
+        let mut bytes = &swept.chunk.bytes[..];
+        while let Some(frame) = Frame::check(bytes) {
+            if frame.position() >= from {
+                found.push((frame.position().0, String::from_utf8_lossy(frame.data()).into_owned()));
+            }
+            at = Position(frame.position().0 + 1);
+            bytes = &bytes[frame.len()..];
+        }
+        if swept.chunk.count == 0 {
+            at = swept.chunk.first;
+        }
+    }
+    found
+}
+
+fn expected(from: u64, to: u64) -> Vec<(u64, String)> {
+    (from..to).map(|n| (n, format!("event {n}"))).collect()
+}
+
+#[test]
+fn what_was_receipted_is_read_back_in_order_over_many_segments_and_reopenings() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    write(dir.path(), 0, 150);
+    write(dir.path(), 150, 200);
+    let opened = reopen(dir.path());
+    assert!(opened.handle.shared().table.all().len() > 2);
+    assert_eq!(read_all(&opened, Position(0)), expected(0, 200));
+    assert_eq!(read_all(&opened, Position(137)), expected(137, 200));
+    assert_eq!(opened.writer.next(), Position(200));
+}
+
+#[test]
+fn each_lane_is_found_on_its_own_sealed_or_not() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    write(dir.path(), 0, 200);
+    let opened = reopen(dir.path());
+    let mut cursor = Cursor::new(Arc::clone(opened.handle.shared()), Host::real().files);
+    let mut found = Vec::new();
+    for lane in (0..LANES as u16).map(Lane) {
+        let mut last = None;
+        for segment in opened.handle.shared().table.all() {
+            for (in_lane, entry) in cursor.lane_frames(&segment, lane, lane).expect("index") {
+                assert_eq!(in_lane, lane);
+                let mut bytes = Vec::new();
+                assert!(cursor.read_frame(&segment, entry, &mut bytes).expect("read"));
+                let frame = Frame::check(&bytes).expect("whole");
+                assert_eq!(frame.hash().lane(), lane);
+                assert!(last < Some(frame.position()), "a lane is read in position order");
+                last = Some(frame.position());
+                found.push(frame.position().0);
+            }
+        }
+    }
+    found.sort_unstable();
+    assert_eq!(found, (0..200).collect::<Vec<_>>());
+}
+
+#[test]
+fn pending_counts_exactly_the_frames_at_or_past_their_lanes_mark() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    write(dir.path(), 0, 200);
+    let opened = reopen(dir.path());
+    let mut cursor = Cursor::new(Arc::clone(opened.handle.shared()), Host::real().files);
+    let mut marks = Box::new([Position(0); LANES]);
+    for at in [0, 1, 77, 120, 199, 200] {
+        marks.fill(Position(at));
+        let pending: u64 =
+            opened.handle.shared().table.all().iter().map(|segment| cursor.pending(segment, &marks).expect("read")).sum();
+        assert_eq!(pending, 200 - at);
+    }
+}
+
+#[test]
+fn a_torn_tail_is_cut_and_positions_go_on_where_it_began() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    write(dir.path(), 0, 10);
+    let path = segments_dir(dir.path()).join("0000000001.seg");
+    let bytes = std::fs::read(&path).expect("read");
+    // Unsealed, and the last frame cut in its middle.
+    let frames_end = 64 + 10 * (40 + 6 + 7);
+    std::fs::write(&path, &bytes[..frames_end - 5]).expect("tear");
+    let opened = reopen(dir.path());
+    assert_eq!(opened.damaged_events, 0);
+    assert!(opened.torn_bytes > 0);
+    assert_eq!(read_all(&opened, Position(0)), expected(0, 9));
+    assert_eq!(opened.writer.next(), Position(9));
+    drop(opened);
+    write(dir.path(), 9, 12);
+    assert_eq!(read_all(&reopen(dir.path()), Position(0)), expected(0, 12));
+}
+
+#[test]
+fn a_flipped_bit_costs_that_event_alone_and_is_counted() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    write(dir.path(), 0, 10);
+    let path = segments_dir(dir.path()).join("0000000001.seg");
+    let mut bytes = std::fs::read(&path).expect("read");
+    bytes[64 + 4 * 53 + 45] ^= 1;
+    let rest: Vec<_> = expected(0, 10).into_iter().filter(|(n, _)| *n != 4).collect();
+
+    // Unsealed, so that opening scans it.
+    std::fs::write(&path, &bytes[..64 + 530]).expect("damage");
+    let opened = reopen(dir.path());
+    assert_eq!(opened.damaged_events, 1);
+    assert_eq!(read_all(&opened, Position(0)), rest);
+    assert!(dir.path().join("dead/damaged-0000000001-276.bin").exists());
+
+    // Sealed: opening trusts the index, reading finds the damage.
+    std::fs::write(&path, &bytes).expect("damage");
+    let opened = reopen(dir.path());
+    assert_eq!(opened.damaged_events, 0);
+    assert_eq!(read_all(&opened, Position(0)), rest);
+    let mut cursor = Cursor::new(Arc::clone(opened.handle.shared()), Host::real().files);
+    let mut damaged = Vec::new();
+    let mut at = Position(0);
+    while let Some(swept) = cursor.next(at).expect("read") {
+        damaged.extend(swept.damaged);
+        at = Position(swept.chunk.first.0 + u64::from(swept.chunk.count));
+    }
+    assert_eq!(damaged.len(), 1);
+    assert_eq!(damaged[0].lane, KeyHash::of_key("user-4").lane());
+}
+
+#[test]
+fn a_spool_of_another_version_or_stream_is_refused_with_a_remedy() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    write(dir.path(), 0, 1);
+    std::fs::write(dir.path().join("format"), "forebay spool 2\nstream clicks\n").expect("write");
+    let error = prepare(&Host::real(), &options(dir.path())).expect_err("other version").to_string();
+    assert!(error.contains("another version") && error.contains("drain it there"), "{error}");
+    std::fs::write(dir.path().join("format"), "forebay spool 1\nstream orders\n").expect("write");
+    let error = prepare(&Host::real(), &options(dir.path())).expect_err("other stream").to_string();
+    assert!(error.contains("orders"), "{error}");
+}
+
+#[test]
+fn covered_segments_go_and_the_newest_stays() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    write(dir.path(), 0, 200);
+    let opened = reopen(dir.path());
+    let table = &opened.handle.shared().table;
+    let all = table.all();
+    let mut marks = Box::new([Position(200); LANES]);
+    // One lane still stands at the third segment's first event.
+    let stuck = KeyHash::of_key(&format!("user-{}", all[2].base.0 % 17)).lane();
+    marks[stuck.index()] = all[2].base;
+    let removed = remove_covered(&Host::real(), table, &marks).expect("remove");
+    assert!(removed.contains(&all[0].id) && removed.contains(&all[1].id) && !removed.contains(&all[2].id));
+    marks.fill(Position(200));
+    remove_covered(&Host::real(), table, &marks).expect("remove");
+    assert_eq!(table.all().len(), 1);
+    drop(opened);
+    assert_eq!(reopen(dir.path()).writer.next(), Position(200), "the newest file says where positions go on");
+}
