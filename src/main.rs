@@ -45,9 +45,12 @@ async fn dispatch(command: Command, loaded: Option<Loaded>) -> ExitCode {
     let config = loaded.as_ref().map(|loaded| loaded.config.clone());
     match command {
         Command::Run(args) => commands::run::run(args, config).await,
-        Command::Demo(args) => commands::demo::run(args, config).await,
+        #[cfg(feature = "dev")]
+        Command::Demo(args) => commands::demo::run(args.into()).await,
+        #[cfg(not(feature = "dev"))]
+        Command::Demo(_) => Exit::Usage.into(),
         Command::Send(args) => commands::send::run(args, config).await,
-        Command::Tail(args) => commands::tail::run(args, config).await,
+        Command::Tail(args) => commands::tail::run(commands::tail::TailOptions::new(args, config.as_ref())).await,
         Command::Status(args) => commands::status::run(args, config).await,
         Command::Config(args) => commands::config::run(&args, &loaded.expect("`config_request` asks for one for this command")),
     }

@@ -28,6 +28,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::cli::DemoArgs;
+use crate::config::Aggregate;
 use crate::consumer::{Consumer, ConsumerOptions};
 use crate::dev::{DevKinesis, DevOptions};
 use crate::host::Host;
@@ -68,6 +70,19 @@ pub struct DemoOptions {
     pub keep: Option<PathBuf>,
 }
 
+impl From<DemoArgs> for DemoOptions {
+    fn from(args: DemoArgs) -> Self {
+        Self {
+            events: args.events,
+            users: u32::try_from(args.users).unwrap_or(u32::MAX),
+            shards: args.shards,
+            aggregate_kpl: args.aggregate == Aggregate::Kpl,
+            json: args.json,
+            keep: args.keep,
+        }
+    }
+}
+
 /// What the demo found.
 #[derive(Debug)]
 struct Outcome {
@@ -104,7 +119,7 @@ pub async fn run(options: DemoOptions) -> ExitCode {
         (Ok(mut outcome), ended) => {
             outcome.problems.extend(ended.err());
             let text = if options.json { report::json(&options, &outcome) } else { report::text(&options, &outcome) };
-            match report::print(&text) {
+            match crate::commands::print(&text) {
                 Ok(()) if outcome.problems.is_empty() => ExitCode::SUCCESS,
                 Ok(()) => ExitCode::FAILURE,
                 Err(error) => failed(&format!("cannot write to stdout: {error}")),

@@ -1,7 +1,6 @@
 //! What the demo prints at its end, for people and as JSON.
 
 use std::fmt::Write as _;
-use std::io::{self, Write as _};
 use std::time::Duration;
 
 use serde_json::json;
@@ -12,15 +11,6 @@ use super::{DemoOptions, Outcome};
 const SAMPLE_CHARS: usize = 110;
 
 const FITS: &str = "a String takes all";
-
-/// Writes to stdout. A reader that has seen enough is no failure.
-pub(super) fn print(text: &str) -> io::Result<()> {
-    let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        other => other,
-    }
-}
 
 /// The table, some events, the totals, the verdict.
 pub(super) fn text(options: &DemoOptions, outcome: &Outcome) -> String {
