@@ -29,6 +29,7 @@ pub(super) fn text(options: &DemoOptions, outcome: &Outcome) -> String {
         writeln!(out, "  {shard}  {key}  {shown}{more}").expect(FITS);
     }
 
+    writeln!(out, "\ntotals:").expect(FITS);
     let mut line = |name: &str, value: u64, remark: &str| {
         writeln!(out, "  {name:<18} {:>10}{}{remark}", count(value), if remark.is_empty() { "" } else { "   " }).expect(FITS);
     };
