@@ -17,8 +17,6 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Serialize;
 
-use crate::cli::TailArgs;
-use crate::config::Config;
 use crate::consumer::{Arrival, Consumer, ConsumerOptions, Event};
 use crate::host::Host;
 use crate::kinesis::aws::{AwsKinesis, Target};
@@ -50,24 +48,6 @@ pub struct TailOptions {
 }
 
 impl TailOptions {
-    /// What the command line asks, with what the configuration says of that stream where the command line is silent.
-    #[must_use]
-    pub fn new(args: TailArgs, config: Option<&Config>) -> Self {
-        let configured = config.and_then(|config| config.streams.iter().find(|stream| stream.name == args.stream));
-        Self {
-            region: args.region.or_else(|| configured?.region.clone()),
-            endpoint: args.endpoint.or_else(|| configured?.endpoint.clone()),
-            profile: configured.and_then(|stream| stream.profile.clone()),
-            role_arn: configured.and_then(|stream| stream.role_arn.clone()),
-            external_id: configured.and_then(|stream| stream.external_id.clone()),
-            stream: args.stream,
-            from: args.from.into(),
-            json: args.json,
-            max: args.max,
-            idle_exit: args.idle_exit,
-        }
-    }
-
     fn target(&self) -> Target {
         Target {
             region: self.region.clone(),
