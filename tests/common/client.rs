@@ -53,8 +53,9 @@ impl Client {
         while made < most && !stop.load(Ordering::SeqCst) || !self.open.is_empty() {
             // Any failure is the agent's end, and what was not acknowledged is sent again to the next one.
             if let Ok(stream) = self.connect() {
-                let lost = self.talk(stream, most, &mut made, stop, acked);
-                drop(lost);
+                let end = self.talk(stream, most, &mut made, stop, acked);
+                let silent = end.is_err_and(|error| matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut));
+                assert!(!silent, "the agent neither took nor acknowledged anything for {DEADLINE:?}");
             }
         }
     }
@@ -75,7 +76,14 @@ impl Client {
         Ok(stream)
     }
 
-    fn talk(&mut self, mut stream: UnixStream, most: u64, made: &mut u64, stop: &AtomicBool, acked: &AtomicU64) -> io::Result<()> {
+    fn talk(
+        &mut self,
+        mut stream: UnixStream,
+        most: u64,
+        made: &mut u64,
+        stop: &AtomicBool,
+        acked: &AtomicU64,
+    ) -> io::Result<()> {
         let mut lines = Lines::default();
         let hello = lines.next(&mut stream)?;
         assert!(hello.starts_with("ok"), "the agent answered the hello with {hello:?}");
@@ -84,7 +92,8 @@ impl Client {
         let mut bytes = Vec::new();
         loop {
             let batch = 1 + (self.draw() % 64) as usize;
-            while self.open.len() < self.window && self.open.len() < sent + batch && *made < most && !stop.load(Ordering::SeqCst) {
+            while self.open.len() < self.window && self.open.len() < sent + batch && *made < most && !stop.load(Ordering::SeqCst)
+            {
                 let at = (self.draw() % self.keys.len() as u64) as usize;
                 self.keys[at].1 += 1;
                 *made += 1;
@@ -100,14 +109,15 @@ impl Client {
             if self.open.is_empty() {
                 return Ok(());
             }
-            if self.open.len() < self.window && *made < most && !stop.load(Ordering::SeqCst) && self.draw() % 8 != 0 {
+            if self.open.len() < self.window && *made < most && !stop.load(Ordering::SeqCst) && !self.draw().is_multiple_of(8) {
                 continue;
             }
             let line = lines.next(&mut stream)?;
             if line == "bye" {
                 return Ok(());
             }
-            let upto: u64 = line.strip_prefix("ack ").and_then(|n| n.parse().ok()).unwrap_or_else(|| panic!("the agent said {line:?}"));
+            let upto: u64 =
+                line.strip_prefix("ack ").and_then(|n| n.parse().ok()).unwrap_or_else(|| panic!("the agent said {line:?}"));
             let newly = upto.checked_sub(settled).expect("acks only grow") as usize;
             assert!(newly <= sent, "acknowledged {newly} events of {sent} sent");
             self.open.drain(..newly);
