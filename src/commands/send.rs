@@ -1,0 +1,430 @@
+//! `forebay send`: lines from files or standard input to the agent's socket, until all of it is durable.
+//!
+//! Place: called by the command line with plain options; a client of the socket like any other. A thread reads
+//! the input in blocks, since standard input cannot be read without blocking one; this task cuts the blocks into
+//! lines and sends each as a frame. Frames rather than lines, because a frame that is cut short (by a signal, by
+//! a crash) is recognised, while half a line would be taken for an event. Acknowledgements are read meanwhile.
+//!
+//! Backpressure is the socket's: at most a few blocks of input are in memory. An interrupt stops the reading;
+//! what was sent is still awaited. A second one gives up.
+//!
+//! Failure: it succeeds only if every event that was read is durable. Otherwise it tells how many events are
+//! settled, so that the rest can be sent again: events are numbered from 1 over all inputs, empty lines apart.
+//! Absent on purpose: retries and reconnecting, since the agent is on this machine and the user is looking on.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, IsTerminal as _, Read, Write as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::mpsc;
+
+use crate::ingest::hello::Hello;
+use crate::ingest::wire::{Format, Item, Splitter, write_frame};
+use crate::limits::EVENT_BYTES_MAX;
+
+/// Bytes of one block of input.
+const BLOCK_BYTES: usize = 256 << 10;
+
+/// Blocks that may wait between the reading thread and the socket.
+const BLOCKS_MAX: usize = 4;
+
+/// Rejected events that are told one by one.
+const REJECTS_TOLD_MAX: u64 = 10;
+
+/// Longest line that is accepted from the agent.
+const ANSWER_BYTES_MAX: u64 = 4096;
+
+/// What to send, and where.
+#[derive(Clone, Debug)]
+pub struct SendOptions {
+    /// The agent's socket.
+    pub socket: PathBuf,
+    /// Source; `None`: the agent's only one, or the one the key names.
+    pub source: Option<String>,
+    /// Write key, where the source wants one.
+    pub key: Option<String>,
+    /// Files, `-` being standard input; none: standard input.
+    pub files: Vec<PathBuf>,
+    /// The total as JSON.
+    pub json: bool,
+    /// No progress bar and no total.
+    pub quiet: bool,
+}
+
+/// What became of the input.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Total {
+    /// Events that are durable.
+    pub accepted: u64,
+    /// Events that the agent refused.
+    pub rejected: u64,
+    /// Events that were sent but not settled when the connection ended.
+    pub unsettled: u64,
+    /// Bytes of input that were read.
+    pub bytes: u64,
+}
+
+/// Why not everything is durable. Rejected events are no error of this kind: they are in the [`Total`].
+#[derive(Debug)]
+pub enum SendError {
+    /// No agent answers at the socket.
+    Connect(PathBuf, io::Error),
+    /// The agent's answer to the hello.
+    Refused(String),
+    /// An input cannot be read.
+    Input(PathBuf, io::Error),
+    /// A source name or key that the hello line cannot carry.
+    Option(&'static str),
+    /// The agent stopped, or said why it closes.
+    Closed(String),
+    /// The user did not want to wait.
+    Interrupted,
+}
+
+impl fmt::Display for SendError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Connect(path, error) => {
+                write!(
+                    f,
+                    "cannot connect to {}: {error}; is the agent running (`forebay run`), and is this its listen.socket?",
+                    path.display()
+                )
+            }
+            Self::Refused(answer) => write!(f, "the agent refuses the connection: {answer}"),
+            Self::Input(path, error) => write!(f, "cannot read {}: {error}", path.display()),
+            Self::Option(name) => write!(f, "--{name} must not hold spaces or control characters"),
+            Self::Closed(reason) => write!(f, "the agent closed the connection: {reason}"),
+            Self::Interrupted => f.write_str("interrupted; the rest of the input was not read"),
+        }
+    }
+}
+
+impl std::error::Error for SendError {}
+
+/// Sends everything and prints the total. The exit code is success only if every event is durable.
+pub async fn run(options: SendOptions) -> ExitCode {
+    let started = Instant::now();
+    let bar = progress_bar(&options);
+    let outcome = send(&options, &bar).await;
+    bar.finish_and_clear();
+    let (total, error) = match outcome {
+        Ok(total) => (total, None),
+        Err((total, error)) => (total, Some(error)),
+    };
+    if total.rejected > REJECTS_TOLD_MAX {
+        eprintln!("forebay send: {} more events were rejected", total.rejected - REJECTS_TOLD_MAX);
+    }
+    if let Some(error) = &error {
+        eprintln!("forebay send: {error}");
+        if total.unsettled > 0 {
+            let settled = total.accepted + total.rejected;
+            eprintln!("forebay send: events 1 to {settled} are settled; send again from event {}", settled + 1);
+        }
+    }
+    let complete = error.is_none() && total.rejected == 0 && total.unsettled == 0;
+    if let Err(error) = print_total(&options, &total, started.elapsed(), complete) {
+        eprintln!("forebay send: cannot print the total: {error}");
+        return ExitCode::FAILURE;
+    }
+    if complete { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn print_total(options: &SendOptions, total: &Total, took: Duration, complete: bool) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    if options.json {
+        let Total { accepted, rejected, unsettled, bytes } = total;
+        let total = serde_json::json!({
+            "accepted": accepted, "rejected": rejected, "unsettled": unsettled, "bytes": bytes,
+            "seconds": took.as_secs_f64(), "complete": complete,
+        });
+        writeln!(out, "{total}")?;
+    } else if !options.quiet {
+        let Total { accepted, rejected, bytes, .. } = total;
+        writeln!(out, "accepted {accepted} rejected {rejected} bytes {bytes} in {:.3} s", took.as_secs_f64())?;
+    }
+    out.flush()
+}
+
+/// A bar on a terminal, nothing elsewhere.
+fn progress_bar(options: &SendOptions) -> ProgressBar {
+    if options.quiet || !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let sizes =
+        options.files.iter().map(|file| std::fs::metadata(file).ok().filter(|meta| meta.is_file()).map(|meta| meta.len()));
+    let known: Option<u64> = if options.files.is_empty() { None } else { sizes.sum() };
+    let (bar, template) = match known {
+        Some(bytes) => (ProgressBar::new(bytes), "{bar:40} {bytes}/{total_bytes} {bytes_per_sec} eta {eta}  {msg}"),
+        None => (ProgressBar::new_spinner(), "{spinner} {bytes} {bytes_per_sec}  {msg}"),
+    };
+    match ProgressStyle::with_template(template) {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
+
+/// Sends everything; `bar` is moved along.
+///
+/// # Errors
+/// What was settled before the error, and the error.
+pub async fn send(options: &SendOptions, bar: &ProgressBar) -> Result<Total, (Total, SendError)> {
+    let (mut answers, write, event_bytes_max) = connect(options).await.map_err(|error| (Total::default(), error))?;
+    let blocks = read_input(options.files.clone());
+    let (stop, stopping) = tokio::sync::watch::channel(false);
+    let settled = std::sync::atomic::AtomicU64::new(0);
+    let bar_moved = |count: u64| {
+        settled.store(count, std::sync::atomic::Ordering::Relaxed);
+        bar.set_message(format!("{count} events durable"));
+    };
+    let mut sending = std::pin::pin!(send_blocks(write, blocks, event_bytes_max, stopping, bar));
+    let mut reading = std::pin::pin!(read_answers(&mut answers, bar_moved, bar));
+    let mut sent: Option<Sent> = None;
+    let mut interrupts = 0;
+    let heard = loop {
+        tokio::select! {
+            done = &mut sending, if sent.is_none() => sent = Some(done),
+            heard = &mut reading => break heard,
+            signal = tokio::signal::ctrl_c(), if interrupts < 2 => {
+                interrupts += 1;
+                // The receiver lives as long as `sending`; without it there is nothing to stop.
+                stop.send_replace(true);
+                if signal.is_err() || interrupts == 2 {
+                    break Heard { settled: settled.load(std::sync::atomic::Ordering::Relaxed), rejected: 0, reason: None, gave_up: true };
+                }
+            }
+        }
+    };
+    // The agent closes only after the end of our stream, or because it must: then sending is over as well.
+    let sent = match sent {
+        Some(sent) => sent,
+        None if heard.gave_up => Sent::default(),
+        None => {
+            stop.send_replace(true);
+            match tokio::time::timeout(Duration::from_secs(1), &mut sending).await {
+                Ok(sent) => sent,
+                Err(_) => Sent::default(),
+            }
+        }
+    };
+    let total = Total {
+        accepted: heard.settled - heard.rejected,
+        rejected: heard.rejected,
+        unsettled: sent.events.saturating_sub(heard.settled),
+        bytes: sent.bytes,
+    };
+    let closed = || SendError::Closed(heard.reason.clone().unwrap_or_else(|| "it ended without a word".to_owned()));
+    match sent.error {
+        Some(error @ SendError::Input(..)) => Err((total, error)),
+        _ if heard.gave_up => Err((total, SendError::Interrupted)),
+        _ if !sent.whole && interrupts == 0 || total.unsettled > 0 => Err((total, closed())),
+        _ if interrupts > 0 => Err((total, SendError::Interrupted)),
+        _ => Ok(total),
+    }
+}
+
+/// Connects and says hello.
+async fn connect(options: &SendOptions) -> Result<(BufReader<OwnedReadHalf>, OwnedWriteHalf, usize), SendError> {
+    for (name, value) in [("source", &options.source), ("key", &options.key)] {
+        if value.as_ref().is_some_and(|value| value.is_empty() || value.contains(|c: char| c == ' ' || c.is_control())) {
+            return Err(SendError::Option(name));
+        }
+    }
+    let failed = |error| SendError::Connect(options.socket.clone(), error);
+    let stream = UnixStream::connect(&options.socket).await.map_err(failed)?;
+    let (read, mut write) = stream.into_split();
+    let hello = Hello { source: options.source.clone(), key: options.key.clone(), ack: true, format: Format::Frames };
+    write.write_all(hello.line().as_bytes()).await.map_err(failed)?;
+    let mut answers = BufReader::new(read);
+    let answer = match answer_line(&mut answers).await {
+        Ok(Some(answer)) => answer,
+        Ok(None) => return Err(SendError::Refused("it closed without an answer; is it a forebay agent?".to_owned())),
+        Err(error) => return Err(failed(error)),
+    };
+    let Some(facts) = answer.strip_prefix("ok ") else {
+        return Err(SendError::Refused(answer.strip_prefix("error ").unwrap_or(&answer).to_owned()));
+    };
+    let max = facts.split(' ').find_map(|fact| fact.strip_prefix("max_event_bytes=")?.parse().ok());
+    Ok((answers, write, max.unwrap_or(EVENT_BYTES_MAX).min(EVENT_BYTES_MAX)))
+}
+
+/// One line from the agent, without its newline; `None` at the end.
+async fn answer_line(answers: &mut BufReader<OwnedReadHalf>) -> io::Result<Option<String>> {
+    use tokio::io::AsyncReadExt as _;
+    let mut line = String::new();
+    (&mut *answers).take(ANSWER_BYTES_MAX).read_line(&mut line).await?;
+    Ok(line.strip_suffix('\n').map(str::to_owned))
+}
+
+/// A block of input, the end of one input, or a failure.
+enum Block {
+    Bytes(Vec<u8>),
+    EndOfFile,
+    Failed(PathBuf, io::Error),
+}
+
+/// Reads all inputs in order on a thread of its own. The thread ends with the input or when nobody listens.
+fn read_input(mut files: Vec<PathBuf>) -> mpsc::Receiver<Block> {
+    if files.is_empty() {
+        files.push(PathBuf::from("-"));
+    }
+    let (send, blocks) = mpsc::channel(BLOCKS_MAX);
+    std::thread::spawn(move || {
+        for path in files {
+            let opened: io::Result<Box<dyn Read>> = match path.as_os_str() == "-" {
+                true => Ok(Box::new(io::stdin().lock())),
+                false => File::open(&path).map(|file| Box::new(file) as Box<dyn Read>),
+            };
+            let outcome = opened.and_then(|mut input| {
+                loop {
+                    let mut bytes = vec![0; BLOCK_BYTES];
+                    match input.read(&mut bytes) {
+                        Ok(0) => return Ok(true),
+                        Ok(n) => bytes.truncate(n),
+                        Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                        Err(error) => return Err(error),
+                    }
+                    if send.blocking_send(Block::Bytes(bytes)).is_err() {
+                        return Ok(false);
+                    }
+                }
+            });
+            let (last, block) = match outcome {
+                Ok(false) => return,
+                Ok(true) => (false, Block::EndOfFile),
+                Err(error) => (true, Block::Failed(path, error)),
+            };
+            if send.blocking_send(block).is_err() || last {
+                return;
+            }
+        }
+    });
+    blocks
+}
+
+/// How far sending came.
+#[derive(Debug, Default)]
+struct Sent {
+    events: u64,
+    bytes: u64,
+    /// All input was read and sent.
+    whole: bool,
+    error: Option<SendError>,
+}
+
+/// Cuts blocks into events and sends them, then ends our side of the stream.
+async fn send_blocks(
+    mut write: OwnedWriteHalf,
+    mut blocks: mpsc::Receiver<Block>,
+    event_bytes_max: usize,
+    mut stopping: tokio::sync::watch::Receiver<bool>,
+    bar: &ProgressBar,
+) -> Sent {
+    let mut sent = Sent::default();
+    let mut splitter = Splitter::new(Format::Lines, event_bytes_max);
+    // Too long a line is sent as a frame one byte over the limit, so that the agent refuses and numbers it.
+    let too_long = vec![b' '; event_bytes_max + 1];
+    let mut frames = Vec::with_capacity(2 * BLOCK_BYTES);
+    loop {
+        let block = tokio::select! {
+            biased;
+            stop = stopping.wait_for(|stop| *stop) => match stop {
+                Ok(_) => break,
+                Err(_) => break,
+            },
+            block = blocks.recv() => block,
+        };
+        let mut append = |item: Item<'_>| {
+            sent.events += 1;
+            match item {
+                Item::Event { data, .. } => write_frame(&mut frames, &[], data),
+                Item::Rejected(_) | Item::Lost => write_frame(&mut frames, &[], &too_long),
+            }
+        };
+        match block {
+            Some(Block::Bytes(bytes)) => {
+                let mut input = &bytes[..];
+                while let Some(item) = splitter.next(&mut input) {
+                    append(item);
+                }
+                sent.bytes += bytes.len() as u64;
+                bar.inc(bytes.len() as u64);
+            }
+            // A last line without newline ends with its file.
+            Some(Block::EndOfFile) => {
+                if let Some(item) = splitter.finish() {
+                    append(item);
+                }
+                splitter = Splitter::new(Format::Lines, event_bytes_max);
+            }
+            Some(Block::Failed(path, error)) => {
+                sent.error = Some(SendError::Input(path, error));
+                break;
+            }
+            None => {
+                sent.whole = true;
+                break;
+            }
+        }
+        // Who closes tells why on the other half of the connection.
+        if write.write_all(&frames).await.is_err() {
+            return sent;
+        }
+        frames.clear();
+    }
+    if write.shutdown().await.is_err() {
+        sent.whole = false;
+    }
+    sent
+}
+
+/// What the agent said.
+#[derive(Debug, Default)]
+struct Heard {
+    settled: u64,
+    rejected: u64,
+    /// Why it closed, where it said so.
+    reason: Option<String>,
+    /// We did not wait for it.
+    gave_up: bool,
+}
+
+/// Reads `ack`, `reject`, `bye` and `error` lines until the agent closes.
+async fn read_answers(answers: &mut BufReader<OwnedReadHalf>, moved: impl Fn(u64), bar: &ProgressBar) -> Heard {
+    let mut heard = Heard::default();
+    // Rejects that no `ack` covers yet: the agent writes them first.
+    let mut uncovered = 0;
+    loop {
+        let line = match answer_line(answers).await {
+            Ok(Some(line)) => line,
+            Ok(None) => return heard,
+            Err(error) => {
+                heard.reason = Some(error.to_string());
+                return heard;
+            }
+        };
+        match line.split_once(' ') {
+            Some(("ack", count)) => {
+                heard.settled = count.parse().unwrap_or(heard.settled);
+                heard.rejected += std::mem::take(&mut uncovered);
+                moved(heard.settled);
+            }
+            Some(("reject", rest)) => {
+                uncovered += 1;
+                if heard.rejected + uncovered <= REJECTS_TOLD_MAX {
+                    bar.suspend(|| eprintln!("forebay send: rejected event {rest}"));
+                }
+            }
+            Some(("error", reason)) => heard.reason = Some(reason.to_owned()),
+            _ if line == "bye" => heard.reason = Some("the agent is stopping".to_owned()),
+            _ => heard.reason = Some("it said something that is no acknowledgement".to_owned()),
+        }
+    }
+}

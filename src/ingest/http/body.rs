@@ -1,0 +1,247 @@
+//! Request bodies: read whole and decoded, within limits.
+//!
+//! Place: `events` asks for a body once the request's head is accepted. All bodies of the door share one
+//! [`Memory`]: what a body takes is taken from it as the body comes, and what decoding may take before it is
+//! decoded; what turns out not to be needed goes back at once, the rest with the [`Body`].
+//!
+//! Failure: over [`BODY_BYTES_MAX`], before or after decoding, is 413, and a decompression bomb stops there.
+//! No memory in time is 503, no progress 408, bytes that do not decode 400. Absent on purpose: the body's meaning.
+
+use std::io::Read;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::BodyExt as _;
+use hyper::body::{Body as _, Incoming};
+use hyper::header::{CONTENT_ENCODING, HeaderMap};
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::timeout;
+
+use super::HttpOptions;
+use super::answer::Problem;
+
+/// Bytes of a body, as sent and as decoded.
+pub const BODY_BYTES_MAX: usize = 16 << 20;
+
+/// Bytes of all bodies at once.
+pub const BODIES_BYTES_MAX: usize = 64 << 20;
+
+/// Largest window that a zstd body may ask for: 2 to this. A window over the largest body serves nothing.
+const ZSTD_WINDOW_LOG_MAX: u32 = 24;
+
+/// Unit in which memory is counted.
+const PAGE_BYTES: usize = 4 << 10;
+
+/// First reservation for a body; it doubles as the body comes.
+const STEP_BYTES: usize = 64 << 10;
+
+const _: () = assert!(1 << ZSTD_WINDOW_LOG_MAX <= BODY_BYTES_MAX && 3 * BODY_BYTES_MAX <= BODIES_BYTES_MAX);
+
+/// The budget for bodies.
+#[derive(Debug)]
+pub struct Memory(Semaphore);
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self(Semaphore::new(BODIES_BYTES_MAX / PAGE_BYTES))
+    }
+}
+
+impl Memory {
+    async fn take(&self, bytes: usize, patience: Duration) -> Result<SemaphorePermit<'_>, Problem> {
+        let pages = bytes.div_ceil(PAGE_BYTES) as u32;
+        match timeout(patience, self.0.acquire_many(pages)).await {
+            Ok(Ok(permit)) => Ok(permit),
+            _ => Err(Problem::overload("the requests under way take all memory that bodies may take; try again")),
+        }
+    }
+}
+
+/// A whole, decoded body and its share of the memory.
+#[derive(Debug)]
+pub struct Body<'m> {
+    /// What the client meant to send.
+    pub bytes: Bytes,
+    _memory: SemaphorePermit<'m>,
+}
+
+/// Reads and decodes a request's body.
+///
+/// # Errors
+/// The answer to give, as listed above.
+pub async fn read<'m>(
+    incoming: Incoming,
+    headers: &HeaderMap,
+    memory: &'m Memory,
+    options: &HttpOptions,
+) -> Result<Body<'m>, Problem> {
+    let codings = codings(headers)?;
+    let mut body = collect(incoming, memory, options).await?;
+    for coding in codings.into_iter().rev() {
+        let mut room = memory.take(BODY_BYTES_MAX, options.admit_timeout).await?;
+        let encoded = body.bytes;
+        // Inflating 16 MiB takes tens of milliseconds, which no other connection shall wait for.
+        let decoded = tokio::task::spawn_blocking(move || decode(coding, &encoded)).await;
+        let decoded = decoded.map_err(|_| Problem::bad("the body cannot be decoded"))??;
+        let spare = room.num_permits() - decoded.len().div_ceil(PAGE_BYTES).min(room.num_permits());
+        drop(room.split(spare));
+        body = Body { bytes: decoded.into(), _memory: room };
+    }
+    Ok(body)
+}
+
+fn over() -> Problem {
+    Problem::too_large(format!("the body is larger than {} MiB; send the events in several requests", BODY_BYTES_MAX >> 20))
+}
+
+async fn collect<'m>(mut incoming: Incoming, memory: &'m Memory, options: &HttpOptions) -> Result<Body<'m>, Problem> {
+    let told = incoming.size_hint().exact();
+    if told.is_some_and(|bytes| bytes > BODY_BYTES_MAX as u64) {
+        return Err(over());
+    }
+    // Memory is taken as the body comes, not as it is told: a client that tells much and sends little holds little.
+    let mut room = told.map_or(STEP_BYTES, |bytes| STEP_BYTES.min(bytes as usize));
+    let mut permit = memory.take(room, options.admit_timeout).await?;
+    let mut whole: Vec<u8> = Vec::new();
+    loop {
+        let piece = match timeout(options.body_timeout, incoming.frame()).await {
+            Ok(None) => break,
+            Ok(Some(Ok(frame))) => frame.into_data(),
+            Ok(Some(Err(_))) => return Err(Problem::bad("the body broke off")),
+            Err(_) => return Err(Problem::slow("the rest of the body did not come in time")),
+        };
+        // Trailers mean nothing here.
+        let Ok(piece) = piece else { continue };
+        let length = whole.len() + piece.len();
+        if length > BODY_BYTES_MAX {
+            return Err(over());
+        }
+        if length > room {
+            let more = room.max(length - room).min(BODY_BYTES_MAX - room);
+            permit.merge(memory.take(more, options.admit_timeout).await?);
+            room += more;
+        }
+        if told == Some(length as u64) && whole.is_empty() {
+            return Ok(Body { bytes: piece, _memory: permit });
+        }
+        whole.extend_from_slice(&piece);
+    }
+    Ok(Body { bytes: whole.into(), _memory: permit })
+}
+
+/// A content coding other than identity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Coding {
+    Gzip,
+    Deflate,
+    Zstd,
+}
+
+/// In the order in which they were applied.
+fn codings(headers: &HeaderMap) -> Result<Vec<Coding>, Problem> {
+    let mut codings = Vec::new();
+    for value in headers.get_all(CONTENT_ENCODING) {
+        for name in value.to_str().map_err(|_| Problem::coding())?.split(',') {
+            codings.push(match name.trim().to_ascii_lowercase().as_str() {
+                "" | "identity" => continue,
+                "gzip" | "x-gzip" => Coding::Gzip,
+                "deflate" => Coding::Deflate,
+                "zstd" => Coding::Zstd,
+                _ => return Err(Problem::coding()),
+            });
+        }
+    }
+    if codings.len() > 2 { Err(Problem::coding()) } else { Ok(codings) }
+}
+
+fn decode(coding: Coding, encoded: &[u8]) -> Result<Vec<u8>, Problem> {
+    match coding {
+        Coding::Gzip => limited(flate2::read::MultiGzDecoder::new(encoded), "gzip"),
+        // RFC 9110 means zlib's form; some clients send the bare one. A zlib header is recognised by its check bits.
+        Coding::Deflate => match encoded {
+            [a, b, ..] if a & 15 == 8 && u16::from_be_bytes([*a, *b]) % 31 == 0 => {
+                limited(flate2::read::ZlibDecoder::new(encoded), "deflate")
+            }
+            _ => limited(flate2::read::DeflateDecoder::new(encoded), "deflate"),
+        },
+        Coding::Zstd => {
+            let damaged = |_| Problem::bad("the body is not valid zstd");
+            let mut decoder = zstd::stream::read::Decoder::with_buffer(encoded).map_err(damaged)?;
+            decoder.window_log_max(ZSTD_WINDOW_LOG_MAX).map_err(damaged)?;
+            limited(decoder, "zstd")
+        }
+    }
+}
+
+fn limited(decoder: impl Read, name: &str) -> Result<Vec<u8>, Problem> {
+    let mut decoded = Vec::new();
+    let read = decoder.take(BODY_BYTES_MAX as u64 + 1).read_to_end(&mut decoded);
+    if decoded.len() > BODY_BYTES_MAX {
+        return Err(over());
+    }
+    read.map_err(|_| Problem::bad(format!("the body is not valid {name}, or it is cut short")))?;
+    Ok(decoded)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hyper::header::HeaderValue;
+    use std::io::Write as _;
+
+    const TEXT: &[u8] = b"{\"a\":1}\n{\"a\":2}\n";
+
+    fn zlib(data: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::default());
+        encoder.write_all(data).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn gzip(data: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        encoder.write_all(data).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn status(result: Result<Vec<u8>, Problem>) -> u16 {
+        result.unwrap_err().answer().status().as_u16()
+    }
+
+    #[test]
+    fn each_coding_is_undone() {
+        assert_eq!(decode(Coding::Gzip, &gzip(TEXT)).unwrap(), TEXT);
+        assert_eq!(decode(Coding::Deflate, &zlib(TEXT)).unwrap(), TEXT);
+        let mut raw = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::default());
+        raw.write_all(TEXT).unwrap();
+        assert_eq!(decode(Coding::Deflate, &raw.finish().unwrap()).unwrap(), TEXT);
+        assert_eq!(decode(Coding::Zstd, &zstd::encode_all(TEXT, 3).unwrap()).unwrap(), TEXT);
+    }
+
+    #[test]
+    fn a_damaged_or_cut_body_is_a_bad_request() {
+        for (coding, encoded) in
+            [(Coding::Gzip, gzip(TEXT)), (Coding::Deflate, zlib(TEXT)), (Coding::Zstd, zstd::encode_all(TEXT, 3).unwrap())]
+        {
+            assert_eq!(status(decode(coding, &encoded[..encoded.len() - 5])), 400, "{coding:?}");
+            assert_eq!(status(decode(coding, b"no such thing")), 400, "{coding:?}");
+        }
+    }
+
+    #[test]
+    fn a_bomb_stops_at_the_limit() {
+        let zeros = vec![0; BODY_BYTES_MAX + 1];
+        assert_eq!(status(decode(Coding::Gzip, &gzip(&zeros))), 413);
+        assert_eq!(status(decode(Coding::Deflate, &zlib(&zeros))), 413);
+        assert_eq!(status(decode(Coding::Zstd, &zstd::encode_all(&zeros[..], 3).unwrap())), 413);
+        assert_eq!(decode(Coding::Gzip, &gzip(&zeros[1..])).unwrap().len(), BODY_BYTES_MAX);
+    }
+
+    #[test]
+    fn codings_are_read_in_any_case_and_unknown_ones_refused() {
+        let headers = |value: &str| HeaderMap::from_iter([(CONTENT_ENCODING, HeaderValue::from_str(value).unwrap())]);
+        assert_eq!(codings(&HeaderMap::new()).unwrap(), []);
+        assert_eq!(codings(&headers("GZip, identity, zstd")).unwrap(), [Coding::Gzip, Coding::Zstd]);
+        assert!(codings(&headers("br")).is_err());
+        assert!(codings(&headers("gzip, gzip, gzip")).is_err());
+    }
+}

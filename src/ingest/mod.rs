@@ -1,0 +1,43 @@
+//! Where events come in: a Unix socket and HTTP, both on this machine only.
+//!
+//! Place: first on an event's way. A listener reads bytes, [`wire`] cuts them into events, a [`Source`] gives
+//! each its partition key and writes it once into a batch of its stream's spool; the spool's receipt becomes an
+//! `ack` line or an HTTP status. Binding is separate from serving, so that a path or port that cannot be had is
+//! an error at start.
+//!
+//! Admission: bytes are admitted by the spool before they are read (`SpoolHandle::admit`), so a spool that is
+//! full or slow is felt as backpressure and costs no memory. *RECEIPT-AFTER-SYNC*: nothing is acknowledged but
+//! what `Receipt::durable` confirmed. *NO-BLOCKING*: each connection waits for its own client only.
+//! *NO-EVENT-DATA*: nothing of an event's contents reaches a log line, an error text or a metric.
+//!
+//! The end: the listeners watch a [`Shutdown`] signal. Then they accept nothing more, submit what was read in
+//! whole events, flush the acknowledgements, say `bye` (or answer 503), and are done within [`DRAIN_GRACE`].
+//!
+//! Absent on purpose: Kinesis, shards, files, retries. Ingest knows keys and their hashes, nothing beyond.
+
+pub mod hello;
+pub mod http;
+pub mod pointer;
+pub mod source;
+pub mod unix;
+pub mod wire;
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+pub use source::{NoSource, Reject, Source, Sources};
+
+/// Becomes `true` (or its sender goes away) when the agent stops accepting.
+pub type Shutdown = watch::Receiver<bool>;
+
+/// How long after the signal a client may take to read its last acknowledgements, or a request to finish.
+pub const DRAIN_GRACE: Duration = Duration::from_secs(5);
+
+/// Resolves once the agent stops accepting.
+async fn stopped(mut shutdown: Shutdown) {
+    // An error means that the sender is gone: whoever would say stop cannot any more, so this is the stop.
+    if shutdown.wait_for(|stop| *stop).await.is_err() {
+        tracing::debug!("the shutdown signal's sender is gone");
+    }
+}

@@ -1,0 +1,450 @@
+//! Finds an event's partition key by JSON pointers, in one pass over its bytes.
+//!
+//! Place: `source` compiles a source's `partition_key` list once and asks here for every event. The pointers
+//! (RFC 6901) become one trie; a serde_json visitor walks the event and the trie together, and whatever the
+//! trie does not name is skipped by the parser's own validator. No tree is built, and nothing is allocated for
+//! strings without escapes; what must be written (numbers, unescaped text) goes to a buffer that is reused.
+//!
+//! Rules. A hit is a non-empty string or a number. The first pointer, in configured order, that has a hit wins.
+//! Of members that share a name the last one counts, as in most readers: an earlier one leaves no hit behind.
+//! Integers that fit 64 bits are written exactly, other numbers as the shortest text that reads back the same.
+//!
+//! Failure: the whole event must be one JSON text in UTF-8 with nothing after it, otherwise [`NotJson`], also
+//! when all pointers were found before the fault. Absent on purpose: limits on the key's length (`source`).
+
+use std::fmt::{self, Write as _};
+
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+/// The event is not one JSON text in UTF-8.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotJson;
+
+/// A pointer that RFC 6901 does not allow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PointerError {
+    /// As configured.
+    pub pointer: String,
+    /// What is wrong, and what would be right.
+    pub problem: &'static str,
+}
+
+impl fmt::Display for PointerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "JSON pointer {:?}: {}", self.pointer, self.problem)
+    }
+}
+
+impl std::error::Error for PointerError {}
+
+/// A step from one value of a document into a member of it.
+#[derive(Clone, Debug)]
+struct Child {
+    /// Member name, unescaped.
+    name: String,
+    /// The same token read as an array index, where it is one.
+    index: Option<usize>,
+    /// Where it leads.
+    node: usize,
+}
+
+/// One path of the trie.
+#[derive(Clone, Debug, Default)]
+struct Node {
+    children: Vec<Child>,
+    /// The first pointer that ends here.
+    ends: Option<usize>,
+    /// Every pointer that ends here or below: what a repeated member name wipes out.
+    below: Vec<usize>,
+}
+
+/// A compiled, ordered set of JSON pointers. Immutable; shared by all threads.
+#[derive(Clone, Debug)]
+pub struct Pointers {
+    nodes: Vec<Node>,
+    count: usize,
+}
+
+/// Where a hit's text lies.
+#[derive(Clone, Copy, Debug)]
+enum Slot {
+    Empty,
+    /// Byte range of the event.
+    Event(usize, usize),
+    /// Byte range of [`Scratch::text`].
+    Text(usize, usize),
+}
+
+/// Reused memory of [`Pointers::find`]; one a thread.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    slots: Vec<Slot>,
+    text: String,
+}
+
+impl Pointers {
+    /// Compiles `pointers`, the earlier ones taking precedence. An empty list finds nothing.
+    ///
+    /// # Errors
+    /// A pointer that neither is empty nor begins with `/`, or that holds `~` without `0` or `1` after it.
+    pub fn compile<S: AsRef<str>>(pointers: &[S]) -> Result<Self, PointerError> {
+        let mut nodes = vec![Node::default()];
+        for (at, pointer) in pointers.iter().enumerate() {
+            let pointer = pointer.as_ref();
+            let fail = |problem| PointerError { pointer: pointer.to_owned(), problem };
+            let tokens = match pointer.strip_prefix('/') {
+                Some(rest) => rest.split('/').map(unescape).collect::<Option<Vec<String>>>(),
+                None if pointer.is_empty() => Some(Vec::new()),
+                None => return Err(fail("it must begin with `/`, as in \"/userId\"")),
+            };
+            let tokens = tokens.ok_or_else(|| fail("`~` must be followed by 0 (for ~) or 1 (for /)"))?;
+            let mut node = 0;
+            nodes[node].below.push(at);
+            for token in tokens {
+                node = match nodes[node].children.iter().find(|child| child.name == token) {
+                    Some(child) => child.node,
+                    None => {
+                        let new = nodes.len();
+                        nodes.push(Node::default());
+                        nodes[node].children.push(Child { index: array_index(&token), name: token, node: new });
+                        new
+                    }
+                };
+                nodes[node].below.push(at);
+            }
+            nodes[node].ends.get_or_insert(at);
+        }
+        Ok(Self { nodes, count: pointers.len() })
+    }
+
+    /// No pointer at all: events need not even be JSON.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// The text of the first pointer's hit in `event`, or `None` when no pointer has one.
+    ///
+    /// # Errors
+    /// [`NotJson`] when the event as a whole is not JSON.
+    pub fn find<'a>(&self, event: &'a [u8], scratch: &'a mut Scratch) -> Result<Option<&'a str>, NotJson> {
+        let event = std::str::from_utf8(event).map_err(|_| NotJson)?;
+        scratch.text.clear();
+        scratch.slots.clear();
+        scratch.slots.resize(self.count, Slot::Empty);
+        let mut parser = serde_json::Deserializer::from_str(event);
+        let mut walk = Walk { nodes: &self.nodes, scratch, event_at: event.as_ptr().addr() };
+        Value { walk: &mut walk, node: 0 }.deserialize(&mut parser).map_err(|_| NotJson)?;
+        parser.end().map_err(|_| NotJson)?;
+        let scratch: &'a Scratch = scratch;
+        Ok(scratch.slots.iter().find_map(|slot| match *slot {
+            Slot::Empty => None,
+            Slot::Event(from, to) => Some(&event[from..to]),
+            Slot::Text(from, to) => Some(&scratch.text[from..to]),
+        }))
+    }
+}
+
+/// A reference token of RFC 6901, section 4: `~1` is `/`, `~0` is `~`. `None`: another `~`.
+fn unescape(token: &str) -> Option<String> {
+    let mut parts = token.split('~');
+    let mut text = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        text.push(match part.as_bytes().first() {
+            Some(b'0') => '~',
+            Some(b'1') => '/',
+            _ => return None,
+        });
+        text.push_str(&part[1..]);
+    }
+    Some(text)
+}
+
+/// RFC 6901, section 4: digits without leading zeros.
+fn array_index(token: &str) -> Option<usize> {
+    let digits = !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_digit());
+    (digits && (token == "0" || !token.starts_with('0'))).then(|| token.parse().ok()).flatten()
+}
+
+/// One pass over one event.
+struct Walk<'p, 's> {
+    nodes: &'p [Node],
+    scratch: &'s mut Scratch,
+    /// Address of the event's first byte: borrowed strings are kept as offsets from it.
+    event_at: usize,
+}
+
+/// The value at a node of the trie.
+struct Value<'w, 'p, 's> {
+    walk: &'w mut Walk<'p, 's>,
+    node: usize,
+}
+
+impl Value<'_, '_, '_> {
+    fn hit_number(self, number: impl fmt::Display) -> fmt::Result {
+        if let Some(at) = self.walk.nodes[self.node].ends {
+            let scratch = &mut *self.walk.scratch;
+            let from = scratch.text.len();
+            write!(scratch.text, "{number}")?;
+            scratch.slots[at] = Slot::Text(from, scratch.text.len());
+        }
+        Ok(())
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Value<'_, '_, '_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, parser: D) -> Result<(), D::Error> {
+        parser.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Value<'_, '_, '_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<(), E> {
+        self.hit_number(number).map_err(E::custom)
+    }
+
+    fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<(), E> {
+        self.hit_number(number).map_err(E::custom)
+    }
+
+    fn visit_f64<E: serde::de::Error>(self, number: f64) -> Result<(), E> {
+        // serde_json's own text of a number, so that a key reads as the number would in any JSON it writes.
+        let number = serde_json::Number::from_f64(number).ok_or_else(|| E::custom("not a finite number"))?;
+        self.hit_number(number).map_err(E::custom)
+    }
+
+    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<(), E> {
+        if let Some(at) = self.walk.nodes[self.node].ends
+            && !text.is_empty()
+        {
+            let from = text.as_ptr().addr() - self.walk.event_at;
+            self.walk.scratch.slots[at] = Slot::Event(from, from + text.len());
+        }
+        Ok(())
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<(), E> {
+        if let Some(at) = self.walk.nodes[self.node].ends
+            && !text.is_empty()
+        {
+            let scratch = &mut *self.walk.scratch;
+            let from = scratch.text.len();
+            scratch.text.push_str(text);
+            scratch.slots[at] = Slot::Text(from, scratch.text.len());
+        }
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<(), A::Error> {
+        let Self { walk, node } = self;
+        while let Some(child) = members.next_key_seed(Name(&walk.nodes[node].children))? {
+            let Some(child) = child else {
+                members.next_value::<IgnoredAny>()?;
+                continue;
+            };
+            for &at in &walk.nodes[child].below {
+                walk.scratch.slots[at] = Slot::Empty;
+            }
+            members.next_value_seed(Value { walk: &mut *walk, node: child })?;
+        }
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<(), A::Error> {
+        let Self { walk, node } = self;
+        let mut index = 0;
+        loop {
+            let child = walk.nodes[node].children.iter().find(|child| child.index == Some(index));
+            let more = match child {
+                Some(child) => elements.next_element_seed(Value { walk: &mut *walk, node: child.node })?,
+                None => elements.next_element::<IgnoredAny>()?.map(|_| ()),
+            };
+            if more.is_none() {
+                return Ok(());
+            }
+            index += 1;
+        }
+    }
+}
+
+/// A member's name, looked up among the children of a node.
+struct Name<'p>(&'p [Child]);
+
+impl<'de> DeserializeSeed<'de> for Name<'_> {
+    type Value = Option<usize>;
+
+    fn deserialize<D: Deserializer<'de>>(self, parser: D) -> Result<Option<usize>, D::Error> {
+        parser.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for Name<'_> {
+    type Value = Option<usize>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a member name")
+    }
+
+    fn visit_str<E>(self, name: &str) -> Result<Option<usize>, E> {
+        Ok(self.0.iter().find(|child| child.name == name).map(|child| child.node))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn find(pointers: &[&str], event: &str) -> Result<Option<String>, NotJson> {
+        let mut scratch = Scratch::default();
+        let pointers = Pointers::compile(pointers).unwrap();
+        pointers.find(event.as_bytes(), &mut scratch).map(|key| key.map(str::to_owned))
+    }
+
+    fn key(pointers: &[&str], event: &str) -> Option<String> {
+        find(pointers, event).unwrap()
+    }
+
+    #[test]
+    fn the_first_pointer_in_configured_order_wins_wherever_it_stands_in_the_event() {
+        let event = r#"{"anonymousId":"a","userId":"u"}"#;
+        assert_eq!(key(&["/userId", "/anonymousId"], event).as_deref(), Some("u"));
+        assert_eq!(key(&["/anonymousId", "/userId"], event).as_deref(), Some("a"));
+    }
+
+    #[test]
+    fn empty_strings_null_booleans_and_containers_are_no_keys() {
+        for value in [r#""""#, "null", "true", "false", "{}", "[]", r#"{"x":"y"}"#] {
+            let event = format!(r#"{{"userId":{value},"anonymousId":"a"}}"#);
+            assert_eq!(key(&["/userId", "/anonymousId"], &event).as_deref(), Some("a"), "{value}");
+        }
+    }
+
+    #[test]
+    fn integers_are_exact_and_floats_are_short() {
+        for (number, text) in [
+            ("0", "0"),
+            ("18446744073709551615", "18446744073709551615"),
+            ("-9223372036854775808", "-9223372036854775808"),
+            ("0.1", "0.1"),
+            ("1.50", "1.5"),
+            ("1e3", "1000.0"),
+        ] {
+            assert_eq!(key(&["/n"], &format!(r#"{{"n":{number}}}"#)).as_deref(), Some(text));
+        }
+    }
+
+    #[test]
+    fn of_members_with_one_name_the_last_counts() {
+        assert_eq!(key(&["/a"], r#"{"a":"x","a":"y"}"#).as_deref(), Some("y"));
+        assert_eq!(key(&["/a"], r#"{"a":"x","a":null}"#), None);
+        assert_eq!(key(&["/a/b", "/c"], r#"{"a":{"b":"x"},"c":"z","a":{"d":1}}"#).as_deref(), Some("z"));
+    }
+
+    #[test]
+    fn array_indexes_have_no_leading_zero_and_also_name_members() {
+        assert_eq!(key(&["/a/1"], r#"{"a":["x","y"]}"#).as_deref(), Some("y"));
+        assert_eq!(key(&["/a/01"], r#"{"a":["x","y"]}"#), None);
+        assert_eq!(key(&["/a/-"], r#"{"a":["x","y"]}"#), None);
+        assert_eq!(key(&["/a/1"], r#"{"a":{"1":"m"}}"#).as_deref(), Some("m"));
+        assert_eq!(key(&["/0"], r#"["x"]"#).as_deref(), Some("x"));
+    }
+
+    #[test]
+    fn escapes_work_in_pointers_in_names_and_in_values() {
+        assert_eq!(key(&["/a~1b/m~0n"], r#"{"a/b":{"m~n":"x"}}"#).as_deref(), Some("x"));
+        assert_eq!(key(&["/ä"], r#"{"\u00e4":"\"q\"\n"}"#).as_deref(), Some("\"q\"\n"));
+        assert_eq!(key(&[""], r#" "whole" "#).as_deref(), Some("whole"));
+        assert_eq!(key(&["/"], r#"{"":"empty name"}"#).as_deref(), Some("empty name"));
+    }
+
+    #[test]
+    fn the_whole_event_must_be_json() {
+        for event in ["", "  ", "{", r#"{"userId":"u"}x"#, r#"{"userId":"u"} {}"#, r#"{"userId":"u",}"#, "nul", "'a'"] {
+            assert_eq!(find(&["/userId"], event), Err(NotJson), "{event}");
+        }
+        let pointers = Pointers::compile(&["/userId"]).unwrap();
+        let invalid = b"{\"userId\":\"u\",\"x\":\"\xff\"}";
+        assert_eq!(pointers.find(invalid, &mut Scratch::default()), Err(NotJson));
+    }
+
+    #[test]
+    fn deep_nesting_that_no_pointer_names_is_skipped_without_recursion() {
+        let deep = format!(r#"{{"x":{}{},"userId":"u"}}"#, "[".repeat(100_000), "]".repeat(100_000));
+        assert_eq!(key(&["/userId"], &deep).as_deref(), Some("u"));
+    }
+
+    #[test]
+    fn malformed_pointers_are_named() {
+        for pointer in ["userId", "/a~", "/a~2", "#/a"] {
+            assert_eq!(Pointers::compile(&[pointer]).unwrap_err().pointer, pointer);
+        }
+    }
+
+    fn json() -> impl Strategy<Value = serde_json::Value> {
+        let leaf = prop_oneof![
+            Just(serde_json::Value::Null),
+            any::<bool>().prop_map(Into::into),
+            any::<i64>().prop_map(Into::into),
+            any::<u64>().prop_map(Into::into),
+            any::<f64>().prop_map(Into::into),
+            "[ab\"\\\\é\n]{0,3}".prop_map(Into::into),
+        ];
+        leaf.prop_recursive(4, 40, 5, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Into::into),
+                prop::collection::hash_map("[ab01/~]{0,2}", inner, 0..4)
+                    .prop_map(|members| serde_json::Value::Object(members.into_iter().collect())),
+            ]
+        })
+    }
+
+    fn expected(pointers: &[String], event: &serde_json::Value) -> Option<String> {
+        pointers.iter().find_map(|pointer| match event.pointer(pointer)? {
+            serde_json::Value::String(text) => (!text.is_empty()).then(|| text.clone()),
+            serde_json::Value::Number(number) => Some(number.to_string()),
+            _ => None,
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn it_finds_what_a_tree_would_find(
+            event in json(),
+            pointers in prop::collection::vec("(/([ab]|0|1|~0|~1|01){0,2}){0,3}", 0..4),
+        ) {
+            let text = event.to_string();
+            // serde_json's reader may round a float that its writer printed, so the tree is read back as well.
+            let tree: serde_json::Value = serde_json::from_str(&text).unwrap();
+            let compiled = Pointers::compile(&pointers).unwrap();
+            let mut scratch = Scratch::default();
+            prop_assert_eq!(
+                compiled.find(text.as_bytes(), &mut scratch).unwrap().map(str::to_owned),
+                expected(&pointers, &tree)
+            );
+        }
+
+        #[test]
+        fn it_calls_json_what_serde_json_calls_json(text in "[\\[\\]{}\",:0-9a-e\\.trunlfs -]{0,12}") {
+            let compiled = Pointers::compile(&["/a", "/0", ""]).unwrap();
+            let ours = compiled.find(text.as_bytes(), &mut Scratch::default()).is_ok();
+            prop_assert_eq!(ours, serde_json::from_str::<serde_json::Value>(&text).is_ok());
+        }
+    }
+}

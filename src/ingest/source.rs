@@ -1,0 +1,442 @@
+//! A named entrance: which events it takes, which key each gets, which spool they go to.
+//!
+//! Place: the listeners hold [`Sources`], choose one [`Source`] for a connection or a request, and have it
+//! encode each event into a batch of its stream's spool. All rules of a source that concern an event are here,
+//! so that socket and HTTP cannot differ.
+//!
+//! Owner: sources never change. Each thread has its own scratch memory and its own cache from partition key to
+//! hash (direct-mapped, [`CACHE_SLOTS`] entries of 64 bytes), so that a key that comes again costs no MD5.
+//!
+//! Failure: an event that breaks a rule is a [`Reject`], which names the rule and never the event's contents.
+//! Absent on purpose: durability (the caller submits the batch and awaits the receipt) and any I/O.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::sync::Arc;
+
+use crate::config::{KeyFallback, Secret, SourceConfig};
+use crate::event::KeyHash;
+use crate::host::{Entropy, Host};
+use crate::ingest::pointer::{PointerError, Pointers, Scratch};
+use crate::limits::{KEY_BYTES_MAX, KEY_CHARS_MAX};
+use crate::spool::{Batch, SpoolHandle};
+
+/// Entries of a thread's key cache. A power of two.
+pub const CACHE_SLOTS: usize = 4096;
+
+/// Longest key that the cache holds; a UUID has 36 bytes.
+const CACHED_KEY_BYTES_MAX: usize = 47;
+
+/// Why an event was refused at the door. Closed: its labels are metric labels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reject {
+    /// Over the source's `max_event_bytes`.
+    TooLarge,
+    /// A key was given explicitly, and it is empty.
+    EmptyKey,
+    /// More than 256 Unicode characters.
+    KeyTooLong,
+    /// A key was given as bytes that are not UTF-8.
+    KeyNotUtf8,
+    /// Not one JSON text, where the source's pointers must be resolved.
+    NotJson,
+    /// No pointer found a key, and the source has `partition_key_fallback = "reject"`.
+    NoKey,
+    /// A frame was cut short, or its length lies.
+    BadFrame,
+}
+
+impl Reject {
+    /// Value of the `reason` metric label; the first word of the reason that a client gets.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::TooLarge => "too_large",
+            Self::EmptyKey => "empty_key",
+            Self::KeyTooLong => "key_too_long",
+            Self::KeyNotUtf8 => "key_not_utf8",
+            Self::NotJson => "not_json",
+            Self::NoKey => "no_key",
+            Self::BadFrame => "bad_frame",
+        }
+    }
+
+    /// What happened and what is allowed, for people. Holds nothing of the event.
+    #[must_use]
+    pub const fn sentence(self) -> &'static str {
+        match self {
+            Self::TooLarge => "the event is larger than the source's max_event_bytes",
+            Self::EmptyKey => "the partition key is empty; it must have 1 to 256 characters",
+            Self::KeyTooLong => "the partition key has more than 256 characters",
+            Self::KeyNotUtf8 => "the partition key is not UTF-8",
+            Self::NotJson => "the event is not JSON, which the source needs to find its partition key",
+            Self::NoKey => "no JSON pointer of the source's partition_key finds a non-empty string or a number in the event",
+            Self::BadFrame => "the frame is cut short or its length is wrong",
+        }
+    }
+}
+
+impl fmt::Display for Reject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.label(), self.sentence())
+    }
+}
+
+/// One entrance, bound to its stream's spool. Shared by all connections.
+#[derive(Debug)]
+pub struct Source {
+    name: String,
+    data_bytes_max: usize,
+    keys: Vec<Secret>,
+    rule: KeyRule,
+    spool: SpoolHandle,
+}
+
+impl Source {
+    /// Compiles a source's rules.
+    ///
+    /// # Errors
+    /// A JSON pointer that RFC 6901 does not allow.
+    pub fn new(config: &SourceConfig, spool: SpoolHandle, host: &Host) -> Result<Self, PointerError> {
+        Ok(Self {
+            name: config.name.clone(),
+            data_bytes_max: config.max_event_bytes,
+            keys: config.keys.clone(),
+            rule: KeyRule {
+                pointers: Pointers::compile(&config.partition_key)?,
+                fallback: config.partition_key_fallback,
+                entropy: Arc::clone(&host.entropy),
+            },
+            spool,
+        })
+    }
+
+    /// As configured.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Largest event data that it takes, in bytes.
+    #[must_use]
+    pub fn data_bytes_max(&self) -> usize {
+        self.data_bytes_max
+    }
+
+    /// Where its events go.
+    #[must_use]
+    pub fn spool(&self) -> &SpoolHandle {
+        &self.spool
+    }
+
+    /// Whoever reaches the listener may send.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.keys.is_empty()
+    }
+
+    /// `key` is one of the source's write keys. Takes the same time for every wrong key of one length.
+    #[must_use]
+    pub fn knows_key(&self, key: &str) -> bool {
+        // No early end: neither the position of the first difference nor which key came close can be timed.
+        self.keys.iter().fold(false, |known, secret| known | same_bytes(secret.0.as_bytes(), key.as_bytes()))
+    }
+
+    /// Appends one event to `batch`, with the key that the source's pointers or its fallback choose.
+    ///
+    /// # Errors
+    /// The rule that the event breaks; `batch` is then unchanged. The caller counts it ([`Source::count_rejected`]).
+    pub fn encode(&self, event: &[u8], batch: &mut Batch) -> Result<(), Reject> {
+        if event.len() > self.data_bytes_max {
+            return Err(Reject::TooLarge);
+        }
+        self.rule.choose(event, |key, hash| batch.push(key, hash, false, event))
+    }
+
+    /// Appends one event under the key that its frame or request names; the event can then be any bytes.
+    ///
+    /// # Errors
+    /// As [`Source::encode`].
+    pub fn encode_keyed(&self, key: &[u8], event: &[u8], batch: &mut Batch) -> Result<(), Reject> {
+        if event.len() > self.data_bytes_max {
+            return Err(Reject::TooLarge);
+        }
+        let key = std::str::from_utf8(key).map_err(|_| Reject::KeyNotUtf8)?;
+        check_key(key)?;
+        let hash = PER_THREAD.with_borrow_mut(|thread| thread.cache.hash(key));
+        batch.push(key, hash, false, event);
+        Ok(())
+    }
+
+    /// Counts one refused event in the stream's metrics.
+    pub fn count_rejected(&self, reject: Reject) {
+        self.spool.count_rejected(&self.name, reject.label());
+    }
+}
+
+/// Time depends on the lengths only.
+fn same_bytes(a: &[u8], b: &[u8]) -> bool {
+    a.len() == b.len() && std::hint::black_box(a.iter().zip(b).fold(0, |differs, (a, b)| differs | (a ^ b))) == 0
+}
+
+/// A partition key as Kinesis takes it.
+///
+/// # Errors
+/// [`Reject::EmptyKey`] or [`Reject::KeyTooLong`].
+pub fn check_key(key: &str) -> Result<(), Reject> {
+    if key.is_empty() {
+        Err(Reject::EmptyKey)
+    } else if key.len() <= KEY_CHARS_MAX || (key.len() <= KEY_BYTES_MAX && key.chars().count() <= KEY_CHARS_MAX) {
+        Ok(())
+    } else {
+        Err(Reject::KeyTooLong)
+    }
+}
+
+/// How a source chooses an event's key.
+#[derive(Debug)]
+struct KeyRule {
+    pointers: Pointers,
+    fallback: KeyFallback,
+    entropy: Arc<dyn Entropy>,
+}
+
+impl KeyRule {
+    /// Hands the event's key and its hash to `take`.
+    fn choose<R>(&self, event: &[u8], take: impl FnOnce(&str, KeyHash) -> R) -> Result<R, Reject> {
+        PER_THREAD.with_borrow_mut(|PerThread { scratch, cache }| {
+            let found =
+                if self.pointers.is_empty() { None } else { self.pointers.find(event, scratch).map_err(|_| Reject::NotJson)? };
+            match (found, self.fallback) {
+                (Some(key), _) => {
+                    check_key(key)?;
+                    Ok(take(key, cache.hash(key)))
+                }
+                (None, KeyFallback::Random) => {
+                    // Spread is all that is asked of it, not identity: 32 bits, so that it costs few bytes.
+                    let text = hex(self.entropy.next_u64() as u32);
+                    let key = std::str::from_utf8(&text).expect("hex digits are ASCII");
+                    Ok(take(key, KeyHash::of_key(key)))
+                }
+                (None, KeyFallback::Reject) => Err(Reject::NoKey),
+            }
+        })
+    }
+}
+
+fn hex(number: u32) -> [u8; 8] {
+    std::array::from_fn(|at| b"0123456789abcdef"[(number >> (28 - 4 * at)) as usize & 15])
+}
+
+thread_local!(static PER_THREAD: RefCell<PerThread> = RefCell::new(PerThread::default()));
+
+#[derive(Default)]
+struct PerThread {
+    scratch: Scratch,
+    cache: KeyCache,
+}
+
+/// Direct-mapped: a key has one place, and the last key that fell there holds it.
+struct KeyCache(Box<[CacheSlot]>);
+
+#[derive(Clone, Copy)]
+struct CacheSlot {
+    hash: KeyHash,
+    /// 0: free (no key is empty).
+    length: u8,
+    key: [u8; CACHED_KEY_BYTES_MAX],
+}
+
+const _: () = assert!(size_of::<CacheSlot>() == 64 && CACHE_SLOTS.is_power_of_two());
+
+impl Default for KeyCache {
+    fn default() -> Self {
+        let free = CacheSlot { hash: KeyHash(0), length: 0, key: [0; CACHED_KEY_BYTES_MAX] };
+        Self(vec![free; CACHE_SLOTS].into_boxed_slice())
+    }
+}
+
+impl KeyCache {
+    fn hash(&mut self, key: &str) -> KeyHash {
+        let bytes = key.as_bytes();
+        if bytes.len() > CACHED_KEY_BYTES_MAX {
+            return KeyHash::of_key(key);
+        }
+        let slot = &mut self.0[place(bytes)];
+        if usize::from(slot.length) != bytes.len() || &slot.key[..bytes.len()] != bytes {
+            slot.hash = KeyHash::of_key(key);
+            slot.length = bytes.len() as u8;
+            slot.key[..bytes.len()].copy_from_slice(bytes);
+        }
+        slot.hash
+    }
+}
+
+/// A slot for a key: multiply and fold, eight bytes at a time. Spread is all that is asked of it.
+fn place(key: &[u8]) -> usize {
+    let mut state = key.len() as u64;
+    let mut words = key.chunks_exact(8);
+    let mut add = |word: u64| state = (state.rotate_left(23) ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    for word in &mut words {
+        add(word.try_into().map_or(0, u64::from_le_bytes));
+    }
+    add(words.remainder().iter().fold(0, |word, byte| word << 8 | u64::from(*byte)));
+    (state >> 48) as usize & (CACHE_SLOTS - 1)
+}
+
+/// All sources of an agent, as the listeners share them.
+#[derive(Clone, Debug)]
+pub struct Sources(Arc<[Arc<Source>]>);
+
+/// No source can be chosen for a connection or a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NoSource {
+    /// None was named, and there are several.
+    Unnamed {
+        /// The names there are.
+        known: String,
+    },
+    /// There is no source of that name.
+    Unknown {
+        /// The names there are.
+        known: String,
+    },
+    /// The source wants a write key, and none was given.
+    KeyMissing,
+    /// The key given is not one of its keys.
+    KeyUnknown,
+}
+
+impl fmt::Display for NoSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unnamed { known } => write!(f, "no source is named, and there are several; name one of: {known}"),
+            Self::Unknown { known } => write!(f, "unknown source; known are: {known}"),
+            Self::KeyMissing => f.write_str("the source wants a write key, and none was given"),
+            Self::KeyUnknown => f.write_str("unknown key"),
+        }
+    }
+}
+
+impl std::error::Error for NoSource {}
+
+impl Sources {
+    /// In configured order; names are unique (the configuration sees to that).
+    #[must_use]
+    pub fn new(sources: impl IntoIterator<Item = Arc<Source>>) -> Self {
+        Self(sources.into_iter().collect())
+    }
+
+    /// Chooses by name, else the only one, else the one that the write key belongs to; and checks the key.
+    ///
+    /// # Errors
+    /// Why none can be had.
+    pub fn choose(&self, name: Option<&str>, key: Option<&str>) -> Result<&Arc<Source>, NoSource> {
+        let source = match (name, &self.0[..]) {
+            (Some(name), all) => {
+                all.iter().find(|source| source.name == name).ok_or_else(|| NoSource::Unknown { known: self.names() })?
+            }
+            (None, [only]) => only,
+            (None, all) => {
+                let named = key.and_then(|key| all.iter().find(|source| source.knows_key(key)));
+                // A key that some source could have known is more likely mistyped than meant for an open one.
+                let keyed = key.is_some() && all.iter().any(|source| !source.is_open());
+                named.ok_or_else(|| if keyed { NoSource::KeyUnknown } else { NoSource::Unnamed { known: self.names() } })?
+            }
+        };
+        match key {
+            _ if source.is_open() => Ok(source),
+            None => Err(NoSource::KeyMissing),
+            Some(key) if source.knows_key(key) => Ok(source),
+            Some(_) => Err(NoSource::KeyUnknown),
+        }
+    }
+
+    /// For people.
+    fn names(&self) -> String {
+        self.0.iter().map(|source| source.name.as_str()).collect::<Vec<_>>().join(", ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn rule(pointers: &[&str], fallback: KeyFallback) -> KeyRule {
+        KeyRule { pointers: Pointers::compile(pointers).unwrap(), fallback, entropy: Host::real().entropy }
+    }
+
+    fn key(rule: &KeyRule, event: &[u8]) -> Result<String, Reject> {
+        rule.choose(event, |key, hash| {
+            assert_eq!(hash, KeyHash::of_key(key));
+            key.to_owned()
+        })
+    }
+
+    #[test]
+    fn without_pointers_any_bytes_get_a_random_key() {
+        let rule = rule(&[], KeyFallback::Random);
+        let keys: std::collections::BTreeSet<String> = (0..64).map(|_| key(&rule, b"\xff\0").unwrap()).collect();
+        assert!(keys.len() > 60);
+        assert!(keys.iter().all(|key| key.len() == 8 && key.bytes().all(|byte| byte.is_ascii_hexdigit())));
+    }
+
+    #[test]
+    fn with_pointers_an_event_that_is_not_json_is_rejected_whatever_the_fallback() {
+        for fallback in [KeyFallback::Random, KeyFallback::Reject] {
+            assert_eq!(key(&rule(&["/userId"], fallback), b"userId=u"), Err(Reject::NotJson));
+        }
+    }
+
+    #[test]
+    fn the_fallback_decides_where_no_pointer_has_a_hit() {
+        assert_eq!(key(&rule(&["/userId"], KeyFallback::Reject), b"{}"), Err(Reject::NoKey));
+        assert_eq!(key(&rule(&["/userId"], KeyFallback::Random), b"{}").unwrap().len(), 8);
+        assert_eq!(key(&rule(&["/userId"], KeyFallback::Reject), br#"{"userId":7}"#).unwrap(), "7");
+    }
+
+    #[test]
+    fn a_key_has_1_to_256_characters_not_bytes() {
+        assert_eq!(check_key(""), Err(Reject::EmptyKey));
+        assert_eq!(check_key(&"𝄞".repeat(256)), Ok(()));
+        assert_eq!(check_key(&"𝄞".repeat(257)), Err(Reject::KeyTooLong));
+        assert_eq!(check_key(&"a".repeat(257)), Err(Reject::KeyTooLong));
+        let event = format!(r#"{{"userId":"{}"}}"#, "a".repeat(257));
+        assert_eq!(key(&rule(&["/userId"], KeyFallback::Random), event.as_bytes()), Err(Reject::KeyTooLong));
+    }
+
+    #[test]
+    fn equal_bytes_are_told_from_different_ones() {
+        assert!(same_bytes(b"secret", b"secret"));
+        assert!(!same_bytes(b"secret", b"secreT"));
+        assert!(!same_bytes(b"secret", b"secre"));
+        assert!(same_bytes(b"", b""));
+    }
+
+    #[test]
+    fn reject_labels_are_distinct_words() {
+        let all = [
+            Reject::TooLarge,
+            Reject::EmptyKey,
+            Reject::KeyTooLong,
+            Reject::KeyNotUtf8,
+            Reject::NotJson,
+            Reject::NoKey,
+            Reject::BadFrame,
+        ];
+        let labels: std::collections::BTreeSet<&str> = all.iter().map(|reject| reject.label()).collect();
+        assert_eq!(labels.len(), all.len());
+        assert!(all.iter().all(|reject| !reject.to_string().contains('\n')));
+    }
+
+    proptest! {
+        #[test]
+        fn the_cache_never_answers_with_another_keys_hash(keys in prop::collection::vec("[ab]{1,3}|[a-c]{30,60}", 1..300)) {
+            let mut cache = KeyCache::default();
+            for key in &keys {
+                prop_assert_eq!(cache.hash(key), KeyHash::of_key(key));
+            }
+        }
+    }
+}
