@@ -13,18 +13,19 @@
 #[allow(dead_code, reason = "each test binary uses its own part of the helpers")]
 mod agent;
 #[path = "common/client.rs"]
+#[allow(dead_code, reason = "each test binary uses its own part of the helpers")]
 mod client;
 #[path = "common/sink.rs"]
 #[allow(dead_code, reason = "each test binary uses its own part of the helpers")]
 mod sink;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use agent::{Agent, Setup};
-use client::Client;
+use client::{Client, Pace};
 use forebay::host::mix64;
 use sink::{Mode, Options, Sink, number_of};
 
@@ -32,8 +33,9 @@ const ROUNDS: u64 = 32;
 const CLIENTS: usize = 4;
 const KEYS_EACH: usize = 25;
 const WINDOW: usize = 400;
-const SHARDS: usize = 8;
-const CHECKPOINT: Duration = Duration::from_millis(100);
+/// Many, so that a shard's 1 MiB/s and 1,000 records/s do not decide how long the test takes.
+const SHARDS: usize = 64;
+const CHECKPOINT: Duration = Duration::from_millis(20);
 
 fn seed() -> u64 {
     let fresh = || Instant::now().elapsed().as_nanos() as u64 ^ u64::from(std::process::id());
@@ -44,9 +46,14 @@ fn seed() -> u64 {
 }
 
 /// The agent's life until it is killed, and the moment of the kill.
-fn round(setup: &Setup, sink: &Sink, acked: &AtomicU64, number: u64, draw: u64) -> Instant {
+fn round(setup: &Setup, sink: &Sink, pace: &Pace, number: u64, draw: u64) -> Instant {
+    // Now and then a long life, so that checkpoints and removals come about.
+    let most = if number.is_multiple_of(8) { 20_000 } else { 3000 };
+    let after = 1 + draw / 16 % most;
+    let target = pace.acked() + after;
+    // A window for each client beyond the target, so that the kill meets all of them at work.
+    pace.allowed.store(target / CLIENTS as u64 + WINDOW as u64, Ordering::SeqCst);
     let mut agent = Agent::spawn(setup);
-    let more = draw / 16;
     match draw % 16 {
         // In the middle of the start, wherever the machine has got to.
         0 => {}
@@ -54,16 +61,12 @@ fn round(setup: &Setup, sink: &Sink, acked: &AtomicU64, number: u64, draw: u64) 
         1 | 2 => agent.wait_ready(),
         // After so many records have arrived.
         3..=6 => {
-            let before = sink.stats().records;
-            let most = if setup.aggregate == "kpl" { 60 } else { 1500 };
-            agent.wait_for("records at the sink", |_| sink.stats().records > before + more % most);
+            let records = sink.stats().records + after.min(if setup.aggregate == "kpl" { 40 } else { 1000 });
+            let all = |agent: &Agent| agent.status().is_some() && pace.acked() >= target && agent.account().pending == 0;
+            agent.wait_for("records at the sink", |agent| sink.stats().records >= records || all(agent));
         }
-        // After so many acknowledgements; now and then after many, so that checkpoints and removals come about.
-        _ => {
-            let most = if number % 8 == 7 { 40_000 } else { 3000 };
-            let target = acked.load(Ordering::SeqCst) + 1 + more % most;
-            agent.wait_for("acknowledgements", |_| acked.load(Ordering::SeqCst) >= target);
-        }
+        // After so many acknowledgements.
+        _ => agent.wait_for("acknowledgements", |_| pace.acked() >= target),
     }
     let at = Instant::now();
     agent.kill();
@@ -79,7 +82,7 @@ fn crash(aggregate: &'static str) {
     setup.spool = format!("segment_bytes = \"8MiB\"\ncheckpoint_interval = \"{}ms\"", CHECKPOINT.as_millis());
     setup.stream = "linger = \"5ms\"".to_owned();
 
-    let (stop, acked) = (AtomicBool::new(false), AtomicU64::new(0));
+    let pace = Pace::default();
     let mut clients: Vec<Client> = (0..CLIENTS)
         .map(|client| {
             let keys = (0..KEYS_EACH).map(|key| format!("client{client}-key{key}")).collect();
@@ -89,15 +92,16 @@ fn crash(aggregate: &'static str) {
     let mut kills = Vec::new();
     let mut agent = thread::scope(|scope| {
         for client in &mut clients {
-            scope.spawn(|| client.run(u64::MAX, &stop, &acked));
+            scope.spawn(|| client.run(&pace));
         }
         for number in 0..ROUNDS {
-            kills.push(round(&setup, &sink, &acked, number, mix64(seed.wrapping_add(number))));
+            kills.push(round(&setup, &sink, &pace, number, mix64(seed.wrapping_add(number))));
         }
         let mut agent = Agent::start(&setup);
-        let target = acked.load(Ordering::SeqCst) + 2000;
-        agent.wait_for("acknowledgements after the last kill", |_| acked.load(Ordering::SeqCst) >= target);
-        stop.store(true, Ordering::SeqCst);
+        pace.allowed.fetch_add(1000, Ordering::SeqCst);
+        let target = pace.acked() + 2000;
+        agent.wait_for("acknowledgements after the last kill", |_| pace.acked() >= target);
+        pace.finish();
         agent
     });
     // The clients have ended: all they sent is acknowledged.
@@ -116,7 +120,7 @@ fn check(clients: &[Client], sink: &Sink, kills: &[Instant], account: agent::Acc
             arrived += 1;
             aggregated += u64::from(arrival.event.aggregated);
             // What arrived before a kill and after the last checkpoint that it can have missed. A busy machine may be late.
-            let (late, in_flight) = (CHECKPOINT + Duration::from_millis(900), Duration::from_millis(250));
+            let (late, in_flight) = (CHECKPOINT + Duration::from_millis(480), Duration::from_millis(250));
             near_a_kill += u64::from(kills.iter().any(|kill| (*kill - late..*kill + in_flight).contains(&arrival.at)));
             let expected = next.get_mut(arrival.event.key.as_str()).expect("a key that was never sent arrived");
             let number = number_of(&arrival.event.data).expect("an event that was never sent arrived");
