@@ -188,9 +188,6 @@ pub struct SendArgs {
     /// Write key of that source; better given through the environment, where other users do not see it
     #[arg(long, value_name = "WRITEKEY", env = "FOREBAY_WRITE_KEY", hide_env_values = true)]
     pub key: Option<String>,
-    /// The input is frames (u32 length, u16 key length, key, data; big-endian), not lines
-    #[arg(long)]
-    pub frames: bool,
     /// Print the totals as one JSON object
     #[arg(long)]
     pub json: bool,
@@ -252,7 +249,7 @@ pub struct TailArgs {
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "Examples:
   forebay status
-  forebay status --admin 127.0.0.1:4711 --json | jq '.streams[].pending'")]
+  forebay status --admin 127.0.0.1:4711 --json | jq '.streams[].account.pending'")]
 pub struct StatusArgs {
     /// The agent's admin address [default: the configuration's]
     #[arg(long, value_name = "ADDR", value_parser = by_key(SectionKind::Listen, "admin"))]

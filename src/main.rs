@@ -42,13 +42,19 @@ fn main() -> ExitCode {
 }
 
 async fn dispatch(command: Command, loaded: Option<Loaded>) -> ExitCode {
-    let config = loaded.as_ref().map(|loaded| loaded.config.clone());
+    let config = loaded.as_ref().map(|loaded| &loaded.config);
     match command {
-        Command::Run(args) => commands::run::run(args, config).await,
-        Command::Demo(args) => commands::demo::run(args, config).await,
-        Command::Send(args) => commands::send::run(args, config).await,
-        Command::Tail(args) => commands::tail::run(args, config).await,
-        Command::Status(args) => commands::status::run(args, config).await,
+        Command::Run(args) => commands::run::run(args, config.cloned()).await,
+        Command::Demo(args) => commands::demo::run(args.into()).await,
+        Command::Send(args) => match commands::send_options(args, config) {
+            Ok(options) => commands::send::run(options).await,
+            Err(exit) => exit.into(),
+        },
+        Command::Tail(args) => commands::tail::run(commands::tail_options(args, config)).await,
+        Command::Status(args) => match commands::status_options(&args, config) {
+            Ok(options) => commands::status::run(options).await,
+            Err(exit) => exit.into(),
+        },
         Command::Config(args) => commands::config::run(&args, &loaded.expect("`config_request` asks for one for this command")),
     }
 }

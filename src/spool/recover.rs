@@ -272,16 +272,9 @@ pub fn recover(host: &Host, segments_dir: &Path, aside_dir: &Path, durable: Posi
         // With its header damaged, a segment's frames still tell their positions; they go on where the last one ended.
         let intact = header.is_some();
         let header = header.unwrap_or(SegmentHeader { id, base: recovered.next, created_ms: 0 });
-        // A file is missing between when the ids are not neighbours: it was covered and removed, while an older one
-        // still waits for a lane. Between neighbours nothing is missing by right.
-        let neighbours = at > 0 && ids[at - 1].next() == id;
-        if header.base > recovered.next && neighbours && !recovered.segments.is_empty() {
-            recovered.damaged_events += header.base.0 - recovered.next.0;
-        }
         let file_bytes = doing("reading", &path, file.len())?;
         let sealed = if intact { doing("reading", &path, Footer::read(file.as_ref()))? } else { None };
         if let Some((footer, directory)) = sealed.filter(|(footer, _)| footer.base == header.base && footer.end <= stop) {
-            recovered.damaged_events += footer.end.0 - footer.base.0 - u64::from(footer.frames);
             let extent = Extent {
                 end: footer.end,
                 frames_end: footer.frames_end,
@@ -304,7 +297,12 @@ pub fn recover(host: &Host, segments_dir: &Path, aside_dir: &Path, durable: Posi
             tracing::error!(segment = %id, offset, len, "damaged bytes in a segment; set aside, reading on behind them");
             set_aside(host, file.as_ref(), aside_dir, id, *offset, *len);
         }
+        // Counted here, once: the index that is written now makes the next opening skip this.
         recovered.damaged_events += scan.damaged_events;
+        // Its end was cut off, if the next file is its neighbour; others between them were covered and removed.
+        if ids.get(at + 1) == Some(&id.next()) && stop.0 < u64::MAX {
+            recovered.damaged_events += stop.0.saturating_sub(scan.end.0);
+        }
         recovered.next = scan.end;
         let last_ms = header.created_ms + u64::from(scan.last_time_ms);
         let extent =
