@@ -18,6 +18,34 @@ use super::agent::DEADLINE;
 /// An event: which of the client's keys, and its number there, from 1.
 type Event = (usize, u64);
 
+/// What tells clients how far to go, and how far they all are.
+#[derive(Debug, Default)]
+pub struct Pace {
+    /// Events that each client may make.
+    pub allowed: AtomicU64,
+    /// End once all that is allowed is made and acknowledged, rather than wait for more.
+    pub finish: AtomicBool,
+    /// Acknowledged to all clients.
+    pub acked: AtomicU64,
+}
+
+impl Pace {
+    /// This many events and no more.
+    pub fn of(events: u64) -> Self {
+        Self { allowed: AtomicU64::new(events), finish: AtomicBool::new(true), acked: AtomicU64::new(0) }
+    }
+
+    pub fn acked(&self) -> u64 {
+        self.acked.load(Ordering::SeqCst)
+    }
+
+    /// No event more.
+    pub fn finish(&self) {
+        self.finish.store(true, Ordering::SeqCst);
+        self.allowed.store(0, Ordering::SeqCst);
+    }
+}
+
 /// A client and what it remembers.
 #[derive(Debug)]
 pub struct Client {
@@ -28,6 +56,8 @@ pub struct Client {
     /// Most events sent and not acknowledged.
     window: usize,
     draws: u64,
+    /// Events made of all keys.
+    made: u64,
     /// Not acknowledged, in order.
     open: VecDeque<Event>,
     /// Connections made.
@@ -38,7 +68,7 @@ impl Client {
     pub fn new(socket: &Path, keys: Vec<String>, padding_bytes: usize, window: usize, seed: u64) -> Self {
         let keys = keys.into_iter().map(|key| (key, 0)).collect();
         let padding = "x".repeat(padding_bytes);
-        Self { socket: socket.into(), keys, padding, window, draws: mix64(seed), open: VecDeque::new(), connections: 0 }
+        Self { socket: socket.into(), keys, padding, window, draws: mix64(seed), made: 0, open: VecDeque::new(), connections: 0 }
     }
 
     fn draw(&mut self) -> u64 {
@@ -46,15 +76,24 @@ impl Client {
         mix64(self.draws)
     }
 
-    /// Sends new events until `stop`, or until `most` were made, then waits until all are acknowledged. Lost connections
-    /// are made again. `acked` counts for everybody.
-    pub fn run(&mut self, most: u64, stop: &AtomicBool, acked: &AtomicU64) {
-        let mut made = 0;
-        while made < most && !stop.load(Ordering::SeqCst) || !self.open.is_empty() {
+    fn may_make(&self, pace: &Pace) -> bool {
+        self.made < pace.allowed.load(Ordering::SeqCst)
+    }
+
+    /// Nothing is open and nothing more will come.
+    fn done(&self, pace: &Pace) -> bool {
+        self.open.is_empty() && pace.finish.load(Ordering::SeqCst) && !self.may_make(pace)
+    }
+
+    /// Sends what the pace allows and takes acknowledgements until it is told to finish and all is acknowledged. Lost
+    /// connections are made again.
+    pub fn run(&mut self, pace: &Pace) {
+        while !self.done(pace) {
             // Any failure is the agent's end, and what was not acknowledged is sent again to the next one.
             if let Ok(stream) = self.connect() {
-                let lost = self.talk(stream, most, &mut made, stop, acked);
-                drop(lost);
+                let end = self.talk(stream, pace);
+                let silent = end.is_err_and(|error| matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut));
+                assert!(!silent, "the agent neither took nor acknowledged anything for {DEADLINE:?}");
             }
         }
     }
@@ -75,7 +114,7 @@ impl Client {
         Ok(stream)
     }
 
-    fn talk(&mut self, mut stream: UnixStream, most: u64, made: &mut u64, stop: &AtomicBool, acked: &AtomicU64) -> io::Result<()> {
+    fn talk(&mut self, mut stream: UnixStream, pace: &Pace) -> io::Result<()> {
         let mut lines = Lines::default();
         let hello = lines.next(&mut stream)?;
         assert!(hello.starts_with("ok"), "the agent answered the hello with {hello:?}");
@@ -84,10 +123,10 @@ impl Client {
         let mut bytes = Vec::new();
         loop {
             let batch = 1 + (self.draw() % 64) as usize;
-            while self.open.len() < self.window && self.open.len() < sent + batch && *made < most && !stop.load(Ordering::SeqCst) {
+            while self.open.len() < self.window.min(sent + batch) && self.may_make(pace) {
                 let at = (self.draw() % self.keys.len() as u64) as usize;
                 self.keys[at].1 += 1;
-                *made += 1;
+                self.made += 1;
                 self.open.push_back((at, self.keys[at].1));
             }
             bytes.clear();
@@ -97,22 +136,28 @@ impl Client {
             }
             sent = self.open.len();
             stream.write_all(&bytes)?;
-            if self.open.is_empty() {
+            if self.done(pace) {
                 return Ok(());
             }
-            if self.open.len() < self.window && *made < most && !stop.load(Ordering::SeqCst) && self.draw() % 8 != 0 {
+            if self.open.is_empty() {
+                // Until more is allowed. That the agent is gone shows at the next write.
+                std::thread::sleep(Duration::from_millis(1));
+                continue;
+            }
+            if self.open.len() < self.window && self.may_make(pace) && !self.draw().is_multiple_of(8) {
                 continue;
             }
             let line = lines.next(&mut stream)?;
             if line == "bye" {
                 return Ok(());
             }
-            let upto: u64 = line.strip_prefix("ack ").and_then(|n| n.parse().ok()).unwrap_or_else(|| panic!("the agent said {line:?}"));
+            let upto: u64 =
+                line.strip_prefix("ack ").and_then(|n| n.parse().ok()).unwrap_or_else(|| panic!("the agent said {line:?}"));
             let newly = upto.checked_sub(settled).expect("acks only grow") as usize;
             assert!(newly <= sent, "acknowledged {newly} events of {sent} sent");
             self.open.drain(..newly);
             (sent, settled) = (sent - newly, upto);
-            acked.fetch_add(newly as u64, Ordering::SeqCst);
+            pace.acked.fetch_add(newly as u64, Ordering::SeqCst);
         }
     }
 }
