@@ -138,7 +138,7 @@ impl HttpDoor {
         let connections_max = options.connections_max.max(1);
         let context = Arc::new(Context { sources, options, memory: body::Memory::default(), shutdown: shutdown.clone() });
         let mut connections: JoinSet<()> = JoinSet::new();
-        let mut stop = pin!(stopped(shutdown));
+        let mut stop = stopped(shutdown);
         let mut accepting = true;
         loop {
             tokio::select! {
@@ -173,7 +173,7 @@ fn note_end(ended: Result<(), tokio::task::JoinError>) {
 }
 
 async fn serve_connection(stream: TcpStream, context: Arc<Context>) {
-    let mut stop = pin!(stopped(context.shutdown.clone()));
+    let mut stop = stopped(context.shutdown.clone());
     // hyper's own timeout begins with the request's head, after it has told HTTP/1.1 from HTTP/2.
     tokio::select! {
         biased;

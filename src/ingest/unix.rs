@@ -21,7 +21,6 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -184,7 +183,7 @@ impl UnixDoor {
         let connections_max = options.connections_max.max(1);
         let shared = Arc::new(connection::Shared::new(sources, options));
         let mut connections: JoinSet<()> = JoinSet::new();
-        let mut stop = pin!(stopped(shutdown.clone()));
+        let mut stop = stopped(shutdown.clone());
         let mut accepting = true;
         loop {
             tokio::select! {
@@ -205,8 +204,12 @@ impl UnixDoor {
                 },
             }
         }
-        drop(listener);
+        // Nobody finds the socket any more; who connected before is still served what the drain allows.
         remove_ours(&path, identity);
+        while let Ok(Ok((stream, _))) = tokio::time::timeout(Duration::ZERO, listener.accept()).await {
+            connections.spawn(connection::serve(stream, Arc::clone(&shared), shutdown.clone()));
+        }
+        drop(listener);
         while let Some(ended) = connections.join_next().await {
             note_end(ended);
         }
