@@ -5,6 +5,8 @@
 //! clocks elsewhere in those modules. Failure: plain `io::Error`; whoever calls decides what latches.
 //! Absent on purpose: network (that is `kinesis` and `ingest`) and anything asynchronous.
 
+#![allow(clippy::disallowed_methods, reason = "the one place where files and clocks are the machine's own")]
+
 use std::fmt::Debug;
 use std::fs;
 use std::io::{self, IoSlice, Write as _};

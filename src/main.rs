@@ -1,1 +1,63 @@
-fn main() {}
+//! The life of the process: command line, logging, configuration, runtime, one command, exit code. Nothing else.
+
+use std::process::ExitCode;
+use std::thread::available_parallelism;
+
+use forebay::cli::{Cli, Command};
+use forebay::config::{self, Loaded, RealEnvironment};
+use forebay::exit::{self, Exit};
+use forebay::{commands, logging};
+
+fn main() -> ExitCode {
+    let cli = match Cli::from_command_line() {
+        Ok(cli) => cli,
+        Err(exit) => return exit.into(),
+    };
+    logging::start(cli.log_format(), cli.log_level());
+    exit::on_any_panic();
+
+    let loaded = match cli.config_request().map(|request| config::load(&RealEnvironment, &request)).transpose() {
+        Ok(loaded) => loaded,
+        Err(problems) => {
+            eprintln!("forebay: {problems}");
+            return Exit::Configuration.into();
+        }
+    };
+    for note in loaded.iter().flat_map(|loaded| &loaded.notes) {
+        tracing::info!("{note}");
+    }
+
+    let workers = available_parallelism().map_or(1, usize::from);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("forebay: cannot start threads and timers: {error}");
+            return Exit::Failed.into();
+        }
+    };
+    let code = runtime.block_on(dispatch(cli.command, loaded));
+    // A read of stdin cannot be cancelled; whatever had to become durable is so when its command returns.
+    runtime.shutdown_background();
+    code
+}
+
+async fn dispatch(command: Command, loaded: Option<Loaded>) -> ExitCode {
+    let config = loaded.as_ref().map(|loaded| &loaded.config);
+    match command {
+        Command::Run(args) => commands::run::run(args, config.cloned()).await,
+        #[cfg(feature = "dev")]
+        Command::Demo(args) => commands::demo::run(args.into()).await,
+        #[cfg(not(feature = "dev"))]
+        Command::Demo(_) => Exit::Usage.into(),
+        Command::Send(args) => match commands::send_options(args, config) {
+            Ok(options) => commands::send::run(options).await,
+            Err(exit) => exit.into(),
+        },
+        Command::Tail(args) => commands::tail::run(commands::tail_options(args, config)).await,
+        Command::Status(args) => match commands::status_options(&args, config) {
+            Ok(options) => commands::status::run(options).await,
+            Err(exit) => exit.into(),
+        },
+        Command::Config(args) => commands::config::run(&args, &loaded.expect("`config_request` asks for one for this command")),
+    }
+}

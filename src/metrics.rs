@@ -1,11 +1,15 @@
 //! Counters, gauges and histograms of one stream: written on the way of an event, read by `admin`.
 //!
-//! Owner: nobody; every field is an atomic. The counters of *EXACT-ACCOUNT* are written together by
-//! `dispatch` under one lock (`Account`), so that a reader never sees a sum that does not balance.
+//! Owner: nobody; every field is an atomic or a short-lived lock. The counters of *EXACT-ACCOUNT* are written
+//! together under one lock (`Account`), so that a reader never sees a sum that does not balance.
+//!
+//! Failure: none. A lock that a panicking thread left behind is taken over ([`locked`]): numbers are for
+//! reading, and a reader must not fall because a writer did. Absent on purpose: names and formats, which are
+//! `admin`'s.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Bucket bounds, in seconds, of all latency histograms; +Inf is implied.
 pub const LATENCY_BOUNDS_SECONDS: [f64; 18] = [
@@ -13,27 +17,73 @@ pub const LATENCY_BOUNDS_SECONDS: [f64; 18] = [
     30.0, 300.0, 3_600.0,
 ];
 
+/// Takes a lock of a [`StreamMetrics`] field, also when a writer panicked while it held it.
+pub fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// A histogram that takes many equal observations in one call. Lock-free.
 #[derive(Debug, Default)]
 pub struct Histogram {
     buckets: [AtomicU64; LATENCY_BOUNDS_SECONDS.len() + 1],
-    sum_nanos: AtomicU64,
+    /// The bits of an f64. Whole nanoseconds would overflow: 10^9 events that waited a minute make 6 * 10^19.
+    sum_seconds_bits: AtomicU64,
 }
 
 impl Histogram {
-    /// Counts `n` observations of `seconds`.
+    /// Counts `n` observations of `seconds`. What is negative or no number counts as 0.
     pub fn observe_n(&self, seconds: f64, n: u64) {
+        let seconds = seconds.max(0.0);
         let at = LATENCY_BOUNDS_SECONDS.partition_point(|bound| *bound < seconds);
         self.buckets[at].fetch_add(n, Ordering::Relaxed);
-        self.sum_nanos.fetch_add((seconds * 1e9) as u64 * n, Ordering::Relaxed);
+        let add = seconds * n as f64;
+        let mut old = self.sum_seconds_bits.load(Ordering::Relaxed);
+        loop {
+            let new = (f64::from_bits(old) + add).to_bits();
+            match self.sum_seconds_bits.compare_exchange_weak(old, new, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => break,
+                Err(current) => old = current,
+            }
+        }
     }
 
     /// Sum in seconds, and the count of each bucket (not cumulated), the last one being +Inf.
     #[must_use]
     pub fn snapshot(&self) -> (f64, Vec<u64>) {
         let counts = self.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)).collect();
-        (self.sum_nanos.load(Ordering::Relaxed) as f64 / 1e9, counts)
+        (f64::from_bits(self.sum_seconds_bits.load(Ordering::Relaxed)), counts)
     }
+
+    /// Observations so far.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Estimates several quantiles (each in 0..=1) from one reading: seconds, linear inside a bucket, as
+    /// Prometheus' `histogram_quantile` does. `None` without observations. What lies above the last bound is
+    /// told as the last bound, so an answer of 3,600 means "an hour or more".
+    #[must_use]
+    pub fn quantiles<const N: usize>(&self, wanted: [f64; N]) -> Option<[f64; N]> {
+        let (_, counts) = self.snapshot();
+        let total: u64 = counts.iter().sum();
+        (total > 0).then(|| wanted.map(|q| quantile(&counts, total, q)))
+    }
+}
+
+fn quantile(counts: &[u64], total: u64, q: f64) -> f64 {
+    let rank = q.clamp(0.0, 1.0) * total as f64;
+    let mut below = 0.0;
+    let mut lower = 0.0;
+    for (bound, count) in LATENCY_BOUNDS_SECONDS.iter().zip(counts) {
+        let count = *count as f64;
+        if count > 0.0 && below + count >= rank {
+            return lower + (bound - lower) * ((rank - below) / count).max(0.0);
+        }
+        below += count;
+        lower = *bound;
+    }
+    lower
 }
 
 /// The balance of a stream: `accepted = delivered + pending + dead + expired + dropped`, always.
@@ -115,4 +165,60 @@ pub struct StreamMetrics {
     pub writable: AtomicBool,
     /// The spool is at `max_bytes` (or the disk is full) and holds events back.
     pub full: AtomicBool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_observation_on_a_bound_counts_below_it() {
+        let histogram = Histogram::default();
+        histogram.observe_n(0.000_1, 1);
+        histogram.observe_n(0.000_100_1, 2);
+        histogram.observe_n(f64::INFINITY, 4);
+        let (_, counts) = histogram.snapshot();
+        assert_eq!((counts[0], counts[1], counts[LATENCY_BOUNDS_SECONDS.len()]), (1, 2, 4));
+    }
+
+    #[test]
+    fn the_sum_outlives_more_nanoseconds_than_an_integer_holds() {
+        let histogram = Histogram::default();
+        histogram.observe_n(3_000.0, 1 << 40);
+        histogram.observe_n(3_000.0, 1 << 40);
+        assert_eq!(histogram.snapshot().0, 3_000.0 * (1u64 << 41) as f64);
+    }
+
+    #[test]
+    fn a_negative_or_missing_duration_counts_as_zero() {
+        let histogram = Histogram::default();
+        histogram.observe_n(-1.0, 1);
+        histogram.observe_n(f64::NAN, 1);
+        let (sum, counts) = histogram.snapshot();
+        assert_eq!((sum, counts[0]), (0.0, 2));
+    }
+
+    #[test]
+    fn quantiles_lie_in_the_bucket_that_holds_them() {
+        let histogram = Histogram::default();
+        assert_eq!(histogram.quantiles([0.5]), None);
+        histogram.observe_n(0.001, 98);
+        histogram.observe_n(20.0, 2);
+        let [p50, p99] = histogram.quantiles([0.5, 0.99]).expect("100 observations");
+        assert!((0.000_8..=0.001_6).contains(&p50), "{p50}");
+        assert!((5.0..=30.0).contains(&p99), "{p99}");
+        histogram.observe_n(1e9, 1_000_000);
+        assert_eq!(histogram.quantiles([0.99]), Some([3_600.0]));
+    }
+
+    #[test]
+    fn no_observation_is_lost_between_threads() {
+        let histogram = Histogram::default();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| (0..10_000).for_each(|_| histogram.observe_n(0.5, 2)));
+            }
+        });
+        assert_eq!((histogram.count(), histogram.snapshot().0), (80_000, 40_000.0));
+    }
 }

@@ -1,10 +1,199 @@
-//! Every knob: unit in the name or type, default, range, one sentence.
+//! Every knob: unit in the name or type, default, range, one sentence; and how a configuration is read.
 //!
-//! Place: `main` reads it once; each component is handed its own part.
+//! Place: `main` reads it once through [`load`]; each component is handed its own part of [`Config`]. Read in
+//! this order: `schema` (which keys there are), `layers` (file, environment, flags), `dev` (what `--dev` fills
+//! in), `resolve` (text into typed values), `check` (how they fit together), `show` (what is in force), with
+//! `units`, `env` and `errors` below them.
+//!
+//! Invariants. *All at once*: every error is found and told in one report. *Known keys only*: a name that is no
+//! key is an error. *Origin*: each value in force knows who gave it; flags win over the environment, that over
+//! the file, that over the default. *No secret shown*: write keys and what came out of `${...}` stand in no message.
+//!
+//! Failure: [`Problems`], exit code 78. Absent on purpose: reloading, and any look at AWS (that is `check`'s).
 
+mod check;
+mod dev;
+mod env;
+mod errors;
+mod layers;
+mod resolve;
+mod schema;
+mod show;
+mod units;
+
+use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+pub use env::{Environment, FILE_BYTES_MAX, RealEnvironment};
+pub use errors::{Origin, Problem, Problems};
+pub use layers::{ENV_PREFIX, env_name};
+pub use resolve::{InForce, Section, Setting, Typed};
+pub use schema::{Fallback, Key, Kind, Rule, SectionKind};
+pub use units::{parse_bytes, parse_time, show_bytes, show_time};
+
+/// Read when it exists and `--config` is not given.
+pub const DEFAULT_FILE: &str = "/etc/forebay/forebay.toml";
+
+/// Who asks for a configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// `run`: all of it must be good.
+    Agent,
+    /// `send`, `status`: only where the agent listens. No stream is needed, key files are not read, a default file that this
+    /// user may not read is passed over, and so are errors in the parts that a client does not use.
+    Client,
+    /// `tail`: as a client, but what is said of streams must be good too.
+    Reader,
+}
+
+/// A flag that stands for a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Override {
+    /// Section of the key. Of streams, the only one.
+    pub section: SectionKind,
+    /// The key.
+    pub key: &'static str,
+    /// The flag with its dashes.
+    pub flag: &'static str,
+    /// Its value.
+    pub value: String,
+}
+
+/// What to read.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// `--config`: must exist.
+    pub file: Option<PathBuf>,
+    /// Flags, which win over all else.
+    pub flags: Vec<Override>,
+    /// `--dev`: fills gaps so that no file is needed, and keeps away from the real spool.
+    pub dev: bool,
+    /// Who asks.
+    pub purpose: Purpose,
+}
+
+/// A good configuration and how it came to be.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// For the components.
+    pub config: Config,
+    /// Every value with its origin.
+    pub in_force: InForce,
+    /// The file that was read.
+    pub file: Option<PathBuf>,
+    /// What was chosen for the person, to be told at start.
+    pub notes: Vec<String>,
+}
+
+/// Reads file, environment and flags.
+///
+/// # Errors
+/// Everything that is wrong with them, at once.
+pub fn load(env: &dyn Environment, request: &Request) -> Result<Loaded, Problems> {
+    let mut given = layers::Given::default();
+    let file = read_file(env, request, &mut given);
+    let unreadable = !given.problems.is_empty();
+    given.environment(env);
+    given.flags(&request.flags);
+    given.gaps();
+    let agent = request.purpose == Purpose::Agent;
+    // A file that cannot be read may well hold the stream: then that is the only thing to tell.
+    let needs_stream = agent && !unreadable && !request.dev && given.count(SectionKind::Stream) == 0;
+    if request.dev {
+        dev::name_stream(&mut given);
+    }
+    if given.count(SectionKind::Source) == 0 && given.count(SectionKind::Stream) == 1 {
+        let name = SectionKind::Source.key("name").expect("a source has a name");
+        given.section(SectionKind::Source, 0).give(name, layers::Raw::Text("default".into()), Origin::Default);
+    }
+
+    let mut problems = std::mem::take(&mut given.problems);
+    let mut in_force = resolve::resolve(&mut given, env, agent, &mut problems);
+    if needs_stream {
+        problems.push(no_stream(file.as_deref()));
+    }
+    let notes = if request.dev { dev::choose_places(&mut in_force, env, &mut problems) } else { Vec::new() };
+    check::derive(&mut in_force);
+    check::check(&in_force, &mut problems);
+    if !agent {
+        problems.retain(|problem| concerns(problem, request.purpose));
+        find_socket(&mut in_force, env);
+    }
+    if !problems.is_empty() {
+        // By line for who mends the file; what stands outside of it follows.
+        problems.sort_by_key(|problem| match problem.origin {
+            Some(Origin::File(_, line)) => line,
+            _ => usize::MAX,
+        });
+        return Err(Problems(problems));
+    }
+    Ok(Loaded { config: check::build(&in_force), in_force, file, notes })
+}
+
+/// Judges one flag's value by its key, so that a bad one is a usage error before anything is read.
+///
+/// # Errors
+/// What is wrong, and what is allowed.
+pub fn check_flag(section: SectionKind, key: &str, value: &str) -> Result<String, String> {
+    resolve::read_flag(section, key, value).map(|_| value.to_owned())
+}
+
+fn read_file(env: &dyn Environment, request: &Request, given: &mut layers::Given) -> Option<PathBuf> {
+    let path = request.file.as_deref().unwrap_or(Path::new(DEFAULT_FILE));
+    match env.read(path) {
+        Ok(text) => {
+            given.file(path, &text);
+            Some(path.to_path_buf())
+        }
+        Err(error) if request.file.is_none() && error.kind() == io::ErrorKind::NotFound => None,
+        Err(error)
+            if request.file.is_none() && request.purpose != Purpose::Agent && error.kind() == io::ErrorKind::PermissionDenied =>
+        {
+            None
+        }
+        Err(error) => {
+            let place = if request.file.is_some() { format!("--config {}", path.display()) } else { path.display().to_string() };
+            given.problems.push(Problem::new(place, format!("the file cannot be read: {error}")));
+            None
+        }
+    }
+}
+
+fn no_stream(file: Option<&Path>) -> Problem {
+    let looked = match file {
+        Some(file) => format!("no [[stream]] in {}", file.display()),
+        None => format!("no stream is configured, and there is no {DEFAULT_FILE}"),
+    };
+    Problem::new(
+        "stream",
+        format!(
+            "{looked}. The two shortest ways to start:\n        \
+             forebay run --dev                           an embedded Kinesis, no AWS account needed\n        \
+             forebay run --stream NAME --region REGION   a stream of your own"
+        ),
+    )
+}
+
+/// Whether a client or reader must care.
+fn concerns(problem: &Problem, purpose: Purpose) -> bool {
+    let unused = ["source", "spool", "drain_timeout", ENV_PREFIX].iter().any(|part| problem.place.starts_with(part));
+    !unused && (purpose == Purpose::Reader || !problem.place.starts_with("stream"))
+}
+
+/// A client that was not told where the socket is looks where an agent may have put it.
+fn find_socket(in_force: &mut InForce, env: &dyn Environment) {
+    let listen = in_force.one_mut(SectionKind::Listen);
+    let setting = listen.setting("socket");
+    if let (Origin::Default, Typed::Text(Some(usual))) = (&setting.origin, &setting.value) {
+        let found = dev::find_socket(Path::new(usual), env);
+        if found != Path::new(usual) {
+            let found = found.to_string_lossy().into_owned();
+            listen.fill("socket", Typed::Text(Some(found)), Origin::Dev);
+        }
+    }
+}
 
 /// The whole configuration in force.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,7 +206,7 @@ pub struct Config {
     pub streams: Vec<StreamConfig>,
     /// Named entrances. With none configured there is one, `default`, into the only stream.
     pub sources: Vec<SourceConfig>,
-    /// How long SIGTERM waits for delivery before leaving the rest in the spool. Default 10 s.
+    /// How long SIGTERM waits for delivery before leaving the rest in the spool. Default 10 s, 0 to 1 h.
     pub drain_timeout: Duration,
 }
 
@@ -43,7 +232,7 @@ pub struct Listen {
 pub struct SpoolConfig {
     /// Where the spools live, one directory a stream. Default `/var/lib/forebay`.
     pub dir: PathBuf,
-    /// Ceiling for all files of one stream's spool. Default 10 GiB, at least 256 MiB.
+    /// Ceiling for all files of one stream's spool. Default 10 GiB, 256 MiB to 1 PiB, at least four segments.
     pub max_bytes: u64,
     /// Bytes after which a segment is sealed. Default 64 MiB, 8 MiB to 512 MiB.
     pub segment_bytes: u64,
@@ -92,7 +281,7 @@ pub struct StreamConfig {
     pub linger: Duration,
     /// Ceiling of an aggregated record. Default 256 KiB, 1 KiB to 1 MiB less 1 KiB.
     pub record_bytes_max: usize,
-    /// Ceiling of a request. Default 5 MiB less 1 KiB.
+    /// Ceiling of a request. Default 5 MiB less 1 KiB, 1 MiB to 10 MiB less 1 KiB.
     pub request_bytes_max: usize,
     /// Requests under way at once. Default 16, 1 to 64.
     pub requests_max: usize,
@@ -126,6 +315,7 @@ pub struct SourceConfig {
     /// Name of the stream its events go to.
     pub stream: String,
     /// JSON pointers (RFC 6901); the first that is a non-empty string or a number is the key.
+    /// Default `/userId`, then `/anonymousId`.
     pub partition_key: Vec<String>,
     /// Default random.
     pub partition_key_fallback: KeyFallback,

@@ -152,12 +152,23 @@ pub enum ReadFrom {
     Latest,
 }
 
+/// Where an iterator is put: where reading starts, or where it was interrupted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReadPoint {
+    /// As the user chose.
+    From(ReadFrom),
+    /// After the record with this sequence number.
+    After(String),
+    /// At the first record that arrived at or after this time, milliseconds since 1970 UTC.
+    SinceMs(u64),
+}
+
 /// The read side, bound to one stream.
 pub trait KinesisReader: Send + Sync + fmt::Debug {
     /// All shards, open and closed.
     fn shards(&self) -> BoxFuture<'_, Result<Vec<ShardRange>, PutError>>;
     /// A shard iterator.
-    fn iterator(&self, shard: &ShardId, from: ReadFrom) -> BoxFuture<'_, Result<String, PutError>>;
+    fn iterator(&self, shard: &ShardId, from: ReadPoint) -> BoxFuture<'_, Result<String, PutError>>;
     /// The next records of an iterator.
     fn read(&self, iterator: String) -> BoxFuture<'_, Result<ReadPage, PutError>>;
 }

@@ -272,13 +272,9 @@ pub fn recover(host: &Host, segments_dir: &Path, aside_dir: &Path, durable: Posi
         // With its header damaged, a segment's frames still tell their positions; they go on where the last one ended.
         let intact = header.is_some();
         let header = header.unwrap_or(SegmentHeader { id, base: recovered.next, created_ms: 0 });
-        if header.base > recovered.next && !recovered.segments.is_empty() {
-            recovered.damaged_events += header.base.0 - recovered.next.0;
-        }
         let file_bytes = doing("reading", &path, file.len())?;
         let sealed = if intact { doing("reading", &path, Footer::read(file.as_ref()))? } else { None };
         if let Some((footer, directory)) = sealed.filter(|(footer, _)| footer.base == header.base && footer.end <= stop) {
-            recovered.damaged_events += footer.end.0 - footer.base.0 - u64::from(footer.frames);
             let extent = Extent {
                 end: footer.end,
                 frames_end: footer.frames_end,
@@ -301,7 +297,12 @@ pub fn recover(host: &Host, segments_dir: &Path, aside_dir: &Path, durable: Posi
             tracing::error!(segment = %id, offset, len, "damaged bytes in a segment; set aside, reading on behind them");
             set_aside(host, file.as_ref(), aside_dir, id, *offset, *len);
         }
+        // Counted here, once: the index that is written now makes the next opening skip this.
         recovered.damaged_events += scan.damaged_events;
+        // Its end was cut off, if the next file is its neighbour; others between them were covered and removed.
+        if ids.get(at + 1) == Some(&id.next()) && stop.0 < u64::MAX {
+            recovered.damaged_events += stop.0.saturating_sub(scan.end.0);
+        }
         recovered.next = scan.end;
         let last_ms = header.created_ms + u64::from(scan.last_time_ms);
         let extent =
@@ -311,9 +312,13 @@ pub fn recover(host: &Host, segments_dir: &Path, aside_dir: &Path, durable: Posi
             recovered.torn_bytes += file_bytes - scan.frames_end;
             doing("cutting the torn tail of", &path, file.set_len(scan.frames_end))?;
         }
+        // The frames first: after a kill they may be in the page cache only, and an index must not outlive its frames.
+        doing("syncing", &path, file.sync_data())?;
         doing("sealing", &path, seal(&segment, file.as_ref(), last_ms))?;
         recovered.segments.push(segment);
     }
+    // After a kill the entry of the newest file may be in memory only, and what it holds is about to be delivered.
+    doing("syncing", segments_dir, files.sync_dir(segments_dir))?;
     if durable > recovered.next {
         // Receipted once, says the checkpoint, and no longer there: never give these positions to other events.
         recovered.damaged_events += durable.0 - recovered.next.0;

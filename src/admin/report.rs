@@ -1,0 +1,291 @@
+//! What `/status` and `/readyz` say: the shape, and how it is read off the live numbers.
+//!
+//! Place: `admin` serves it, `forebay status` reads it back into the same types. Field names are an
+//! interface: they are only ever added to. All times are seconds, all sizes bytes.
+//!
+//! Owner: nobody; a report is a copy. *EXACT-ACCOUNT*: each stream's account is copied under its lock, so that
+//! accepted = delivered + pending + dead + expired + dropped holds in every report.
+//!
+//! Absent on purpose: event data, keys, rates (whoever polls twice can subtract).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use serde::{Deserialize, Serialize};
+
+use crate::metrics::{Account, Histogram, StreamMetrics, locked};
+
+/// What the agent does with new events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AgentState {
+    /// Events are taken.
+    Accepting,
+    /// No new events; what is in the spools is being delivered, then the agent exits.
+    Draining,
+}
+
+/// The body of `/status`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StatusReport {
+    /// Version of the agent that answers.
+    pub version: String,
+    /// Its process id.
+    pub pid: u32,
+    /// Seconds since it started.
+    pub uptime_seconds: f64,
+    /// Accepting or draining.
+    pub state: AgentState,
+    /// One entry a stream, in the order of the configuration.
+    pub streams: Vec<StreamReport>,
+}
+
+/// One stream in `/status`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StreamReport {
+    /// Name as configured.
+    pub name: String,
+    /// The balance.
+    pub account: AccountReport,
+    /// Events accepted by this process, by source.
+    #[serde(default)]
+    pub accepted_by_source: BTreeMap<String, u64>,
+    /// Events refused at the door by this process, by `source/reason`.
+    pub rejected: BTreeMap<String, u64>,
+    /// Events sent again though an earlier sending may have been stored, by reason.
+    pub duplicated: BTreeMap<String, u64>,
+    /// The spool.
+    pub spool: SpoolReport,
+    /// What went to Kinesis.
+    pub put: PutReport,
+    /// Why delivery is paused; empty when it is not.
+    pub paused_reason: String,
+    /// Latencies since the start of the process.
+    pub latency: LatencyReports,
+    /// Shards as last seen.
+    pub shards: Vec<ShardReport>,
+}
+
+/// accepted = delivered + pending + dead + expired + dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccountReport {
+    /// Events ever receipted into this spool.
+    pub accepted: u64,
+    /// Of these: Kinesis has them, readable.
+    pub delivered: u64,
+    /// Neither delivered nor otherwise settled.
+    pub pending: u64,
+    /// Set aside with a reason.
+    pub dead: u64,
+    /// Too old by the user's rule.
+    pub expired: u64,
+    /// Given up by a policy the user chose.
+    pub dropped: u64,
+}
+
+impl From<Account> for AccountReport {
+    fn from(account: Account) -> Self {
+        let Account { accepted, delivered, dead, expired, dropped } = account;
+        Self { accepted, delivered, pending: account.pending(), dead, expired, dropped }
+    }
+}
+
+/// The state of a stream's spool.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SpoolReport {
+    /// Bytes of all segment files.
+    pub bytes: u64,
+    /// Age of the oldest pending event; 0 when none is pending.
+    pub oldest_pending_seconds: f64,
+    /// The spool can make events durable.
+    pub writable: bool,
+    /// The spool is at its ceiling, or the disk is full, and holds events back.
+    pub full: bool,
+}
+
+/// What went to Kinesis since the start of the process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PutReport {
+    /// PutRecords by outcome: `ok`, `partial`, or an error class' name.
+    pub requests: BTreeMap<String, u64>,
+    /// Records stored.
+    pub records: u64,
+    /// Bytes stored: data and keys.
+    pub bytes: u64,
+    /// 25 KiB units stored, as provisioned streams bill them.
+    pub payload_units: u64,
+    /// Records that a shard refused for its rate.
+    pub throttled: u64,
+}
+
+/// The three latencies of an event's way.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LatencyReports {
+    /// One fdatasync with its write.
+    pub commit: LatencyReport,
+    /// From admission to receipt.
+    pub receipt: LatencyReport,
+    /// From receipt to Kinesis' answer.
+    pub delivery: LatencyReport,
+}
+
+/// Quantiles of one latency, estimated from its histogram; `None` without observations.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LatencyReport {
+    /// Median, seconds.
+    pub p50: Option<f64>,
+    /// 99th percentile, seconds.
+    pub p99: Option<f64>,
+    /// Observations.
+    pub count: u64,
+}
+
+impl From<&Histogram> for LatencyReport {
+    fn from(histogram: &Histogram) -> Self {
+        let [p50, p99] = histogram.quantiles([0.5, 0.99]).map_or([None; 2], |two| two.map(|s| Some(whole_nanos(s))));
+        Self { p50, p99, count: histogram.count() }
+    }
+}
+
+/// An estimate's digits below a nanosecond only lengthen the JSON.
+fn whole_nanos(seconds: f64) -> f64 {
+    (seconds * 1e9).round() / 1e9
+}
+
+/// One shard, as the limiter and the lanes see it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardReport {
+    /// Shard name.
+    pub id: String,
+    /// Bytes/s the limiter grants at present.
+    pub rate_bytes: u64,
+    /// Events waiting in memory.
+    pub queued_events: u64,
+    /// Records stored there by this process.
+    pub records: u64,
+    /// Throttled answers.
+    pub throttled: u64,
+    /// Reads its backlog from disk at present.
+    pub lagging: bool,
+}
+
+impl StreamReport {
+    /// Reads one stream's numbers. `now_ms` is the wall clock, milliseconds since 1970 UTC.
+    #[must_use]
+    pub fn read(name: &str, metrics: &StreamMetrics, now_ms: u64) -> Self {
+        let shards = locked(&metrics.shards)
+            .iter()
+            .map(|shard| ShardReport {
+                id: shard.id.clone(),
+                rate_bytes: shard.rate_bytes,
+                queued_events: shard.queued_events,
+                records: shard.records,
+                throttled: shard.throttled,
+                lagging: shard.lagging,
+            })
+            .collect();
+        Self {
+            name: name.to_owned(),
+            account: (*locked(&metrics.account)).into(),
+            accepted_by_source: locked(&metrics.accepted_by_source).clone(),
+            rejected: locked(&metrics.rejected)
+                .iter()
+                .map(|((source, reason), count)| (format!("{source}/{reason}"), *count))
+                .collect(),
+            duplicated: owned(&locked(&metrics.duplicated)),
+            spool: SpoolReport {
+                bytes: metrics.spool_bytes.load(Ordering::Relaxed),
+                oldest_pending_seconds: oldest_seconds(metrics, now_ms),
+                writable: metrics.writable.load(Ordering::Relaxed),
+                full: metrics.full.load(Ordering::Relaxed),
+            },
+            put: PutReport {
+                requests: owned(&locked(&metrics.put_requests)),
+                records: metrics.put_records.load(Ordering::Relaxed),
+                bytes: metrics.put_bytes.load(Ordering::Relaxed),
+                payload_units: metrics.put_payload_units.load(Ordering::Relaxed),
+                throttled: metrics.throttled.load(Ordering::Relaxed),
+            },
+            paused_reason: locked(&metrics.paused_reason).clone(),
+            latency: LatencyReports {
+                commit: (&metrics.commit_seconds).into(),
+                receipt: (&metrics.receipt_seconds).into(),
+                delivery: (&metrics.delivery_seconds).into(),
+            },
+            shards,
+        }
+    }
+}
+
+fn owned(counts: &BTreeMap<&'static str, u64>) -> BTreeMap<String, u64> {
+    counts.iter().map(|(reason, count)| ((*reason).to_owned(), *count)).collect()
+}
+
+/// Age of the oldest pending event in seconds; 0 when there is none, or when the wall clock went back.
+fn oldest_seconds(metrics: &StreamMetrics, now_ms: u64) -> f64 {
+    match metrics.oldest_pending_ms.load(Ordering::Relaxed) {
+        0 => 0.0,
+        oldest_ms => now_ms.saturating_sub(oldest_ms) as f64 / 1e3,
+    }
+}
+
+/// The body of `/readyz`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ReadyReport {
+    /// Events are taken and made durable. Decides between 200 and 503.
+    pub ready: bool,
+    /// What stands against it that concerns no single stream; empty when nothing does.
+    pub reasons: Vec<String>,
+    /// Each stream.
+    pub streams: Vec<StreamReadiness>,
+}
+
+/// One stream in `/readyz`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct StreamReadiness {
+    /// Name as configured.
+    pub name: String,
+    /// Its spool takes events.
+    pub ready: bool,
+    /// Why not; empty when it does.
+    pub reasons: Vec<&'static str>,
+    /// Kinesis takes what the spool holds. Never decides readiness: that is what the spool is for.
+    pub delivering: bool,
+    /// Why it does not; empty when it does.
+    pub paused_reason: String,
+}
+
+impl ReadyReport {
+    /// Judges all streams.
+    #[must_use]
+    pub fn read(streams: &[(String, Arc<StreamMetrics>)], draining: bool) -> Self {
+        let streams: Vec<_> = streams
+            .iter()
+            .map(|(name, metrics)| {
+                let mut reasons = Vec::new();
+                if !metrics.writable.load(Ordering::Relaxed) {
+                    reasons.push("the spool cannot make events durable (not open yet, or a write or sync failed: see the log)");
+                }
+                if metrics.full.load(Ordering::Relaxed) {
+                    reasons
+                        .push("the spool is full (spool.max_bytes or the disk); it takes events again as delivery frees space");
+                }
+                let paused_reason = locked(&metrics.paused_reason).clone();
+                StreamReadiness {
+                    name: name.clone(),
+                    ready: reasons.is_empty(),
+                    reasons,
+                    delivering: paused_reason.is_empty(),
+                    paused_reason,
+                }
+            })
+            .collect();
+        let mut reasons = Vec::new();
+        if draining {
+            reasons.push("the agent is draining and takes no new events".to_owned());
+        }
+        let ready = reasons.is_empty() && streams.iter().all(|stream| stream.ready);
+        Self { ready, reasons, streams }
+    }
+}

@@ -1,0 +1,341 @@
+//! The whole agent put together: for each stream a spool with its commit thread and a dispatcher with its own;
+//! the doors in front; the admin listener beside; and the order of the end.
+//!
+//! Place: `commands::run` starts one from a configuration and drains it at a signal; tests start one in-process.
+//!
+//! Start: lock, marks, recovery, threads, doors: in that order, so that nothing is accepted that could not be
+//! made durable, and nothing waits for Kinesis or for credentials. *EXACT-ACCOUNT* begins here: pending is counted
+//! from marks and indexes, dead comes from the checkpoint and what recovery just found, delivered is the rest.
+//!
+//! End: doors (what was read is submitted, acknowledgements flushed), last commit, delivery until the deadline,
+//! last checkpoint, then the admin listener. What is not delivered stays in the spool.
+//!
+//! Failure: [`StartError`] before anything is accepted. A panic anywhere takes the process down (`exit`).
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::admin::{self, AdminState};
+use crate::checkpoint::{Checkpoint, MarkStore, SledMarks, StoreError};
+use crate::config::{Config, StreamConfig};
+use crate::dispatch::run::{Ended, Event, Inbox, Parts, SentLog};
+use crate::dispatch::{DispatchOptions, Dispatcher, run};
+use crate::event::{LANES, Position};
+use crate::host::{self, Host};
+use crate::ingest::{Source, Sources, http, unix};
+use crate::kinesis::KinesisApi;
+use crate::metrics::StreamMetrics;
+use crate::spool::cursor::Cursor;
+use crate::spool::gather::commit_loop;
+use crate::spool::{self, OpenError, SpoolHandle, SpoolOptions};
+
+/// Why an agent does not start. Each names its place and the remedy.
+#[derive(Debug)]
+pub enum StartError {
+    /// A stream's spool.
+    Spool {
+        /// The stream.
+        stream: String,
+        /// What is wrong.
+        error: OpenError,
+    },
+    /// A stream's marks: not even a new store can be made.
+    Marks {
+        /// The stream.
+        stream: String,
+        /// What is wrong.
+        error: StoreError,
+    },
+    /// The socket.
+    Socket(unix::BindError),
+    /// The HTTP port.
+    Http(http::BindError),
+    /// The admin port.
+    Admin(io::Error),
+    /// A source's pointers, which the configuration should have refused.
+    Source(String),
+    /// No thread is to be had.
+    Threads(io::Error),
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Spool { stream, error } => write!(f, "spool of stream {stream}: {error}"),
+            Self::Marks { stream, error } => write!(f, "marks of stream {stream}: {error}"),
+            Self::Socket(error) => error.fmt(f),
+            Self::Http(error) => error.fmt(f),
+            Self::Admin(error) => error.fmt(f),
+            Self::Source(error) => f.write_str(error),
+            Self::Threads(error) => write!(f, "cannot start a thread: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for StartError {}
+
+/// One stream of a running agent.
+#[derive(Debug)]
+struct Stream {
+    name: String,
+    handle: SpoolHandle,
+    commit: JoinHandle<()>,
+    inbox: Inbox,
+    dispatch: JoinHandle<Ended>,
+    metrics: Arc<StreamMetrics>,
+    _lock: host::DirLock,
+}
+
+/// What a drained agent leaves.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DrainReport {
+    /// Events that stay in the spools.
+    pub pending: u64,
+    /// The next start sends nothing twice.
+    pub clean: bool,
+}
+
+/// A running agent.
+#[derive(Debug)]
+pub struct Agent {
+    streams: Vec<Stream>,
+    doors: JoinSet<()>,
+    admin: JoinSet<()>,
+    draining: watch::Sender<bool>,
+    admin_stop: watch::Sender<bool>,
+    host: Host,
+    /// Where HTTP listens.
+    pub http: Option<SocketAddr>,
+    /// Where the admin listener listens.
+    pub admin_address: Option<SocketAddr>,
+}
+
+/// The directory of a stream's spool: its name, or the name in its ARN.
+#[must_use]
+pub fn spool_dir(root: &Path, stream: &str) -> PathBuf {
+    root.join(stream.rsplit_once(":stream/").map_or(stream, |(_, name)| name))
+}
+
+impl Agent {
+    /// Starts everything. `connect` makes a stream's Kinesis; it must not wait for the network.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing was accepted then.
+    pub async fn start(
+        config: &Config,
+        host: Host,
+        connect: impl Fn(&StreamConfig) -> Arc<dyn KinesisApi>,
+    ) -> Result<Self, StartError> {
+        let (draining, shutdown) = watch::channel(false);
+        let (admin_stop, admin_shutdown) = watch::channel(false);
+        // Ports first: a second agent on the same configuration is told so before it touches a spool.
+        let socket = match &config.listen.socket {
+            Some(path) => {
+                let options =
+                    unix::UnixOptions { allowed_uids: config.listen.allowed_uids.clone(), ..unix::UnixOptions::default() };
+                Some(unix::bind(path, options).await.map_err(StartError::Socket)?)
+            }
+            None => None,
+        };
+        let http = match config.listen.http {
+            Some(address) => {
+                let options = http::HttpOptions {
+                    allowed_hosts: config.listen.allowed_hosts.clone(),
+                    allowed_origins: config.listen.allowed_origins.clone(),
+                    ..http::HttpOptions::default()
+                };
+                Some(http::bind(address, options).await.map_err(StartError::Http)?)
+            }
+            None => None,
+        };
+        let admin_listener = match config.listen.admin {
+            Some(address) => Some(admin::bind(address).await.map_err(StartError::Admin)?),
+            None => None,
+        };
+        let mut streams = Vec::with_capacity(config.streams.len());
+        for stream in &config.streams {
+            streams.push(start_stream(config, stream, &host, connect(stream))?);
+        }
+        let sources = config.sources.iter().map(|source| {
+            let stream = streams.iter().find(|stream| stream.name == source.stream);
+            let stream =
+                stream.ok_or_else(|| StartError::Source(format!("source {}: no stream {}", source.name, source.stream)))?;
+            let source = Source::new(source, stream.handle.clone(), &host);
+            source.map(Arc::new).map_err(|error| StartError::Source(error.to_string()))
+        });
+        let sources = Sources::new(sources.collect::<Result<Vec<_>, _>>()?);
+
+        let mut doors = JoinSet::new();
+        let mut admin_tasks = JoinSet::new();
+        let http_address = http.as_ref().and_then(|door| door.address().ok());
+        if let Some(door) = socket {
+            doors.spawn(door.serve(sources.clone(), shutdown.clone()));
+        }
+        if let Some(door) = http {
+            doors.spawn(door.serve(sources, shutdown));
+        }
+        let admin_address = admin_listener.as_ref().and_then(|listener| listener.local_addr().ok());
+        if let Some(listener) = admin_listener {
+            let named = streams.iter().map(|stream| (stream.name.clone(), Arc::clone(&stream.metrics))).collect();
+            let mut state = AdminState::new(named, draining.clone(), Arc::clone(&host.clock));
+            state.allowed_hosts.clone_from(&config.listen.allowed_hosts);
+            admin_tasks.spawn(admin::serve(listener, Arc::new(state), admin_shutdown));
+        }
+        Ok(Self { streams, doors, admin: admin_tasks, draining, admin_stop, host, http: http_address, admin_address })
+    }
+
+    /// Becomes true when `POST /drain` or [`Agent::drain`] asked for the end.
+    #[must_use]
+    pub fn draining(&self) -> watch::Receiver<bool> {
+        self.draining.subscribe()
+    }
+
+    /// A stream's counters.
+    #[must_use]
+    pub fn metrics(&self, stream: &str) -> Option<&Arc<StreamMetrics>> {
+        self.streams.iter().find(|held| held.name == stream).map(|held| &held.metrics)
+    }
+
+    /// Stops accepting, commits, delivers for at most `timeout` or until `hurry` resolves, checkpoints, ends.
+    pub async fn drain(mut self, timeout: Duration, hurry: impl Future<Output = ()> + Send) -> DrainReport {
+        self.draining.send_replace(true);
+        let until = self.host.clock.monotonic() + timeout;
+        while self.doors.join_next().await.is_some() {}
+        let mut inboxes = Vec::new();
+        let mut ends = JoinSet::new();
+        for stream in self.streams {
+            stream.handle.close();
+            inboxes.push(stream.inbox.clone());
+            let (commit, inbox, dispatch, lock) = (stream.commit, stream.inbox, stream.dispatch, stream._lock);
+            ends.spawn_blocking(move || {
+                if commit.join().is_err() {
+                    tracing::error!("the commit thread panicked");
+                }
+                inbox.tell(Event::Drain(until));
+                let ended = dispatch.join().unwrap_or(Ended { pending: 0, clean: false });
+                drop(lock);
+                ended
+            });
+        }
+        let clock = Arc::clone(&self.host.clock);
+        let mut hurry = std::pin::pin!(hurry);
+        let mut hurried = false;
+        let mut report = DrainReport { pending: 0, clean: true };
+        loop {
+            tokio::select! {
+                ended = ends.join_next() => match ended {
+                    Some(Ok(ended)) => {
+                        report.pending += ended.pending;
+                        report.clean &= ended.clean;
+                    }
+                    Some(Err(error)) => {
+                        tracing::error!(%error, "a stream did not end well");
+                        report.clean = false;
+                    }
+                    None => break,
+                },
+                () = &mut hurry, if !hurried => {
+                    hurried = true;
+                    for inbox in &inboxes {
+                        inbox.tell(Event::Drain(clock.monotonic()));
+                    }
+                }
+            }
+        }
+        self.admin_stop.send_replace(true);
+        while self.admin.join_next().await.is_some() {}
+        report
+    }
+}
+
+fn start_stream(config: &Config, stream: &StreamConfig, host: &Host, api: Arc<dyn KinesisApi>) -> Result<Stream, StartError> {
+    let failed = |error| StartError::Spool { stream: stream.name.clone(), error };
+    let dir = spool_dir(&config.spool.dir, &stream.name);
+    let io = |doing: &str, path: &Path, error: io::Error| {
+        failed(OpenError::Io { doing: format!("{doing} {} (spool.dir)", path.display()), error })
+    };
+    host.files.create_dir_all(&dir).map_err(|error| io("creating", &dir, error))?;
+    let lock_path = dir.join("lock");
+    let lock = host::lock(&lock_path).map_err(|error| io("locking", &lock_path, error))?;
+    let lock = lock.ok_or_else(|| failed(OpenError::Locked { path: lock_path.display().to_string() }))?;
+    let options = SpoolOptions {
+        stream: stream.name.clone(),
+        dir: dir.clone(),
+        max_bytes: config.spool.max_bytes,
+        segment_bytes: config.spool.segment_bytes,
+    };
+    spool::prepare(host, &options).map_err(failed)?;
+
+    let marks_failed = |error| StartError::Marks { stream: stream.name.clone(), error };
+    let mut store = SledMarks::open(&dir.join("ledger")).map_err(marks_failed)?;
+    let loaded = store.load();
+    let metrics = Arc::<StreamMetrics>::default();
+    let durable = loaded.as_ref().map_or(Position(0), |checkpoint| checkpoint.durable);
+    let opened = spool::open(host, &options, durable, &metrics).map_err(failed)?;
+    let next = opened.writer.next();
+    let sent_path = dir.join("ledger.sent");
+    let (sent_log, sent_high) = SentLog::open(host, &sent_path).map_err(|error| io("opening", &sent_path, error))?;
+    // With the marks lost, all that is there is sent again, however long ago it was sent first.
+    let resent_below = if loaded.is_none() && next > Position(0) { next } else { sent_high };
+
+    let mut checkpoint = loaded.unwrap_or_default();
+    let shared = Arc::clone(opened.handle.shared());
+    let mut cursor = Cursor::new(Arc::clone(&shared), Arc::clone(&host.files));
+    let pending = count_pending(&mut cursor, &checkpoint.marks).map_err(|error| io("reading", &dir, error))?;
+    checkpoint = Checkpoint { clean: false, durable: next, dead: checkpoint.dead + opened.damaged_events, ..checkpoint };
+    // What was found dead is known from now on, and what was durable stays so.
+    store.save(&checkpoint).map_err(marks_failed)?;
+    {
+        let mut account = metrics.account.lock().unwrap_or_else(PoisonError::into_inner);
+        account.accepted = next.0;
+        account.dead = checkpoint.dead.min(next.0.saturating_sub(pending));
+        account.expired = checkpoint.expired;
+        account.dropped = checkpoint.dropped;
+        account.delivered = next.0.saturating_sub(pending + account.dead + account.expired + account.dropped);
+    }
+    metrics.writable.store(true, Ordering::Relaxed);
+    tracing::info!(
+        stream = stream.name,
+        dir = %dir.display(),
+        pending,
+        torn_bytes = opened.torn_bytes,
+        damaged_events = opened.damaged_events,
+        "spool open"
+    );
+
+    let dispatcher =
+        Dispatcher::new(DispatchOptions::of(stream), host.clone(), cursor, Arc::clone(&metrics), &checkpoint, resent_below);
+    let parts = Parts {
+        dispatcher,
+        host: host.clone(),
+        api,
+        runtime: tokio::runtime::Handle::current(),
+        store: Box::new(store),
+        checkpoint_interval: config.spool.checkpoint_interval,
+        sent_log,
+        stream: stream.name.clone(),
+    };
+    let (inbox, dispatch) = run::start(parts).map_err(StartError::Threads)?;
+    let waker = inbox.clone();
+    shared.on_commit(Box::new(move || waker.committed()));
+    let writer = opened.writer;
+    let commit = std::thread::Builder::new()
+        .name(format!("commit-{}", stream.name))
+        .spawn(move || commit_loop(&shared, writer))
+        .map_err(StartError::Threads)?;
+    Ok(Stream { name: stream.name.clone(), handle: opened.handle, commit, inbox, dispatch, metrics, _lock: lock })
+}
+
+fn count_pending(cursor: &mut Cursor, marks: &[Position; LANES]) -> io::Result<u64> {
+    let segments = cursor.shared().table.all();
+    segments.iter().map(|segment| cursor.pending(segment, marks)).sum()
+}

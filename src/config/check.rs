@@ -1,0 +1,196 @@
+//! How the values fit together, and the making of [`Config`] from them.
+//!
+//! Place: last step of `load`, after `resolve` has read every value on its own. Fills what follows from other
+//! values (the region of an ARN, the only stream of a source, the one source that nobody named), then judges the
+//! whole. Never judges a value again that `resolve` found faulty: one slip is told once.
+
+use std::path::PathBuf;
+
+use super::errors::{Origin, Problem, nearest};
+use super::layers::place;
+use super::resolve::{InForce, Section, Typed};
+use super::schema::{SectionKind, stream_arn};
+use super::{Aggregate, Config, KeyFallback, Listen, Order, SourceConfig, SourceKind, SpoolConfig, StreamConfig};
+
+/// Segments that must fit `max_bytes`: one being written, one being sealed, one being delivered, one to spare.
+const SEGMENTS_MIN: u64 = 4;
+
+/// Fills the gaps that other values decide.
+pub(crate) fn derive(in_force: &mut InForce) {
+    let streams: Vec<String> = in_force.all(SectionKind::Stream).map(|stream| stream.word("name")).collect();
+    for section in &mut in_force.sections {
+        let at = place(section.kind, section.index, "name");
+        match section.kind {
+            SectionKind::Stream if section.text("region").is_none() && section.sound(&["region"]) => {
+                if let Some((region, _)) = stream_arn(&section.word("name")) {
+                    let region = Typed::Text(Some(region.to_owned()));
+                    section.fill("region", region, Origin::Derived(at));
+                }
+            }
+            SectionKind::Source if section.text("stream").is_none() && section.sound(&["stream"]) => {
+                if let [only] = &streams[..] {
+                    section.fill("stream", Typed::Text(Some(only.clone())), Origin::Derived("stream[0].name".into()));
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Judges what is in force as a whole.
+pub(crate) fn check(in_force: &InForce, problems: &mut Vec<Problem>) {
+    check_listen(in_force.one(SectionKind::Listen), problems);
+    check_spool(in_force.one(SectionKind::Spool), problems);
+    let streams: Vec<&Section> = in_force.all(SectionKind::Stream).collect();
+    let sources: Vec<&Section> = in_force.all(SectionKind::Source).collect();
+    check_unique(&streams, problems);
+    check_unique(&sources, problems);
+    for stream in &streams {
+        check_stream(stream, problems);
+    }
+    check_sources(&sources, &streams, problems);
+}
+
+fn check_listen(listen: &Section, problems: &mut Vec<Problem>) {
+    let (socket, http, admin) = (listen.word("socket"), listen.address("http"), listen.address("admin"));
+    if http.is_some() && http == admin && http.is_some_and(|http| http.port() != 0) && listen.sound(&["http", "admin"]) {
+        problems.push(listen.problem("admin", "the same address as listen.http; each needs its own port"));
+    }
+    if socket.is_empty() && http.is_none() && listen.sound(&["socket", "http"]) {
+        problems.push(listen.problem("socket", "socket and http are both off, so no event could come in; turn one on"));
+    }
+}
+
+fn check_spool(spool: &Section, problems: &mut Vec<Problem>) {
+    let (max, segment) = (spool.bytes("max_bytes"), spool.bytes("segment_bytes"));
+    if spool.sound(&["max_bytes", "segment_bytes"]) && max < SEGMENTS_MIN * segment {
+        let shown = super::units::show_bytes(segment);
+        let least = super::units::show_bytes(SEGMENTS_MIN * segment);
+        let wrong = format!("too small for {SEGMENTS_MIN} segments of {shown} (spool.segment_bytes)");
+        problems.push(spool.problem("max_bytes", wrong).allowed(format!("at least \"{least}\", or smaller segments")));
+    }
+}
+
+fn check_stream(stream: &Section, problems: &mut Vec<Problem>) {
+    if stream.text("external_id").is_some() && stream.text("role_arn").is_none() && stream.sound(&["external_id", "role_arn"]) {
+        problems.push(stream.problem("external_id", "has no meaning without role_arn; give the role too, or take this away"));
+    }
+    if let (Some((arn_region, _)), Some(region)) = (stream_arn(&stream.word("name")), stream.text("region"))
+        && arn_region != region
+        && stream.sound(&["name", "region"])
+    {
+        problems
+            .push(stream.problem("region", format!("the stream's ARN says {arn_region:?}; leave this out or make them agree")));
+    }
+}
+
+/// Names must differ among streams, and among sources. A stream by its name and by its ARN is the same one.
+fn check_unique(sections: &[&Section], problems: &mut Vec<Problem>) {
+    for (at, section) in sections.iter().enumerate().filter(|(_, section)| section.sound(&["name"])) {
+        let name = section.word("name");
+        let same = |other: &&&Section| other.sound(&["name"]) && plain(&other.word("name")) == plain(&name);
+        if let Some(first) = sections[..at].iter().find(same) {
+            let first_at = place(first.kind, first.index, "name");
+            problems.push(section.problem("name", format!("the same name as {first_at}; each may stand once")));
+        }
+    }
+}
+
+fn plain(name: &str) -> &str {
+    stream_arn(name).map_or(name, |(_, name)| name)
+}
+
+fn check_sources(sources: &[&Section], streams: &[&Section], problems: &mut Vec<Problem>) {
+    let names: Vec<String> = streams.iter().filter(|stream| stream.sound(&["name"])).map(|stream| stream.word("name")).collect();
+    if names.len() != streams.len() || streams.is_empty() {
+        // A stream without a good name, or none at all, is told elsewhere; sources are judged once that is mended.
+        return;
+    }
+    let known = super::schema::quoted(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    for source in sources.iter().filter(|source| source.sound(&["stream"])) {
+        match source.text("stream") {
+            None => {
+                let at = place(SectionKind::Source, source.index, "stream");
+                problems
+                    .push(Problem::new(at, "missing; with several streams a source must name its own").allowed(known.clone()));
+            }
+            Some(name) if !names.contains(&name) => {
+                let near = nearest(&name, names.iter().map(String::as_str)).map(|near| format!("{near:?}"));
+                problems.push(source.problem("stream", "no [[stream]] has this name").nearest(near).allowed(known.clone()));
+            }
+            Some(_) => {}
+        }
+    }
+    if sources.is_empty() && streams.len() > 1 {
+        let wrong =
+            format!("missing; with {} streams, say which source feeds which: [[source]] with name and stream", streams.len());
+        problems.push(Problem::new("source", wrong).allowed(format!("stream = one of {known}")));
+    }
+}
+
+/// The configuration as the rest of the program takes it. Only meaningful where no problem was found.
+pub(crate) fn build(in_force: &InForce) -> Config {
+    let (listen, spool) = (in_force.one(SectionKind::Listen), in_force.one(SectionKind::Spool));
+    Config {
+        listen: Listen {
+            socket: listen.text("socket").filter(|path| !path.is_empty()).map(PathBuf::from),
+            allowed_uids: listen.ids("allowed_uids"),
+            http: listen.address("http"),
+            admin: listen.address("admin"),
+            allowed_hosts: listen.texts("allowed_hosts"),
+            allowed_origins: listen.texts("allowed_origins"),
+        },
+        spool: SpoolConfig {
+            dir: spool.word("dir").into(),
+            max_bytes: spool.bytes("max_bytes"),
+            segment_bytes: spool.bytes("segment_bytes"),
+            checkpoint_interval: spool.time("checkpoint_interval"),
+        },
+        streams: in_force.all(SectionKind::Stream).map(build_stream).collect(),
+        sources: in_force.all(SectionKind::Source).map(build_source).collect(),
+        drain_timeout: in_force.one(SectionKind::Root).time("drain_timeout"),
+    }
+}
+
+fn build_stream(stream: &Section) -> StreamConfig {
+    StreamConfig {
+        name: stream.word("name"),
+        region: stream.text("region"),
+        role_arn: stream.text("role_arn"),
+        external_id: stream.text("external_id"),
+        endpoint: stream.text("endpoint"),
+        profile: stream.text("profile"),
+        aggregate: match stream.word("aggregate").as_str() {
+            "kpl" => Aggregate::Kpl,
+            _ => Aggregate::Off,
+        },
+        order: match stream.word("order").as_str() {
+            "none" => Order::None,
+            _ => Order::Key,
+        },
+        linger: stream.time("linger"),
+        record_bytes_max: usize_of(stream.bytes("record_bytes_max")),
+        request_bytes_max: usize_of(stream.bytes("request_bytes_max")),
+        requests_max: usize_of(stream.count("requests_max")),
+        request_timeout: stream.time("request_timeout"),
+    }
+}
+
+fn build_source(source: &Section) -> SourceConfig {
+    SourceConfig {
+        name: source.word("name"),
+        kind: SourceKind::Events,
+        stream: source.word("stream"),
+        partition_key: source.texts("partition_key"),
+        partition_key_fallback: match source.word("partition_key_fallback").as_str() {
+            "reject" => KeyFallback::Reject,
+            _ => KeyFallback::Random,
+        },
+        keys: source.secrets("keys"),
+        max_event_bytes: usize_of(source.bytes("max_event_bytes")),
+    }
+}
+
+fn usize_of(number: u64) -> usize {
+    usize::try_from(number).expect("the schema's ranges lie below 2^32")
+}

@@ -1,0 +1,229 @@
+//! What an answer means for the events in it.
+//!
+//! Place: part of the [`Dispatcher`]; its thread calls `on_answer` once for each request.
+//!
+//! *DELIVERED-MEANS-READABLE* ("the reshard trap"): KCL drops a whole aggregate when any of its events hashes
+//! outside the shard in which it lies. So a record that landed elsewhere than predicted is held until the map is
+//! fresh: if all its events hash into the shard that took it, they are delivered, otherwise all are sent again.
+//! A record of one event is readable wherever it lies.
+
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::{Dispatcher, Held, Request, STRANGE_LANDINGS_MAX, Sent};
+use crate::kinesis::{EntryOutcome, ErrorClass, PutError};
+
+/// What a provisioned stream bills as one PUT payload unit (Kinesis pricing page).
+const PAYLOAD_UNIT_BYTES: usize = 25 << 10;
+
+impl Dispatcher {
+    /// Takes the answer to a request: one outcome for each of its records, or an error for all.
+    ///
+    /// # Panics
+    /// If the request is unknown, or the outcomes are not as many as its records (the adapter turns such answers
+    /// into errors).
+    pub fn on_answer(&mut self, id: u64, answer: Result<Vec<EntryOutcome>, PutError>, now: Duration) {
+        let request = self.requests.remove(&id).expect("each request is answered once");
+        self.billed_under_way -= request.billed;
+        let label = match &answer {
+            Ok(outcomes) if outcomes.iter().all(|outcome| matches!(outcome, EntryOutcome::Stored { .. })) => "ok",
+            Ok(_) => "partial",
+            Err(error) => error.class.name(),
+        };
+        *self.metrics.put_requests.lock().unwrap_or_else(PoisonError::into_inner).entry(label).or_default() += 1;
+        match answer {
+            Ok(outcomes) => {
+                assert!(outcomes.len() == request.records.len(), "one outcome for each record");
+                let mut worst: Option<PutError> = None;
+                // Back to front, so that events of one shard that failed together keep their order in front.
+                for (sent, outcome) in request.records.iter().zip(outcomes).rev() {
+                    if let Some(error) = self.on_outcome(&request, sent, outcome, now) {
+                        worst = Some(error);
+                    }
+                }
+                match worst {
+                    Some(error) => self.pause_for(&error, now),
+                    None => self.resume(),
+                }
+            }
+            Err(error) => {
+                for sent in request.records.iter().rev() {
+                    self.failed(&request, sent, &error, now);
+                }
+                if matches!(error.class, ErrorClass::Configuration | ErrorClass::Poison) {
+                    self.pause_for(&error, now);
+                }
+            }
+        }
+        self.install_map(now);
+    }
+
+    /// Returns an error that concerns the whole stream.
+    fn on_outcome(&mut self, request: &Request, sent: &Sent, outcome: EntryOutcome, now: Duration) -> Option<PutError> {
+        let seqs = &request.seqs[sent.first..sent.first + sent.count];
+        match outcome {
+            EntryOutcome::Stored { shard } => {
+                let queue = &mut self.queues[sent.queue];
+                let since = now.saturating_sub(queue.last_good);
+                queue.limiter.accepted(now, since);
+                queue.backoff.succeed();
+                queue.last_good = now;
+                queue.records += 1;
+                self.metrics.put_records.fetch_add(1, Ordering::Relaxed);
+                self.metrics.put_bytes.fetch_add(sent.billed as u64, Ordering::Relaxed);
+                self.metrics.put_payload_units.fetch_add(sent.billed.div_ceil(PAYLOAD_UNIT_BYTES) as u64, Ordering::Relaxed);
+                let predicted = queue.shard.id == shard;
+                if !predicted {
+                    self.map_stale();
+                }
+                if predicted || sent.count == 1 {
+                    self.queues[sent.queue].under_way -= 1;
+                    self.delivered(sent.queue, seqs);
+                } else {
+                    self.held.push(Held { queue: sent.queue, seqs: seqs.to_vec(), span: sent.span, shard });
+                }
+                None
+            }
+            EntryOutcome::Failed(error) => {
+                self.failed(request, sent, &error, now);
+                matches!(error.class, ErrorClass::Configuration | ErrorClass::Poison).then_some(error)
+            }
+        }
+    }
+
+    fn failed(&mut self, request: &Request, sent: &Sent, error: &PutError, now: Duration) {
+        let queue = &mut self.queues[sent.queue];
+        queue.under_way -= 1;
+        queue.requeue(&request.seqs[sent.first..sent.first + sent.count]);
+        let wait = match error.class {
+            // The stream as a whole is paused instead.
+            ErrorClass::Configuration | ErrorClass::Poison => Duration::ZERO,
+            ErrorClass::Throttle | ErrorClass::Transient | ErrorClass::UnknownOutcome => {
+                queue.backoff.fail(self.host.entropy.as_ref())
+            }
+        };
+        queue.not_before = queue.not_before.max(now + wait);
+        match error.class {
+            ErrorClass::Throttle => {
+                queue.limiter.throttled(now);
+                queue.throttled += 1;
+                self.metrics.throttled.fetch_add(1, Ordering::Relaxed);
+            }
+            ErrorClass::UnknownOutcome => self.count_duplicated("unknown_outcome", sent.count as u64),
+            ErrorClass::Transient | ErrorClass::Configuration | ErrorClass::Poison => {}
+        }
+    }
+
+    fn pause_for(&mut self, error: &PutError, now: Duration) {
+        let wait = self.pause.fail(self.host.entropy.as_ref());
+        self.paused_until = now + wait;
+        self.set_paused(Some(error.to_string()));
+    }
+
+    fn resume(&mut self) {
+        if self.pause.failures() > 0 {
+            self.pause.succeed();
+            self.paused_until = Duration::ZERO;
+            self.set_paused(None);
+        }
+    }
+
+    /// Judges records that landed elsewhere, with a map that was listed after they did. `changed`: it explains them.
+    pub(super) fn judge_held(&mut self, changed: bool, now: Duration) {
+        let held = std::mem::take(&mut self.held);
+        for record in held {
+            let landed =
+                self.map.as_ref().and_then(|map| map.find(&record.shard)).map(|shard| (shard.first_hash, shard.last_hash));
+            match landed {
+                Some((first, last)) if first <= record.span.0 && record.span.1 <= last => {
+                    self.queues[record.queue].under_way -= 1;
+                    self.delivered(record.queue, &record.seqs);
+                }
+                Some(_) => {
+                    let count = record.seqs.len() as u64;
+                    let queue = &mut self.queues[record.queue];
+                    queue.under_way -= 1;
+                    queue.requeue(&record.seqs);
+                    self.count_duplicated("reshard", count);
+                    if changed {
+                        self.strange_landings = 0;
+                    } else {
+                        self.strange_landing();
+                    }
+                }
+                None => {
+                    // A shard younger than the listing: ask again.
+                    self.held.push(record);
+                    self.map_failed(now);
+                }
+            }
+        }
+    }
+
+    /// A record landed outside its keys' shard though the map says that nothing changed.
+    fn strange_landing(&mut self) {
+        self.strange_landings += 1;
+        if self.strange_landings == STRANGE_LANDINGS_MAX && !self.keys_ignored {
+            tracing::error!(
+                "the service ignores partition keys (AUTO record distribution?): no aggregates from now on, and order of keys cannot be kept"
+            );
+            self.keys_ignored = true;
+        }
+    }
+
+    /// These events are delivered.
+    fn delivered(&mut self, at: usize, seqs: &[u64]) {
+        let wall_ms = self.host.clock.wall_ms();
+        let mut resent = 0;
+        let mut run = (0u64, 0u64);
+        for seq in seqs {
+            let slot = *self.queues[at].slot(*seq);
+            if slot.position < self.resent_below {
+                resent += 1;
+            }
+            let took = wall_ms.saturating_sub(slot.received_ms);
+            if took == run.0 {
+                run.1 += 1;
+            } else {
+                self.observe_delivery(run);
+                run = (took, 1);
+            }
+            self.queues[at].settle(*seq);
+        }
+        self.observe_delivery(run);
+        if resent > 0 {
+            self.count_duplicated("restart", resent);
+        }
+        self.metrics.account.lock().unwrap_or_else(PoisonError::into_inner).delivered += seqs.len() as u64;
+        self.pop_settled(at);
+    }
+
+    fn observe_delivery(&self, (took_ms, events): (u64, u64)) {
+        if events > 0 {
+            self.metrics.delivery_seconds.observe_n(took_ms as f64 / 1e3, events);
+        }
+    }
+
+    /// This event is dead.
+    pub(super) fn settle_dead(&mut self, at: usize, seq: u64) {
+        self.queues[at].settle(seq);
+        self.count_dead(1);
+        self.pop_settled(at);
+    }
+
+    pub(super) fn count_dead(&self, events: u64) {
+        self.metrics.account.lock().unwrap_or_else(PoisonError::into_inner).dead += events;
+    }
+
+    fn count_duplicated(&self, reason: &'static str, events: u64) {
+        *self.metrics.duplicated.lock().unwrap_or_else(PoisonError::into_inner).entry(reason).or_default() += events;
+    }
+
+    /// Lets settled slots at the front go, and tells the marks.
+    pub(super) fn pop_settled(&mut self, at: usize) {
+        while let Some(slot) = self.queues[at].pop_settled() {
+            self.marks.settled(slot.lane, slot.position);
+        }
+    }
+}

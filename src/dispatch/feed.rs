@@ -1,0 +1,287 @@
+//! Hands events to their shards' queues: the sweep, and the shards that lag behind it.
+//!
+//! Place: part of the [`Dispatcher`]; called by `poll`. Bounded in each call, so that answers are not kept
+//! waiting by a long backlog.
+//!
+//! *IN-ORDER-FEED*: a queue gets its events in position order. It takes part in the sweep, or lags and reads on
+//! its own from the first position it did not get; it joins again when it has read up to the sweep.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::queue::{Lag, Slot, SlotState};
+use super::{Dispatcher, Queue};
+use crate::event::{KeyHash, Position};
+use crate::spool::cursor::Damaged;
+use crate::spool::frame::Frame;
+use crate::spool::gather::Chunk;
+use crate::spool::index::Entry;
+use crate::spool::segment::Segment;
+
+/// Chunks swept in one call.
+const SWEEP_CHUNKS_MAX: usize = 32;
+
+/// Bytes read for one lagging queue in one call.
+const LAG_BYTES: usize = 256 << 10;
+
+impl Dispatcher {
+    /// Fills the queues that could send more. True when there is more to feed at once.
+    pub(super) fn feed(&mut self, now: Duration) -> bool {
+        let mut more = false;
+        for at in 0..self.queues.len() {
+            if self.queues[at].lag.is_some() && self.hungry(at) {
+                match self.feed_lagging(at, now) {
+                    Ok(again) => more |= again,
+                    Err(error) => self.cannot_read(&error, now),
+                }
+            }
+        }
+        for _ in 0..SWEEP_CHUNKS_MAX {
+            if !(0..self.queues.len()).any(|at| self.queues[at].lag.is_none() && self.hungry(at)) {
+                return more;
+            }
+            match self.sweep_once(now) {
+                Ok(true) => {}
+                Ok(false) => return more,
+                Err(error) => {
+                    self.cannot_read(&error, now);
+                    return more;
+                }
+            }
+        }
+        true
+    }
+
+    fn cannot_read(&mut self, error: &io::Error, now: Duration) {
+        tracing::error!(%error, "the spool cannot be read; trying again");
+        self.wake(now + Duration::from_secs(1));
+    }
+
+    fn slots_max(&self) -> usize {
+        (self.options.slots_max / self.queues.len().max(1)).max(16)
+    }
+
+    /// It could send more than it has in memory.
+    fn hungry(&self, at: usize) -> bool {
+        let queue = &self.queues[at];
+        // A share of the window, so that what waits is still in memory when it is packed.
+        let share = crate::limits::WINDOW_BYTES_MAX / 2 / self.queues.len();
+        let bytes = share.clamp(16 << 10, 2 * self.options.record_bytes_max.max(64 << 10));
+        queue.ready_bytes() < bytes && queue.len() < self.slots_max() / 2
+    }
+
+    /// Hands out one chunk. False when all that is durable was handed out.
+    fn sweep_once(&mut self, now: Duration) -> io::Result<bool> {
+        let Some(swept) = self.cursor.next(self.sweep)? else { return Ok(false) };
+        for damaged in &swept.damaged {
+            self.enqueue_damaged(*damaged, now);
+        }
+        let chunk = swept.chunk;
+        let number = self.window.next();
+        let mut offset = 0;
+        let mut end = chunk.first;
+        while let Some(frame) = Frame::parse(&chunk.bytes[offset..]) {
+            // Positions that recovery found damaged are missing: the last frame tells where the chunk ends.
+            end = Position(frame.position().0 + 1);
+            if frame.position() >= self.sweep {
+                let at = self.queue_of(frame.hash());
+                if self.queues[at].lag.is_none() {
+                    let entry = Entry { offset: chunk.offset + offset as u32, len: frame.len() as u32 };
+                    self.enqueue(at, &frame, &chunk, number, offset, entry, now);
+                }
+            }
+            offset += frame.len();
+        }
+        self.sweep = self.sweep.max(end);
+        self.window.push(chunk);
+        Ok(true)
+    }
+
+    fn queue_of(&self, hash: KeyHash) -> usize {
+        self.map.as_ref().map_or(0, |map| map.shard_of(hash))
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "a slot's origin has that many parts, and two callers")]
+    fn enqueue(
+        &mut self,
+        at: usize,
+        frame: &Frame<'_>,
+        chunk: &Chunk,
+        number: u64,
+        chunk_offset: usize,
+        entry: Entry,
+        now: Duration,
+    ) {
+        let position = frame.position();
+        let most = self.slots_max();
+        let chaining = self.chaining();
+        let queue = &mut self.queues[at];
+        if queue.len() >= most && queue.lag.is_none() {
+            queue.lag = Some(Lag::new(position));
+            return;
+        }
+        let lane = frame.hash().lane();
+        if !self.marks.enqueue(lane, position) {
+            return;
+        }
+        let slot = Slot {
+            position,
+            received_ms: chunk.created_ms + u64::from(frame.time_ms()),
+            chunk: number,
+            chunk_offset: chunk_offset as u32,
+            segment: chunk.segment,
+            entry,
+            since_ms: now.as_millis() as u32,
+            lane,
+            hash: frame.hash().0,
+            chained: chaining,
+            state: SlotState::Waiting,
+        };
+        queue.push(slot);
+    }
+
+    /// A frame that no longer checks takes its place in the order of its lane, as a dead letter.
+    fn enqueue_damaged(&mut self, damaged: Damaged, now: Duration) {
+        // Its hash is unknown: of a lane's several queues the first one accounts for it.
+        let at = self.queue_of(KeyHash(damaged.lane.first_hash()));
+        let position = self.sweep;
+        self.sweep = Position(position.0 + 1);
+        if self.queues[at].lag.is_none() {
+            self.enqueue_dead(at, damaged, position, now);
+        }
+    }
+
+    fn enqueue_dead(&mut self, at: usize, damaged: Damaged, position: Position, now: Duration) {
+        if !self.marks.enqueue(damaged.lane, position) {
+            return;
+        }
+        tracing::error!(segment = %damaged.segment, offset = damaged.entry.offset, "an event is damaged on disk: set aside as dead");
+        let slot = Slot {
+            position,
+            received_ms: self.host.clock.wall_ms(),
+            chunk: u64::MAX,
+            chunk_offset: 0,
+            segment: damaged.segment,
+            entry: damaged.entry,
+            since_ms: now.as_millis() as u32,
+            lane: damaged.lane,
+            hash: 0,
+            chained: false,
+            state: SlotState::Settled,
+        };
+        self.queues[at].push(slot);
+        self.count_dead(1);
+        self.pop_settled(at);
+    }
+
+    /// Reads on in the lanes of a shard that lags. True when there is more to read at once.
+    fn feed_lagging(&mut self, at: usize, now: Duration) -> io::Result<bool> {
+        let Some(mut lag) = self.queues[at].lag.take() else { return Ok(false) };
+        let outcome = self.read_lag(at, &mut lag, now);
+        let joined = matches!(outcome, Ok(Some(())));
+        if !joined {
+            self.queues[at].lag = Some(lag);
+        }
+        outcome.map(|joined| joined.is_none() && self.hungry(at))
+    }
+
+    /// `Some` when it has read up to the sweep.
+    fn read_lag(&mut self, at: usize, lag: &mut Lag, now: Duration) -> io::Result<Option<()>> {
+        let (first_lane, last_lane) = self.queues[at].lanes();
+        let number = self.window.next();
+        let mut bytes = Vec::new();
+        let mut slots: Vec<(usize, Entry)> = Vec::new();
+        let mut held: Option<Arc<Segment>> = None;
+        let mut joined = None;
+        let mut dead = Vec::new();
+        while bytes.len() < LAG_BYTES {
+            let Some((id, end)) = lag.segment else {
+                // The next segment that may hold something of ours.
+                let found = self.cursor.shared().table.holding(lag.from).filter(|segment| segment.base < self.sweep);
+                let Some(segment) = found.filter(|_| lag.from < self.sweep) else {
+                    joined = Some(());
+                    break;
+                };
+                if held.is_some() {
+                    // One chunk is of one segment.
+                    break;
+                }
+                let end = segment.extent().end;
+                lag.entries = self.cursor.lane_frames(&segment, first_lane, last_lane)?;
+                lag.entries.reverse();
+                lag.segment = Some((segment.id, end));
+                continue;
+            };
+            let segment = match &held {
+                Some(segment) if segment.id == id => Arc::clone(segment),
+                Some(_) => break,
+                None => match self.cursor.shared().table.get(id) {
+                    Some(segment) => Arc::clone(held.insert(segment)),
+                    None => {
+                        // Removed meanwhile: all in it was settled.
+                        lag.segment = None;
+                        lag.from = lag.from.max(end);
+                        continue;
+                    }
+                },
+            };
+            let Some((lane, entry)) = lag.entries.last().copied() else {
+                lag.segment = None;
+                lag.from = lag.from.max(end);
+                if bytes.is_empty() {
+                    held = None;
+                }
+                continue;
+            };
+            let start = bytes.len();
+            if self.cursor.read_frame(&segment, entry, &mut bytes)? {
+                let frame = Frame::parse(&bytes[start..]).expect("read_frame checked it");
+                let position = frame.position();
+                if position >= self.sweep {
+                    bytes.truncate(start);
+                    joined = Some(());
+                    break;
+                }
+                let ours = position >= lag.from && self.queue_of(frame.hash()) == at;
+                if ours {
+                    slots.push((start, entry));
+                } else {
+                    bytes.truncate(start);
+                }
+                lag.from = lag.from.max(Position(position.0 + 1));
+            } else if self.queue_of(KeyHash(lane.first_hash())) == at {
+                let position = lag.from.max(segment.base);
+                lag.from = Position(position.0 + 1);
+                dead.push((slots.len(), Damaged { segment: id, entry, lane }, position));
+            }
+            lag.entries.pop();
+        }
+        let Some(segment) = held else { return Ok(joined) };
+        let chunk = Chunk::cold(bytes, lag.from, slots.len() as u32, segment.id, 0, segment.created_ms);
+        let mut dead = dead.into_iter().peekable();
+        for (n, (start, entry)) in slots.iter().enumerate() {
+            while let Some((_, damaged, position)) = dead.next_if(|(before, _, _)| *before <= n) {
+                self.enqueue_dead(at, damaged, position, now);
+            }
+            if let Some(frame) = Frame::parse(&chunk.bytes[*start..]) {
+                // The queue's lag is taken out while it is fed, which would let `enqueue` begin another.
+                self.queues[at].lag = Some(Lag::new(lag.from));
+                self.enqueue(at, &frame, &chunk, number, *start, *entry, now);
+                self.queues[at].lag = None;
+            }
+        }
+        for (_, damaged, position) in dead {
+            self.enqueue_dead(at, damaged, position, now);
+        }
+        self.window.push(Arc::new(chunk));
+        Ok(joined)
+    }
+
+    /// Forgets chunks that no slot refers to.
+    pub(super) fn trim_window(&mut self) {
+        let needed = self.queues.iter().filter_map(Queue::oldest).map(|slot| slot.chunk).min();
+        let next = self.window.next();
+        self.window.forget_before(needed.unwrap_or(next).min(next));
+    }
+}

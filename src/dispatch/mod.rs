@@ -1,0 +1,454 @@
+//! From the spool to Kinesis: which event goes out when, in what company, and what its answer means.
+//!
+//! Constraints first. One key's events arrive in the order in which they were receipted (*KEY-ORDER*). A shard
+//! that is throttled or dead holds back only its own lanes (*NO-BLOCKING*), and memory does not grow with the
+//! backlog. An event counts as delivered only when a consumer that follows KCL's rules will get it
+//! (*DELIVERED-MEANS-READABLE*). No request breaks a service limit (*INSIDE-THE-LIMITS*). Nothing is ever given
+//! up for having failed often.
+//!
+//! The way: the *sweep* reads the spool forward and hands each event to the [`queue`] of its shard (`feed.rs`). A
+//! queue that is full lets the sweep go on without it and later reads its lanes on its own: it *lags*. Ready
+//! queues are packed into one request (`pack.rs`); the answer, entry by entry, settles events or puts them back
+//! to the front (`answer.rs`); settled events move the marks (`marks.rs`), which a checkpoint saves.
+//!
+//! Owner: one thread a stream (`run.rs`) owns the [`Dispatcher`], a state machine that takes `now` and answers
+//! and returns requests; it never waits and never does network I/O, so a simulator can drive it as well. It reads
+//! the spool through its cursor.
+//!
+//! A reshard: a record answered from another shard than the predicted one makes the map stale; no aggregates
+//! leave until it is fresh. When the fresh map differs, sending stops until all answers are in, all queues are
+//! made anew, and every shard reads its unsettled events again from the marks on. So parents' events are settled
+//! or re-sent in order before their children's.
+//!
+//! Failure: classes decide (`kinesis::ErrorClass`): throttle and transient faults back the shard off; an unknown
+//! outcome is sent again and counted; configuration errors pause the stream and are tried gently, for ever.
+//! Knows nothing of sockets, sources or SDK types.
+
+mod answer;
+pub mod backoff;
+mod feed;
+pub mod limiter;
+pub mod marks;
+pub mod outgoing;
+mod pack;
+pub mod queue;
+pub mod run;
+#[cfg(test)]
+mod tests;
+pub mod window;
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use self::backoff::Backoff;
+use self::marks::Marks;
+use self::queue::{Lag, Queue, SlotState};
+use self::window::Window;
+use crate::aggregate::Packer;
+use crate::checkpoint::Checkpoint;
+use crate::config::{Aggregate, Order, StreamConfig};
+use crate::event::{LANES, Lane, Position, ShardId};
+use crate::host::Host;
+use crate::kinesis::{PutError, ShardRange};
+use crate::limits::{MARGIN_BYTES, WINDOW_BYTES_MAX};
+use crate::metrics::{ShardStatus, StreamMetrics};
+use crate::shard_map::{LaneShard, ShardMap};
+use crate::spool::cursor::Cursor;
+
+/// Slots kept in memory for all shards together (64 bytes each); further events stay on disk.
+const SLOTS_MAX: usize = 384 << 10;
+
+/// Mispredictions on a map that a refresh did not change, after which the service is taken to ignore keys.
+const STRANGE_LANDINGS_MAX: u32 = 3;
+
+/// The knobs of one stream's delivery.
+#[derive(Clone, Debug)]
+pub struct DispatchOptions {
+    /// One event a record, or aggregates.
+    pub aggregate: Aggregate,
+    /// Keys in order, or not.
+    pub order: Order,
+    /// The longest an event waits for company.
+    pub linger: Duration,
+    /// Ceiling of an aggregate, bytes.
+    pub record_bytes_max: usize,
+    /// Ceiling of a request, bytes.
+    pub request_bytes_max: usize,
+    /// Requests under way at once.
+    pub requests_max: usize,
+    /// Slots kept in memory; for tests smaller than the default.
+    pub slots_max: usize,
+}
+
+impl DispatchOptions {
+    /// As the stream is configured.
+    #[must_use]
+    pub fn of(config: &StreamConfig) -> Self {
+        Self {
+            aggregate: config.aggregate,
+            order: config.order,
+            linger: config.linger,
+            record_bytes_max: config.record_bytes_max,
+            request_bytes_max: config.request_bytes_max - MARGIN_BYTES,
+            requests_max: config.requests_max,
+            slots_max: SLOTS_MAX,
+        }
+    }
+}
+
+/// One record of a request under way.
+#[derive(Debug)]
+struct Sent {
+    queue: usize,
+    /// Its events in `Request::seqs`.
+    first: usize,
+    count: usize,
+    /// Smallest and largest hash of its events.
+    span: (u128, u128),
+    billed: usize,
+}
+
+/// A request under way.
+#[derive(Debug)]
+struct Request {
+    records: Vec<Sent>,
+    seqs: Vec<u64>,
+    billed: usize,
+}
+
+/// A record that Kinesis stored in another shard than predicted: what it means is known with a fresh map.
+#[derive(Debug)]
+struct Held {
+    queue: usize,
+    seqs: Vec<u64>,
+    span: (u128, u128),
+    shard: ShardId,
+}
+
+/// What is known of the shards.
+#[derive(Debug)]
+enum MapState {
+    /// Nothing yet, or a landing contradicted it: a listing is wanted.
+    Wanted,
+    /// A listing was asked for.
+    Asked,
+    /// A changed map waits until all answers are in.
+    Changed(Box<ShardMap>),
+    /// In use and not contradicted.
+    Fresh,
+}
+
+/// A stream's delivery, as a state machine.
+#[derive(Debug)]
+pub struct Dispatcher {
+    options: DispatchOptions,
+    host: Host,
+    cursor: Cursor,
+    metrics: Arc<StreamMetrics>,
+    map: Option<ShardMap>,
+    map_state: MapState,
+    map_backoff: Backoff,
+    map_not_before: Duration,
+    strange_landings: u32,
+    /// The service ignores keys (AUTO distribution): one event a record, any shard is right.
+    keys_ignored: bool,
+    queues: Vec<Queue>,
+    marks: Marks,
+    /// The first position that the sweep has not handed out.
+    sweep: Position,
+    window: Window,
+    packer: Packer,
+    requests: HashMap<u64, Request>,
+    next_request: u64,
+    billed_under_way: usize,
+    held: Vec<Held>,
+    /// Which queue is looked at first the next time.
+    turn: usize,
+    pause: Backoff,
+    paused_until: Duration,
+    draining: bool,
+    /// Events below this position may have been delivered before a crash.
+    resent_below: Position,
+    /// The highest position in any request, plus one.
+    sent_high: Position,
+    wake_at: Option<Duration>,
+}
+
+impl Dispatcher {
+    /// A dispatcher that goes on where a checkpoint stood. `resent_below` tells how far sending went after that
+    /// checkpoint, when the last stop was not clean.
+    #[must_use]
+    pub fn new(
+        options: DispatchOptions,
+        host: Host,
+        cursor: Cursor,
+        metrics: Arc<StreamMetrics>,
+        checkpoint: &Checkpoint,
+        resent_below: Position,
+    ) -> Self {
+        let packer = Packer::new(options.record_bytes_max);
+        Self {
+            options,
+            host,
+            cursor,
+            metrics,
+            map: None,
+            map_state: MapState::Wanted,
+            map_backoff: Backoff::new(Duration::from_millis(200), Duration::from_secs(30)),
+            map_not_before: Duration::ZERO,
+            strange_landings: 0,
+            keys_ignored: false,
+            queues: Vec::new(),
+            sweep: checkpoint.marks.iter().max().copied().unwrap_or_default(),
+            marks: Marks::new(checkpoint.marks.clone()),
+            window: Window::new(WINDOW_BYTES_MAX),
+            packer,
+            requests: HashMap::new(),
+            next_request: 1,
+            billed_under_way: 0,
+            held: Vec::new(),
+            turn: 0,
+            pause: Backoff::new(Duration::from_millis(500), Duration::from_secs(30)),
+            paused_until: Duration::ZERO,
+            draining: false,
+            resent_below,
+            sent_high: resent_below,
+            wake_at: None,
+        }
+    }
+
+    /// Nothing waits for company any more.
+    pub fn drain(&mut self) {
+        self.draining = true;
+    }
+
+    /// A listing of the shards is wanted now. Asking counts as asked.
+    pub fn ask_for_map(&mut self, now: Duration) -> bool {
+        if matches!(self.map_state, MapState::Wanted) && now >= self.map_not_before {
+            self.map_state = MapState::Asked;
+            return true;
+        }
+        false
+    }
+
+    /// The answer to a listing.
+    pub fn on_map(&mut self, answer: Result<Vec<ShardRange>, PutError>, now: Duration) {
+        let map = match answer.map(ShardMap::new) {
+            Ok(Ok(map)) => map,
+            Ok(Err(error)) => {
+                tracing::info!(%error, "the shard map is not usable yet; asking again");
+                return self.map_failed(now);
+            }
+            Err(error) => {
+                self.set_paused(Some(format!("ListShards: {error}")));
+                return self.map_failed(now);
+            }
+        };
+        self.map_backoff.succeed();
+        self.set_paused(None);
+        let same = self.map.as_ref().is_some_and(|held| held.same_open(&map));
+        if same {
+            // Contradicted, and yet unchanged: the landings are judged by it.
+            self.map = Some(map);
+            self.map_state = MapState::Fresh;
+            self.judge_held(false, now);
+        } else {
+            self.map_state = MapState::Changed(Box::new(map));
+            self.install_map(now);
+        }
+    }
+
+    fn map_failed(&mut self, now: Duration) {
+        let wait = self.map_backoff.fail(self.host.entropy.as_ref());
+        self.map_not_before = now + wait;
+        self.map_state = MapState::Wanted;
+    }
+
+    fn map_stale(&mut self) {
+        if matches!(self.map_state, MapState::Fresh) {
+            self.map_state = MapState::Wanted;
+        }
+    }
+
+    /// Takes a changed map into use once no answer is outstanding.
+    fn install_map(&mut self, now: Duration) {
+        if !self.requests.is_empty() || !matches!(self.map_state, MapState::Changed(_)) {
+            return;
+        }
+        let MapState::Changed(map) = std::mem::replace(&mut self.map_state, MapState::Fresh) else { return };
+        if self.held.iter().any(|held| map.find(&held.shard).is_none()) {
+            // A record lies in a shard younger than the listing: only a newer one can judge it.
+            return self.map_failed(now);
+        }
+        if let Some(old) = &self.map {
+            tracing::info!(from = old.open().len(), to = map.open().len(), "the stream was resharded");
+        }
+        let first = self.map.is_none();
+        self.map = Some(*map);
+        self.judge_held(true, now);
+        if !first {
+            self.advance_marks();
+        }
+        let Some(map) = &self.map else { return };
+        let old = std::mem::take(&mut self.queues);
+        let settled: Vec<u64> = old
+            .iter()
+            .flat_map(Queue::slots)
+            .filter(|slot| slot.state == SlotState::Settled)
+            .map(|slot| slot.position.0)
+            .collect();
+        let shared = (0..LANES as u16).map(Lane).filter(|lane| map.lane(*lane) == LaneShard::Several);
+        self.marks.restart(settled, shared);
+        self.queues = map
+            .open()
+            .iter()
+            .map(|shard| {
+                let mut queue = Queue::new(shard.clone(), now);
+                if let Some(before) = old.iter().find(|before| before.shard.id == shard.id) {
+                    queue.limiter = before.limiter.clone();
+                    queue.records = before.records;
+                    queue.throttled = before.throttled;
+                }
+                let (lo, hi) = queue.lanes();
+                let from = (lo.0..=hi.0).map(|lane| self.marks.of(Lane(lane))).min().unwrap_or_default();
+                if from < self.sweep {
+                    queue.lag = Some(Lag::new(from));
+                }
+                queue
+            })
+            .collect();
+        self.publish_shards();
+    }
+
+    /// Marks of all lanes, moved up to what is known now.
+    fn advance_marks(&mut self) {
+        let mut floors = Box::new([self.sweep; LANES]);
+        for queue in &self.queues {
+            if let Some(lag) = &queue.lag {
+                let (lo, hi) = queue.lanes();
+                for floor in &mut floors[lo.index()..=hi.index()] {
+                    *floor = (*floor).min(lag.from);
+                }
+            }
+        }
+        self.marks.advance(&floors);
+    }
+
+    /// What is known of deliveries now. `clean` only when nothing is under way.
+    pub fn checkpoint(&mut self, stopping: bool) -> Checkpoint {
+        if self.map.is_some() {
+            self.advance_marks();
+        }
+        let account = *self.metrics.account.lock().unwrap_or_else(PoisonError::into_inner);
+        let durable = self.cursor.shared().tail.durable();
+        Checkpoint {
+            clean: stopping && self.requests.is_empty() && self.held.is_empty(),
+            durable,
+            dead: account.dead,
+            expired: account.expired,
+            dropped: account.dropped,
+            marks: Box::new(*self.marks.all()),
+        }
+    }
+
+    /// A checkpoint was saved: segments that it covers may go.
+    pub fn on_saved(&mut self, saved: &Checkpoint) {
+        let shared = Arc::clone(self.cursor.shared());
+        match crate::spool::remove_covered(&self.host, &shared.table, &saved.marks) {
+            Ok(removed) => {
+                for segment in &removed {
+                    self.cursor.forget(*segment);
+                }
+                if !removed.is_empty() {
+                    shared.space_freed();
+                }
+            }
+            Err(error) => tracing::warn!(%error, "a settled segment could not be removed; trying again later"),
+        }
+    }
+
+    /// All that was receipted is settled.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.metrics.account.lock().unwrap_or_else(PoisonError::into_inner).pending() == 0
+    }
+
+    /// Requests under way.
+    #[must_use]
+    pub fn under_way(&self) -> usize {
+        self.requests.len()
+    }
+
+    /// The highest position that is or was in a request, plus one.
+    #[must_use]
+    pub fn sent_high(&self) -> Position {
+        self.sent_high
+    }
+
+    /// When `poll` has something to do though nothing happens, if ever.
+    #[must_use]
+    pub fn wake_at(&self) -> Option<Duration> {
+        let map = matches!(self.map_state, MapState::Wanted).then_some(self.map_not_before);
+        match (self.wake_at, map) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    fn wake(&mut self, at: Duration) {
+        self.wake_at = Some(self.wake_at.map_or(at, |held| held.min(at)));
+    }
+
+    fn set_paused(&self, reason: Option<String>) {
+        let mut held = self.metrics.paused_reason.lock().unwrap_or_else(PoisonError::into_inner);
+        match reason {
+            Some(reason) => {
+                if *held != reason {
+                    tracing::error!(%reason, "delivery is paused; events stay in the spool, trying again");
+                    *held = reason;
+                }
+            }
+            None if held.is_empty() => {}
+            None => {
+                tracing::info!("delivery goes on");
+                held.clear();
+            }
+        }
+    }
+
+    /// Writes what status and metrics tell of shards and the oldest event.
+    pub fn publish_shards(&self) {
+        let shards = self
+            .queues
+            .iter()
+            .map(|queue| ShardStatus {
+                id: queue.shard.id.to_string(),
+                rate_bytes: queue.limiter.rate_bytes(),
+                queued_events: queue.len() as u64,
+                records: queue.records,
+                throttled: queue.throttled,
+                lagging: queue.lag.is_some(),
+            })
+            .collect();
+        *self.metrics.shards.lock().unwrap_or_else(PoisonError::into_inner) = shards;
+        let in_memory = self.queues.iter().filter_map(|queue| queue.oldest().map(|slot| slot.received_ms)).min();
+        // What was not yet read is at most as old as its segment.
+        let on_disk = || {
+            let from = self.queues.iter().filter_map(|queue| queue.lag.as_ref().map(|lag| lag.from)).min().unwrap_or(self.sweep);
+            self.cursor.shared().table.holding(from).map(|segment| segment.created_ms)
+        };
+        let oldest = if self.is_settled() { None } else { in_memory.or_else(on_disk) };
+        self.metrics.oldest_pending_ms.store(oldest.unwrap_or(0), Ordering::Relaxed);
+    }
+
+    fn aggregating(&self) -> bool {
+        self.options.aggregate == Aggregate::Kpl && !self.keys_ignored
+    }
+
+    /// Events of one key go one after the other by chains, because each is a record of its own.
+    fn chaining(&self) -> bool {
+        self.options.order == Order::Key && !self.aggregating()
+    }
+}

@@ -1,0 +1,272 @@
+//! Packs what is ready into requests.
+//!
+//! Place: part of the [`Dispatcher`]; `poll` is called by its thread whenever something happened or `wake_at`
+//! came. *INSIDE-THE-LIMITS*: at most 500 records and `request_bytes_max` bytes a request, sizes counted exactly
+//! (data and keys); asserted again before a request leaves.
+//!
+//! A queue is *due* when it has a full record, when its oldest event has waited `linger`, or when it failed
+//! before and its wait is over. When one is due, those that have waited half of `linger` go along: so the shards
+//! fall into step and requests are full. While a record is under way the next one grows (self-clocking).
+
+use std::io;
+use std::time::Duration;
+
+use super::outgoing::{FrameRef, Outgoing};
+use super::queue::Slot;
+use super::{Dispatcher, MapState, Request, Sent};
+use crate::limits::{IN_FLIGHT_BYTES_MAX, KEY_BYTES_MAX, REQUEST_RECORDS_MAX};
+use crate::spool::frame::FRAME_HEADER_BYTES;
+
+/// Whether a queue sends now.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    /// It has waited long enough, or has enough.
+    Due,
+    /// It goes along when another one is due.
+    GoesAlong,
+    /// Not yet.
+    NotYet,
+}
+
+impl Dispatcher {
+    /// Feeds the queues and packs all requests that are to leave now.
+    pub fn poll(&mut self, now: Duration) -> Vec<Outgoing> {
+        self.wake_at = None;
+        self.install_map(now);
+        let mut out = Vec::new();
+        if self.map.is_none() || matches!(self.map_state, MapState::Changed(_)) {
+            return out;
+        }
+        if self.feed(now) {
+            self.wake(now);
+        }
+        // An aggregate packed by a map that is known to be wrong may be dropped by its consumer.
+        if self.aggregating() && !matches!(self.map_state, MapState::Fresh) {
+            return out;
+        }
+        if now < self.paused_until {
+            self.wake(self.paused_until);
+            return out;
+        }
+        while self.may_send() {
+            let request = if self.aggregating() { self.pack_aggregates(now) } else { self.pack_singles(now) };
+            if request.is_empty() {
+                break;
+            }
+            out.push(request);
+        }
+        self.trim_window();
+        out
+    }
+
+    fn may_send(&self) -> bool {
+        // After a failure of the whole stream, one request at a time tries whether it works again.
+        let requests_max = if self.pause.failures() > 0 { 1 } else { self.options.requests_max };
+        self.requests.len() < requests_max
+            && (self.billed_under_way == 0 || self.billed_under_way + self.options.request_bytes_max <= IN_FLIGHT_BYTES_MAX)
+    }
+
+    /// Whether the queue's turn has come as far as time goes; wakes later if not.
+    fn turn(&mut self, at: usize, now: Duration, enough: bool) -> Turn {
+        let linger = self.options.linger;
+        let hurry = self.draining || linger.is_zero() || enough || self.queues[at].backoff.failures() > 0;
+        let queue = &self.queues[at];
+        let Some(front) = queue.front() else { return Turn::NotYet };
+        let waited = Duration::from_millis(u64::from((now.as_millis() as u32).wrapping_sub(front.since_ms)));
+        let due_in = if hurry { Duration::ZERO } else { linger.saturating_sub(waited) };
+        let at = queue.not_before.max(queue.limiter.ready_at()).max(now + due_in);
+        if at <= now {
+            return Turn::Due;
+        }
+        let soonest = queue.not_before.max(queue.limiter.ready_at()) <= now;
+        self.wake(at);
+        if soonest && waited >= linger / 2 { Turn::GoesAlong } else { Turn::NotYet }
+    }
+
+    fn pack_aggregates(&mut self, now: Duration) -> Outgoing {
+        let mut request = self.begin();
+        let mut along = Vec::new();
+        let mut due = Vec::new();
+        for n in 0..self.queues.len() {
+            let at = (self.turn + n) % self.queues.len();
+            let queue = &mut self.queues[at];
+            if queue.under_way > 0 || queue.ready_len() == 0 {
+                continue;
+            }
+            queue.limiter.records_now(now);
+            let enough = queue.ready_bytes() >= self.options.record_bytes_max;
+            match self.turn(at, now, enough) {
+                Turn::Due => due.push(at),
+                Turn::GoesAlong => along.push(at),
+                Turn::NotYet => {}
+            }
+        }
+        if due.is_empty() {
+            return request.0;
+        }
+        due.append(&mut along);
+        for at in due {
+            let room = self.options.request_bytes_max - request.0.billed;
+            let next = self.queues[at].front().map_or(0, |slot| slot.entry.len as usize);
+            if request.0.len() == REQUEST_RECORDS_MAX || (room < self.options.record_bytes_max.max(next) && !request.0.is_empty())
+            {
+                self.turn = at;
+                break;
+            }
+            if let Err(error) = self.pack_aggregate(at, &mut request.0, &mut request.1) {
+                tracing::error!(%error, "the spool cannot be read; trying again");
+                self.queues[at].not_before = now + Duration::from_secs(1);
+            }
+        }
+        self.send(request)
+    }
+
+    /// Packs one record of a queue, as large as its ceiling allows.
+    fn pack_aggregate(&mut self, at: usize, request: &mut Outgoing, sent: &mut Request) -> io::Result<()> {
+        let mut frames: Vec<FrameRef> = Vec::new();
+        let mut span = (u128::MAX, 0);
+        let mut single_billed = 0;
+        while let Some(seq) = self.queues[at].nth_ready(frames.len()) {
+            let slot = *self.queues[at].slot(seq);
+            let Some(frame_ref) = self.frame(&slot, request)? else {
+                if frames.is_empty() {
+                    self.settle_unreadable(at);
+                    continue;
+                }
+                break;
+            };
+            let frame = request.frame(frame_ref);
+            if !self.packer.try_add(frame.key_bytes(), frame.hash(), frame.explicit_hash(), frame.data().len()) {
+                break;
+            }
+            single_billed = frame.key_bytes().len() + frame.data().len();
+            span = (span.0.min(frame.hash().0), span.1.max(frame.hash().0));
+            frames.push(frame_ref);
+            self.sent_high = self.sent_high.max(crate::event::Position(slot.position.0 + 1));
+        }
+        if frames.is_empty() {
+            return Ok(());
+        }
+        let plan = self.packer.take();
+        let billed = if plan.len() > 1 { plan.size() + crate::aggregate::OUTER_KEY.len() } else { single_billed };
+        request.push(&frames, Some(plan), billed);
+        self.note_sent(at, frames.len(), span, billed, sent);
+        Ok(())
+    }
+
+    fn pack_singles(&mut self, now: Duration) -> Outgoing {
+        let mut request = self.begin();
+        let mut ready = 0;
+        let mut due = false;
+        for at in 0..self.queues.len() {
+            let queue = &mut self.queues[at];
+            if queue.ready_len() == 0 {
+                continue;
+            }
+            let granted = queue.limiter.records_now(now).min(queue.ready_len());
+            let turn = self.turn(at, now, false);
+            due |= turn == Turn::Due;
+            if self.queues[at].not_before <= now {
+                ready += granted;
+            }
+        }
+        if !due && ready < REQUEST_RECORDS_MAX {
+            return request.0;
+        }
+        let start = self.turn;
+        'queues: for n in 0..self.queues.len() {
+            let at = (start + n) % self.queues.len();
+            if self.queues[at].not_before > now {
+                continue;
+            }
+            let granted = self.queues[at].limiter.records_now(now);
+            for _ in 0..granted {
+                let Some(front) = self.queues[at].front() else { break };
+                let most = (front.entry.len as usize).saturating_sub(FRAME_HEADER_BYTES);
+                if !self.queues[at].limiter.has_bytes() {
+                    break;
+                }
+                if request.0.len() == REQUEST_RECORDS_MAX || request.0.billed + most > self.options.request_bytes_max {
+                    self.turn = at;
+                    break 'queues;
+                }
+                let slot = *front;
+                match self.frame(&slot, &mut request.0) {
+                    Ok(Some(frame_ref)) => self.pack_single(at, &slot, frame_ref, &mut request),
+                    Ok(None) => self.settle_unreadable(at),
+                    Err(error) => {
+                        tracing::error!(%error, "the spool cannot be read; trying again");
+                        self.queues[at].not_before = now + Duration::from_secs(1);
+                        break;
+                    }
+                }
+            }
+        }
+        self.send(request)
+    }
+
+    fn pack_single(&mut self, at: usize, slot: &Slot, frame_ref: FrameRef, request: &mut (Outgoing, Request)) {
+        let frame = request.0.frame(frame_ref);
+        let hash = frame.hash().0;
+        let billed = frame.key_bytes().len() + frame.data().len();
+        self.sent_high = self.sent_high.max(crate::event::Position(slot.position.0 + 1));
+        request.0.push(&[frame_ref], None, billed);
+        self.note_sent(at, 1, (hash, hash), billed, &mut request.1);
+    }
+
+    fn begin(&mut self) -> (Outgoing, Request) {
+        let id = self.next_request;
+        (Outgoing::new(id), Request { records: Vec::new(), seqs: Vec::new(), billed: 0 })
+    }
+
+    fn note_sent(&mut self, at: usize, count: usize, span: (u128, u128), billed: usize, sent: &mut Request) {
+        let queue = &mut self.queues[at];
+        let first = sent.seqs.len();
+        queue.take(count, &mut sent.seqs);
+        queue.under_way += 1;
+        queue.limiter.spend(billed, 1);
+        sent.records.push(Sent { queue: at, first, count, span, billed });
+        sent.billed += billed;
+    }
+
+    fn send(&mut self, (outgoing, mut request): (Outgoing, Request)) -> Outgoing {
+        if outgoing.is_empty() {
+            return outgoing;
+        }
+        assert!(outgoing.len() == request.records.len() && outgoing.len() <= REQUEST_RECORDS_MAX, "INSIDE-THE-LIMITS: records");
+        assert!(
+            outgoing.billed <= self.options.request_bytes_max.max(crate::limits::RECORD_BYTES_MAX + KEY_BYTES_MAX),
+            "INSIDE-THE-LIMITS: bytes"
+        );
+        request.billed = outgoing.billed;
+        self.billed_under_way += outgoing.billed;
+        self.next_request += 1;
+        self.requests.insert(outgoing.id, request);
+        outgoing
+    }
+
+    /// A reference to a slot's frame, from the window or read from disk; `None` when it no longer checks.
+    fn frame(&mut self, slot: &Slot, request: &mut Outgoing) -> io::Result<Option<FrameRef>> {
+        if let Some(chunk) = self.window.get(slot.chunk) {
+            return Ok(Some(request.hot_frame(slot.chunk, chunk, slot.chunk_offset)));
+        }
+        let Some(segment) = self.cursor.shared().table.get(slot.segment) else {
+            return Err(io::Error::other(format!("segment {} of an unsettled event is gone", slot.segment)));
+        };
+        let buffer = request.cold_buffer();
+        let offset = buffer.len();
+        let good = self.cursor.read_frame(&segment, slot.entry, buffer)?;
+        Ok(good.then(|| Outgoing::cold_frame(offset)))
+    }
+
+    /// The first ready event of a queue no longer checks: it is dead.
+    fn settle_unreadable(&mut self, at: usize) {
+        let mut taken = Vec::new();
+        self.queues[at].take(1, &mut taken);
+        for seq in taken {
+            let slot = *self.queues[at].slot(seq);
+            tracing::error!(segment = %slot.segment, offset = slot.entry.offset, "an event is damaged on disk: set aside as dead");
+            self.settle_dead(at, seq);
+        }
+    }
+}

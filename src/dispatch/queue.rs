@@ -1,0 +1,267 @@
+//! One shard's queue: which of its events wait, which are under way, which are settled.
+//!
+//! Place: `feed` enqueues in position order, `pack` takes from the front, answers settle or requeue. Pure state,
+//! owned by the dispatcher.
+//!
+//! *KEY-ORDER*: with aggregates at most one record of the shard is under way, and what failed goes first the
+//! next time. With one event a record, an event whose key has an earlier event waiting or under way stands in
+//! that key's chain until the earlier one is settled. *IN-ORDER-SETTLE*: slots leave at the front only, so that
+//! a lane's mark never passes an unsettled event.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::backoff::Backoff;
+use super::limiter::Limiter;
+use crate::aggregate::HashKeyed;
+use crate::event::{Lane, Position};
+use crate::kinesis::ShardRange;
+use crate::spool::index::Entry;
+use crate::spool::segment::SegmentId;
+
+/// What is known of a slot's event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SlotState {
+    /// To be sent.
+    Waiting,
+    /// In a request, or held until the shard map is fresh.
+    UnderWay,
+    /// Delivered, or dead.
+    Settled,
+}
+
+/// An event in memory: where its bytes are, not the bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Slot {
+    /// Its position.
+    pub position: Position,
+    /// Wall clock at its receipt, ms.
+    pub received_ms: u64,
+    /// Number of its chunk in the window, and its offset there.
+    pub chunk: u64,
+    /// Offset of the frame in the chunk.
+    pub chunk_offset: u32,
+    /// Its file.
+    pub segment: SegmentId,
+    /// Its place in the file.
+    pub entry: Entry,
+    /// Dispatcher time at which it was enqueued, ms, wrapping.
+    pub since_ms: u32,
+    /// Its lane.
+    pub lane: Lane,
+    /// Its key's hash.
+    pub hash: u128,
+    /// Its key's events go one after the other.
+    pub chained: bool,
+    /// What is known of it.
+    pub state: SlotState,
+}
+
+/// A shard that fell behind the sweep and reads its lanes on its own.
+#[derive(Clone, Debug)]
+pub struct Lag {
+    /// The first position that was not enqueued.
+    pub from: Position,
+    /// Frames of the segment being read that are still to be looked at, last first.
+    pub entries: Vec<(Lane, Entry)>,
+    /// That segment, and the position at which it ended when it was listed.
+    pub segment: Option<(SegmentId, Position)>,
+}
+
+impl Lag {
+    /// A lag that begins at `from`.
+    #[must_use]
+    pub const fn new(from: Position) -> Self {
+        Self { from, entries: Vec::new(), segment: None }
+    }
+}
+
+/// A shard's queue.
+#[derive(Debug)]
+pub struct Queue {
+    /// The shard.
+    pub shard: ShardRange,
+    slots: VecDeque<Slot>,
+    /// Sequence number of `slots[0]`.
+    first: u64,
+    /// Sequence numbers of slots that may be sent, in order.
+    ready: VecDeque<u64>,
+    ready_bytes: usize,
+    /// With one event a record: each key that has an event ready or under way, and those behind it.
+    chains: HashKeyed<VecDeque<u64>>,
+    /// Records under way or held.
+    pub under_way: usize,
+    /// What the shard may be given.
+    pub limiter: Limiter,
+    /// Failures in a row.
+    pub backoff: Backoff,
+    /// Nothing is sent before.
+    pub not_before: Duration,
+    /// The last good answer.
+    pub last_good: Duration,
+    /// Set while it reads its lanes on its own.
+    pub lag: Option<Lag>,
+    /// Records stored, for status.
+    pub records: u64,
+    /// Records throttled, for status.
+    pub throttled: u64,
+}
+
+impl Queue {
+    /// An empty queue.
+    #[must_use]
+    pub fn new(shard: ShardRange, now: Duration) -> Self {
+        Self {
+            shard,
+            slots: VecDeque::new(),
+            first: 0,
+            ready: VecDeque::new(),
+            ready_bytes: 0,
+            chains: HashKeyed::default(),
+            under_way: 0,
+            limiter: Limiter::new(now),
+            backoff: Backoff::new(Duration::from_millis(100), Duration::from_secs(10)),
+            not_before: Duration::ZERO,
+            last_good: now,
+            lag: None,
+            records: 0,
+            throttled: 0,
+        }
+    }
+
+    /// The lanes its hashes lie in, both ends included.
+    #[must_use]
+    pub fn lanes(&self) -> (Lane, Lane) {
+        use crate::event::KeyHash;
+        (KeyHash(self.shard.first_hash).lane(), KeyHash(self.shard.last_hash).lane())
+    }
+
+    /// Slots in memory.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// No slots in memory.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// Events that may be sent.
+    #[must_use]
+    pub fn ready_len(&self) -> usize {
+        self.ready.len()
+    }
+
+    /// Frame bytes of the events that may be sent.
+    #[must_use]
+    pub fn ready_bytes(&self) -> usize {
+        self.ready_bytes
+    }
+
+    /// The oldest slot.
+    #[must_use]
+    pub fn oldest(&self) -> Option<&Slot> {
+        self.slots.front()
+    }
+
+    /// All slots.
+    pub fn slots(&self) -> impl Iterator<Item = &Slot> {
+        self.slots.iter()
+    }
+
+    /// The slot with that sequence number.
+    ///
+    /// # Panics
+    /// If it has left: sequence numbers are held only while their slot is unsettled.
+    #[must_use]
+    pub fn slot(&self, seq: u64) -> &Slot {
+        &self.slots[(seq - self.first) as usize]
+    }
+
+    fn slot_mut(&mut self, seq: u64) -> &mut Slot {
+        &mut self.slots[(seq - self.first) as usize]
+    }
+
+    /// The first event that may be sent.
+    #[must_use]
+    pub fn front(&self) -> Option<&Slot> {
+        self.ready.front().map(|seq| self.slot(*seq))
+    }
+
+    /// Sequence number of the `n`-th event that may be sent.
+    #[must_use]
+    pub fn nth_ready(&self, n: usize) -> Option<u64> {
+        self.ready.get(n).copied()
+    }
+
+    /// Appends an event.
+    pub fn push(&mut self, slot: Slot) {
+        debug_assert!(self.slots.back().is_none_or(|last| last.position < slot.position), "slots come in position order");
+        let seq = self.first + self.slots.len() as u64;
+        self.slots.push_back(slot);
+        if slot.state == SlotState::Settled {
+            return;
+        }
+        if slot.chained {
+            if let Some(behind) = self.chains.get_mut(&slot.hash) {
+                behind.push_back(seq);
+                return;
+            }
+            self.chains.insert(slot.hash, VecDeque::new());
+        }
+        self.ready.push_back(seq);
+        self.ready_bytes += slot.entry.len as usize;
+    }
+
+    /// Takes the first `n` events that may be sent: they are under way.
+    pub fn take(&mut self, n: usize, into: &mut Vec<u64>) {
+        for _ in 0..n {
+            let Some(seq) = self.ready.pop_front() else { return };
+            let slot = self.slot_mut(seq);
+            debug_assert_eq!(slot.state, SlotState::Waiting);
+            slot.state = SlotState::UnderWay;
+            self.ready_bytes -= slot.entry.len as usize;
+            into.push(seq);
+        }
+    }
+
+    /// Puts events back to the front, in their order.
+    pub fn requeue(&mut self, seqs: &[u64]) {
+        for seq in seqs.iter().rev() {
+            let slot = self.slot_mut(*seq);
+            debug_assert_eq!(slot.state, SlotState::UnderWay);
+            slot.state = SlotState::Waiting;
+            self.ready_bytes += slot.entry.len as usize;
+            self.ready.push_front(*seq);
+        }
+    }
+
+    /// The event is delivered or dead. The next one of its key, if it has a chain, may be sent.
+    pub fn settle(&mut self, seq: u64) {
+        let slot = self.slot_mut(seq);
+        debug_assert_eq!(slot.state, SlotState::UnderWay);
+        slot.state = SlotState::Settled;
+        let (hash, chained) = (slot.hash, slot.chained);
+        if !chained {
+            return;
+        }
+        match self.chains.get_mut(&hash).map(VecDeque::pop_front) {
+            Some(Some(next)) => {
+                self.ready_bytes += self.slot(next).entry.len as usize;
+                self.ready.push_back(next);
+            }
+            _ => {
+                self.chains.remove(&hash);
+            }
+        }
+    }
+
+    /// Takes the oldest slot away if it is settled.
+    pub fn pop_settled(&mut self) -> Option<Slot> {
+        self.slots.front().filter(|slot| slot.state == SlotState::Settled)?;
+        self.first += 1;
+        self.slots.pop_front()
+    }
+}

@@ -1,0 +1,379 @@
+//! The thread around the dispatcher: its inbox, its timers, its requests, its checkpoints.
+//!
+//! Place: one for each stream, started by `agent`. Everything that happens to the [`Dispatcher`] comes through
+//! one inbox as an [`Event`]; requests run as tasks on the runtime and answer into the same inbox. A second
+//! thread owns the store of the marks, so that its fsync keeps nobody waiting.
+//!
+//! The inbox is a std channel without a bound of its own; what can be in it is bounded: one `Committed` at a time,
+//! an answer for each request under way, a listing, a saved checkpoint, a handful of commands.
+//!
+//! Failure: a panic in a put task answers as an unknown outcome before it takes the process down.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use super::Dispatcher;
+use super::outgoing::Outgoing;
+use crate::checkpoint::{Checkpoint, MarkStore};
+use crate::event::Position;
+use crate::host::{Clock, File, Host};
+use crate::kinesis::{EntryOutcome, ErrorClass, KinesisApi, PutError, ShardRange};
+
+/// How often status is published.
+const PUBLISH_EVERY: Duration = Duration::from_millis(200);
+
+/// Something that happened to a stream's delivery.
+#[derive(Debug)]
+pub enum Event {
+    /// Events became durable.
+    Committed,
+    /// A request was answered.
+    Answered {
+        /// Which.
+        id: u64,
+        /// How.
+        answer: Result<Vec<EntryOutcome>, PutError>,
+    },
+    /// The shards were listed.
+    Listed(Result<Vec<ShardRange>, PutError>),
+    /// A checkpoint is durable, or could not be made so.
+    Saved(Box<Checkpoint>, bool),
+    /// No more events come: deliver what is there until then (dispatcher time), then end.
+    Drain(Duration),
+}
+
+/// Sends events to the thread. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Inbox {
+    sender: Sender<Event>,
+    committed: Arc<AtomicBool>,
+}
+
+impl Inbox {
+    /// Tells it; a dispatcher that ended does not want to know.
+    pub fn tell(&self, event: Event) {
+        self.sender.send(event).ok();
+    }
+
+    /// Events became durable; told once until the dispatcher looks.
+    pub fn committed(&self) {
+        if !self.committed.swap(true, Ordering::AcqRel) {
+            self.tell(Event::Committed);
+        }
+    }
+}
+
+/// What is left when a dispatcher ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Events that stay in the spool.
+    pub pending: u64,
+    /// The last checkpoint is durable and nothing was under way: the next start sends nothing twice.
+    pub clean: bool,
+}
+
+/// The file in which the dispatcher notes how far sending went since the last checkpoint, so that after a crash
+/// the events that may be sent twice can be counted. Written without sync: it survives a kill, and if a power cut
+/// takes it, only the count is too low.
+#[derive(Debug)]
+pub struct SentLog {
+    file: Arc<dyn File>,
+    noted: Position,
+}
+
+impl SentLog {
+    /// Opens or creates it; tells how far sending went.
+    ///
+    /// # Errors
+    /// As the file system says.
+    pub fn open(host: &Host, path: &PathBuf) -> std::io::Result<(Self, Position)> {
+        let file = match host.files.open(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => host.files.create(path)?,
+            other => other?,
+        };
+        let mut bytes = vec![0; file.len()? as usize];
+        file.read_exact_at(&mut bytes, 0)?;
+        let entries = bytes.chunks_exact(12).filter_map(|entry| {
+            let (position, crc) = entry.split_first_chunk::<8>()?;
+            (crc32fast::hash(position).to_le_bytes() == crc).then(|| Position(u64::from_le_bytes(*position)))
+        });
+        let high = entries.max().unwrap_or_default();
+        Ok((Self { file, noted: Position(0) }, high))
+    }
+
+    fn note(&mut self, high: Position) {
+        if high <= self.noted {
+            return;
+        }
+        self.noted = high;
+        let position = high.0.to_le_bytes();
+        if let Err(error) = self.file.append(&[&position, &crc32fast::hash(&position).to_le_bytes()]) {
+            tracing::warn!(%error, "noting what is sent failed; after a crash the count of repeated events may be low");
+        }
+    }
+
+    /// A checkpoint was saved: what it does not cover is noted anew.
+    fn restart(&mut self, high: Position) {
+        if let Err(error) = self.file.set_len(0) {
+            tracing::warn!(%error, "the note of what was sent could not be cut");
+        }
+        self.noted = Position(0);
+        if high > Position(0) {
+            self.note(high);
+        }
+    }
+}
+
+/// Everything a stream's delivery runs on.
+#[derive(Debug)]
+pub struct Parts {
+    /// The state machine.
+    pub dispatcher: Dispatcher,
+    /// Clock and files.
+    pub host: Host,
+    /// Where requests go.
+    pub api: Arc<dyn KinesisApi>,
+    /// Where they run.
+    pub runtime: tokio::runtime::Handle,
+    /// Where marks are kept.
+    pub store: Box<dyn MarkStore>,
+    /// How often.
+    pub checkpoint_interval: Duration,
+    /// What was sent since.
+    pub sent_log: SentLog,
+    /// For the threads' names.
+    pub stream: String,
+}
+
+/// Starts its thread, and the one that saves its marks.
+///
+/// # Errors
+/// When the system gives no thread.
+pub fn start(parts: Parts) -> std::io::Result<(Inbox, JoinHandle<Ended>)> {
+    let (sender, events) = channel();
+    let inbox = Inbox { sender, committed: Arc::default() };
+    let name = format!("dispatch-{}", parts.stream);
+    let shell = Shell::new(parts, inbox.clone(), events)?;
+    let thread = std::thread::Builder::new().name(name).spawn(move || shell.run())?;
+    Ok((inbox, thread))
+}
+
+struct Shell {
+    dispatcher: Dispatcher,
+    clock: Arc<dyn Clock>,
+    api: Arc<dyn KinesisApi>,
+    runtime: tokio::runtime::Handle,
+    inbox: Inbox,
+    events: Receiver<Event>,
+    saver: Option<Sender<Box<Checkpoint>>>,
+    saver_thread: Option<JoinHandle<()>>,
+    saving: bool,
+    saved: Option<Checkpoint>,
+    interval: Duration,
+    next_checkpoint: Duration,
+    next_publish: Duration,
+    drain_until: Option<Duration>,
+    sent_log: SentLog,
+}
+
+impl Shell {
+    fn new(parts: Parts, inbox: Inbox, events: Receiver<Event>) -> std::io::Result<Self> {
+        let (saver, checkpoints) = channel::<Box<Checkpoint>>();
+        let mut store = parts.store;
+        let answers = inbox.clone();
+        let saver_thread = std::thread::Builder::new().name(format!("marks-{}", parts.stream)).spawn(move || {
+            while let Ok(checkpoint) = checkpoints.recv() {
+                let saved = store.save(&checkpoint);
+                if let Err(error) = &saved {
+                    tracing::error!(%error, "the marks could not be saved; trying again");
+                }
+                answers.tell(Event::Saved(checkpoint, saved.is_ok()));
+            }
+        })?;
+        let now = parts.host.clock.monotonic();
+        Ok(Self {
+            dispatcher: parts.dispatcher,
+            clock: parts.host.clock,
+            api: parts.api,
+            runtime: parts.runtime,
+            inbox,
+            events,
+            saver: Some(saver),
+            saver_thread: Some(saver_thread),
+            saving: false,
+            saved: None,
+            interval: parts.checkpoint_interval,
+            next_checkpoint: now + parts.checkpoint_interval,
+            next_publish: now,
+            drain_until: None,
+            sent_log: parts.sent_log,
+        })
+    }
+
+    fn run(mut self) -> Ended {
+        loop {
+            let now = self.clock.monotonic();
+            self.work(now);
+            if let Some(until) = self.drain_until
+                && (self.dispatcher.is_settled() && self.dispatcher.under_way() == 0 || now >= until)
+            {
+                return self.end();
+            }
+            let wake = [self.dispatcher.wake_at(), Some(self.next_publish), Some(self.next_checkpoint), self.drain_until];
+            let wake = wake.into_iter().flatten().min().unwrap_or(now);
+            match self.events.recv_timeout(wake.saturating_sub(now)) {
+                Ok(event) => self.take(event),
+                Err(RecvTimeoutError::Timeout) => {}
+                // The shell holds a sender itself.
+                Err(RecvTimeoutError::Disconnected) => unreachable!("the inbox lives as long as its thread"),
+            }
+            while let Ok(event) = self.events.try_recv() {
+                self.take(event);
+            }
+        }
+    }
+
+    fn take(&mut self, event: Event) {
+        let now = self.clock.monotonic();
+        match event {
+            Event::Committed => self.inbox.committed.store(false, Ordering::Release),
+            Event::Answered { id, answer } => self.dispatcher.on_answer(id, answer, now),
+            Event::Listed(answer) => self.dispatcher.on_map(answer, now),
+            Event::Saved(checkpoint, durable) => self.on_saved(checkpoint, durable),
+            Event::Drain(until) => {
+                self.drain_until = Some(until);
+                self.dispatcher.drain();
+            }
+        }
+    }
+
+    fn work(&mut self, now: Duration) {
+        if self.dispatcher.ask_for_map(now) {
+            let (api, inbox) = (Arc::clone(&self.api), self.inbox.clone());
+            self.runtime.spawn(async move { inbox.tell(Event::Listed(api.list_shards().await)) });
+        }
+        let requests = self.dispatcher.poll(now);
+        if !requests.is_empty() {
+            self.sent_log.note(self.dispatcher.sent_high());
+        }
+        for request in requests {
+            self.put(request);
+        }
+        if now >= self.next_checkpoint {
+            self.next_checkpoint = now + self.interval;
+            self.save(false);
+        }
+        if now >= self.next_publish {
+            self.next_publish = now + PUBLISH_EVERY;
+            self.dispatcher.publish_shards();
+        }
+    }
+
+    fn put(&self, request: Outgoing) {
+        let (api, inbox) = (Arc::clone(&self.api), self.inbox.clone());
+        self.runtime.spawn(async move {
+            let mut unanswered = Unanswered { inbox, id: request.id, answer: None };
+            let records = request.len();
+            let entries = request.entries();
+            drop(request);
+            let answer = api.put_records(entries).await;
+            unanswered.answer = Some(match answer {
+                Ok(outcomes) if outcomes.len() != records => Err(PutError {
+                    class: ErrorClass::UnknownOutcome,
+                    code: "answer".into(),
+                    message: format!("{} outcomes for {records} records", outcomes.len()),
+                }),
+                other => other,
+            });
+        });
+    }
+
+    /// Hands a checkpoint to the saver, unless one is being saved or nothing changed.
+    fn save(&mut self, stopping: bool) {
+        if self.saving {
+            return;
+        }
+        let checkpoint = self.dispatcher.checkpoint(stopping);
+        if self.saved.as_ref() == Some(&checkpoint) {
+            return;
+        }
+        if let Some(saver) = &self.saver {
+            self.saving = saver.send(Box::new(checkpoint)).is_ok();
+        }
+    }
+
+    fn on_saved(&mut self, checkpoint: Box<Checkpoint>, durable: bool) {
+        self.saving = false;
+        if durable {
+            self.dispatcher.on_saved(&checkpoint);
+            // Events past its marks may be under way.
+            let high = if checkpoint.clean { Position(0) } else { self.dispatcher.sent_high() };
+            let settled = checkpoint.marks.iter().all(|mark| *mark >= high);
+            self.sent_log.restart(if settled { Position(0) } else { high });
+            self.saved = Some(*checkpoint);
+        }
+    }
+
+    /// The last checkpoint, and the end.
+    fn end(mut self) -> Ended {
+        let wait = Duration::from_secs(10);
+        let mut clean = false;
+        // One may be under way already; the last one must come after it.
+        for _ in 0..2 {
+            self.save(true);
+            while self.saving {
+                match self.events.recv_timeout(wait) {
+                    Ok(Event::Saved(checkpoint, durable)) => {
+                        clean = durable && checkpoint.clean;
+                        self.on_saved(checkpoint, durable);
+                    }
+                    Ok(event) => self.take(event),
+                    Err(_) => {
+                        tracing::warn!("the last checkpoint is not durable in time; some events may be sent again");
+                        self.saving = false;
+                    }
+                }
+            }
+        }
+        self.dispatcher.publish_shards();
+        drop(self.saver.take());
+        if let Some(thread) = self.saver_thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the thread that saves the marks panicked");
+        }
+        Ended { pending: self.dispatcher.pending(), clean }
+    }
+}
+
+/// Answers for a put task that cannot: whatever happens to it, its events are not forgotten.
+struct Unanswered {
+    inbox: Inbox,
+    id: u64,
+    answer: Option<Result<Vec<EntryOutcome>, PutError>>,
+}
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        let answer = self.answer.take().unwrap_or_else(|| {
+            Err(PutError {
+                class: ErrorClass::UnknownOutcome,
+                code: "task".into(),
+                message: "the request was given up by its task".into(),
+            })
+        });
+        self.inbox.tell(Event::Answered { id: self.id, answer });
+    }
+}
+
+impl Dispatcher {
+    /// Events that are neither delivered nor otherwise settled.
+    #[must_use]
+    pub fn pending(&self) -> u64 {
+        self.metrics.account.lock().unwrap_or_else(PoisonError::into_inner).pending()
+    }
+}
