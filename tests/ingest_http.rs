@@ -3,6 +3,9 @@
 //! Every test runs the real listener over a real spool. Requests go through hyper's client, or byte by byte
 //! where the form on the wire is what is tested.
 
+#![allow(clippy::disallowed_methods, reason = "tests look at files and clocks from outside")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 #[path = "common/doors.rs"]
 mod doors;
 

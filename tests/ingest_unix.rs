@@ -2,6 +2,9 @@
 //!
 //! Every test runs the real listener over a real spool.
 
+#![allow(clippy::disallowed_methods, reason = "tests look at files and clocks from outside")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 #[path = "common/doors.rs"]
 mod doors;
 

@@ -112,6 +112,7 @@ impl fmt::Display for SendError {
 impl std::error::Error for SendError {}
 
 /// Sends everything and prints the total. The exit code is success only if every event is durable.
+#[allow(clippy::disallowed_methods, reason = "how long it took, for the person who waits")]
 pub async fn run(options: SendOptions) -> ExitCode {
     let started = Instant::now();
     let bar = progress_bar(&options);
@@ -281,6 +282,7 @@ enum Block {
 }
 
 /// Reads all inputs in order on a thread of its own. The thread ends with the input or when nobody listens.
+#[allow(clippy::disallowed_methods, reason = "the user's files are none of the spool's")]
 fn read_input(mut files: Vec<PathBuf>) -> mpsc::Receiver<Block> {
     if files.is_empty() {
         files.push(PathBuf::from("-"));

@@ -145,6 +145,7 @@ pub async fn bind(path: &Path, options: UnixOptions) -> Result<UnixDoor, BindErr
 }
 
 /// Removes a stale socket; refuses everything else that stands at `path`.
+#[allow(clippy::disallowed_methods, reason = "a socket's file is none of the spool's")]
 async fn clear_the_path(path: &Path) -> Result<(), BindError> {
     let fail = |step| move |error| BindError::Io { path: path.to_owned(), step, error };
     match fs::symlink_metadata(path) {
@@ -223,6 +224,7 @@ fn note_end(ended: Result<(), tokio::task::JoinError>) {
 }
 
 /// Removes the socket file if it is still the one that was bound.
+#[allow(clippy::disallowed_methods, reason = "a socket's file is none of the spool's")]
 fn remove_ours(path: &Path, identity: (u64, u64)) {
     let ours = fs::symlink_metadata(path).is_ok_and(|meta| (meta.dev(), meta.ino()) == identity);
     if ours && let Err(error) = fs::remove_file(path) {
