@@ -14,7 +14,7 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::{self, IsTerminal as _, Read, Write as _};
+use std::io::{self, IsTerminal as _, Read};
 use std::path::PathBuf;
 use std::pin::pin;
 use std::process::ExitCode;
@@ -141,19 +141,19 @@ pub async fn run(options: SendOptions) -> ExitCode {
 }
 
 fn print_total(options: &SendOptions, total: &Total, took: Duration, complete: bool) -> io::Result<()> {
-    let mut out = io::stdout().lock();
+    let Total { accepted, rejected, unsettled, bytes } = total;
     if options.json {
-        let Total { accepted, rejected, unsettled, bytes } = total;
         let total = serde_json::json!({
             "accepted": accepted, "rejected": rejected, "unsettled": unsettled, "bytes": bytes,
             "seconds": took.as_secs_f64(), "complete": complete,
         });
-        writeln!(out, "{total}")?;
+        super::print(&format!("{total}\n"))
     } else if !options.quiet {
-        let Total { accepted, rejected, bytes, .. } = total;
-        writeln!(out, "accepted {accepted} rejected {rejected} bytes {bytes} in {:.3} s", took.as_secs_f64())?;
+        let seconds = took.as_secs_f64();
+        super::print(&format!("accepted {accepted} rejected {rejected} bytes {bytes} in {seconds:.3} s\n"))
+    } else {
+        Ok(())
     }
-    out.flush()
 }
 
 /// A bar on a terminal, nothing elsewhere.
