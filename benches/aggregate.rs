@@ -22,7 +22,7 @@ fn aggregate(c: &mut Criterion) {
             let mut events = 0u64;
             while keys
                 .get(events as usize % 30)
-                .is_some_and(|(key, hash)| packer.try_add(key.as_bytes(), *hash, false, event_bytes))
+                .is_some_and(|(key, hash)| packer.try_add(key.len() as u16, || key.as_bytes(), *hash, false, event_bytes))
             {
                 events += 1;
             }

@@ -142,13 +142,22 @@ impl Packer {
         self.size
     }
 
-    /// Adds an event if it fits; the first always does (it will be sent plain). `hash` is the key's MD5 or,
-    /// with `explicit`, the explicit hash key.
-    pub fn try_add(&mut self, key: &[u8], hash: KeyHash, explicit: bool, data_len: usize) -> bool {
-        let fingerprint = if explicit { KeyHash(u128::from_be_bytes(Md5::digest(key).into())) } else { hash };
-        let known = self.by_hash.get(&fingerprint.0).copied().filter(|index| self.key(*index) == key);
+    /// Adds an event if it fits; the first always does (it will be sent plain). `hash` is the key's MD5 or, with
+    /// `explicit`, the explicit hash key. `key` is asked for only when the key is new to the record: events of one
+    /// MD5 and one length have one key.
+    pub fn try_add<'k>(
+        &mut self,
+        key_len: u16,
+        key: impl Fn() -> &'k [u8],
+        hash: KeyHash,
+        explicit: bool,
+        data_len: usize,
+    ) -> bool {
+        let fingerprint = if explicit { KeyHash(u128::from_be_bytes(Md5::digest(key()).into())) } else { hash };
+        let known = self.by_hash.get(&fingerprint.0).copied().filter(|index| self.key(*index).len() == usize::from(key_len));
         let key_index = known.unwrap_or(self.key_ends.len() as u32);
-        let key_cost = if known.is_some() { 0 } else { 1 + varint_len(key.len() as u64) + key.len() };
+        let key_len = usize::from(key_len);
+        let key_cost = if known.is_some() { 0 } else { 1 + varint_len(key_len as u64) + key_len };
         let (hash_index, hash_cost, new_hash) = if explicit {
             match self.by_explicit.get(&hash.0) {
                 Some(index) => (index + 1, 0, false),
@@ -164,7 +173,7 @@ impl Packer {
         }
         if known.is_none() {
             self.by_hash.entry(fingerprint.0).or_insert(key_index);
-            self.keys.extend_from_slice(key);
+            self.keys.extend_from_slice(key());
             self.key_ends.push(self.keys.len() as u32);
         }
         if new_hash {
@@ -307,7 +316,7 @@ mod tests {
                 while at < events.len() {
                     let (key, explicit, data) = &events[at];
                     let hash = explicit.map_or_else(|| KeyHash::of_key(key), KeyHash);
-                    if !packer.try_add(key.as_bytes(), hash, explicit.is_some(), data.len()) {
+                    if !packer.try_add(key.len() as u16, || key.as_bytes(), hash, explicit.is_some(), data.len()) {
                         break;
                     }
                     at += 1;

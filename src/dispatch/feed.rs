@@ -179,6 +179,8 @@ impl Dispatcher {
             since_ms: now.as_millis() as u32,
             lane,
             hash: frame.hash().0,
+            key_len: frame.key_bytes().len() as u16,
+            explicit: frame.explicit_hash(),
             chained: chaining,
             state: SlotState::Waiting,
         };
@@ -211,6 +213,8 @@ impl Dispatcher {
             since_ms: now.as_millis() as u32,
             lane: damaged.lane,
             hash: 0,
+            key_len: 0,
+            explicit: false,
             chained: false,
             state: SlotState::Settled,
         };

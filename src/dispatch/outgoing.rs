@@ -6,16 +6,28 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::queue::Slot;
 use crate::aggregate::{OUTER_KEY, Plan};
 use crate::kinesis::PutEntry;
-use crate::spool::frame::Frame;
+use crate::spool::frame::{FRAME_HEADER_BYTES, Frame};
 use crate::spool::gather::Chunk;
 
-/// Where a frame's bytes are: a chunk of the request, or its own buffer of frames read from disk.
+/// Where a frame's bytes are: in a chunk of the request, or in its own buffer of frames read from disk. The lengths
+/// are the slot's, so that planning an aggregate need not touch the frame, which has left the caches by then.
 #[derive(Clone, Copy, Debug)]
 pub struct FrameRef {
     chunk: u32,
     offset: u32,
+    len: u32,
+    key_len: u16,
+}
+
+impl FrameRef {
+    /// Bytes of the event's data.
+    #[must_use]
+    pub fn data_len(self) -> usize {
+        self.len as usize - FRAME_HEADER_BYTES - usize::from(self.key_len)
+    }
 }
 
 const COLD: u32 = u32::MAX;
@@ -24,6 +36,8 @@ const COLD: u32 = u32::MAX;
 #[derive(Debug)]
 pub struct OutRecord {
     frames: Range<usize>,
+    /// Of an aggregate: a hash in its shard's range.
+    hash: u128,
     plan: Option<Plan>,
 }
 
@@ -48,13 +62,13 @@ impl Outgoing {
         Self { id, ..Self::default() }
     }
 
-    /// Refers to a frame in a chunk of the window, `number` being the chunk's.
-    pub fn hot_frame(&mut self, number: u64, chunk: &Arc<Chunk>, offset: u32) -> FrameRef {
-        if self.last_chunk != Some(number) {
+    /// Refers to a slot's frame in a chunk of the window.
+    pub fn hot_frame(&mut self, slot: &Slot, chunk: &Arc<Chunk>) -> FrameRef {
+        if self.last_chunk != Some(slot.chunk) {
             self.chunks.push(Arc::clone(chunk));
-            self.last_chunk = Some(number);
+            self.last_chunk = Some(slot.chunk);
         }
-        FrameRef { chunk: self.chunks.len() as u32 - 1, offset }
+        FrameRef { chunk: self.chunks.len() as u32 - 1, offset: slot.chunk_offset, len: slot.entry.len, key_len: slot.key_len }
     }
 
     /// Where a frame read from disk is to be appended.
@@ -62,10 +76,25 @@ impl Outgoing {
         &mut self.cold
     }
 
-    /// Refers to the frame that begins at `offset` of the cold buffer.
+    /// Refers to a slot's frame, which begins at `offset` of the cold buffer.
     #[must_use]
-    pub fn cold_frame(offset: usize) -> FrameRef {
-        FrameRef { chunk: COLD, offset: offset as u32 }
+    pub fn cold_frame(slot: &Slot, offset: usize) -> FrameRef {
+        FrameRef { chunk: COLD, offset: offset as u32, len: slot.entry.len, key_len: slot.key_len }
+    }
+
+    fn bytes(&self, at: FrameRef) -> &[u8] {
+        let bytes = if at.chunk == COLD { &self.cold } else { &self.chunks[at.chunk as usize].bytes };
+        &bytes[at.offset as usize..(at.offset + at.len) as usize]
+    }
+
+    /// The key of a frame.
+    #[must_use]
+    pub fn key(&self, at: FrameRef) -> &[u8] {
+        &self.bytes(at)[FRAME_HEADER_BYTES..FRAME_HEADER_BYTES + usize::from(at.key_len)]
+    }
+
+    fn data(&self, at: FrameRef) -> &[u8] {
+        &self.bytes(at)[FRAME_HEADER_BYTES + usize::from(at.key_len)..]
     }
 
     /// The frame.
@@ -74,8 +103,7 @@ impl Outgoing {
     /// If no frame lies there: references are made from frames that were checked.
     #[must_use]
     pub fn frame(&self, at: FrameRef) -> Frame<'_> {
-        let bytes = if at.chunk == COLD { &self.cold } else { &self.chunks[at.chunk as usize].bytes };
-        Frame::parse(&bytes[at.offset as usize..]).expect("a reference to a frame that was checked")
+        Frame::parse(self.bytes(at)).expect("a reference to a frame that was checked")
     }
 
     /// Records so far.
@@ -90,11 +118,11 @@ impl Outgoing {
         self.records.is_empty()
     }
 
-    /// Adds a record of these frames. An aggregate of one is sent plain.
-    pub fn push(&mut self, frames: &[FrameRef], plan: Option<Plan>, billed: usize) {
+    /// Adds a record of these frames, `hash` being the first one's. An aggregate of one is sent plain.
+    pub fn push(&mut self, frames: &[FrameRef], hash: u128, plan: Option<Plan>, billed: usize) {
         let start = self.frames.len();
         self.frames.extend_from_slice(frames);
-        self.records.push(OutRecord { frames: start..self.frames.len(), plan: plan.filter(|plan| plan.len() > 1) });
+        self.records.push(OutRecord { frames: start..self.frames.len(), hash, plan: plan.filter(|plan| plan.len() > 1) });
         self.billed += billed;
     }
 
@@ -105,18 +133,18 @@ impl Outgoing {
             .iter()
             .map(|record| {
                 let frames = &self.frames[record.frames.clone()];
-                let first = self.frame(frames[0]);
-                match &record.plan {
-                    Some(plan) => PutEntry {
+                if let Some(plan) = &record.plan {
+                    return PutEntry {
                         partition_key: OUTER_KEY.to_owned(),
-                        explicit_hash_key: Some(first.hash().0),
-                        data: plan.write(frames.iter().map(|at| self.frame(*at).data())),
-                    },
-                    None => PutEntry {
-                        partition_key: String::from_utf8_lossy(first.key_bytes()).into_owned(),
-                        explicit_hash_key: first.explicit_hash().then_some(first.hash().0),
-                        data: first.data().to_vec(),
-                    },
+                        explicit_hash_key: Some(record.hash),
+                        data: plan.write(frames.iter().map(|at| self.data(*at))),
+                    };
+                }
+                let event = self.frame(frames[0]);
+                PutEntry {
+                    partition_key: String::from_utf8_lossy(event.key_bytes()).into_owned(),
+                    explicit_hash_key: event.explicit_hash().then_some(event.hash().0),
+                    data: event.data().to_vec(),
                 }
             })
             .collect()

@@ -14,6 +14,7 @@ use std::time::Duration;
 use super::outgoing::{FrameRef, Outgoing};
 use super::queue::Slot;
 use super::{Dispatcher, MapState, Request, Sent};
+use crate::event::KeyHash;
 use crate::limits::{IN_FLIGHT_BYTES_MAX, KEY_BYTES_MAX, REQUEST_RECORDS_MAX};
 use crate::spool::frame::FRAME_HEADER_BYTES;
 
@@ -128,6 +129,7 @@ impl Dispatcher {
     fn pack_aggregate(&mut self, at: usize, request: &mut Outgoing, sent: &mut Request) -> io::Result<()> {
         let mut frames: Vec<FrameRef> = Vec::new();
         let mut span = (u128::MAX, 0);
+        let mut first_hash = None;
         let mut single_billed = 0;
         while let Some(seq) = self.queues[at].nth_ready(frames.len()) {
             let slot = *self.queues[at].slot(seq);
@@ -138,21 +140,20 @@ impl Dispatcher {
                 }
                 break;
             };
-            let frame = request.frame(frame_ref);
-            if !self.packer.try_add(frame.key_bytes(), frame.hash(), frame.explicit_hash(), frame.data().len()) {
+            let hash = KeyHash(slot.hash);
+            if !self.packer.try_add(slot.key_len, || request.key(frame_ref), hash, slot.explicit, frame_ref.data_len()) {
                 break;
             }
-            single_billed = frame.key_bytes().len() + frame.data().len();
-            span = (span.0.min(frame.hash().0), span.1.max(frame.hash().0));
+            single_billed = usize::from(slot.key_len) + frame_ref.data_len();
+            span = (span.0.min(slot.hash), span.1.max(slot.hash));
+            first_hash.get_or_insert(slot.hash);
             frames.push(frame_ref);
             self.sent_high = self.sent_high.max(crate::event::Position(slot.position.0 + 1));
         }
-        if frames.is_empty() {
-            return Ok(());
-        }
+        let Some(first_hash) = first_hash else { return Ok(()) };
         let plan = self.packer.take();
         let billed = if plan.len() > 1 { plan.size() + crate::aggregate::OUTER_KEY.len() } else { single_billed };
-        request.push(&frames, Some(plan), billed);
+        request.push(&frames, first_hash, Some(plan), billed);
         self.note_sent(at, frames.len(), span, billed, sent);
         Ok(())
     }
@@ -209,11 +210,10 @@ impl Dispatcher {
     }
 
     fn pack_single(&mut self, at: usize, slot: &Slot, frame_ref: FrameRef, request: &mut (Outgoing, Request)) {
-        let frame = request.0.frame(frame_ref);
-        let hash = frame.hash().0;
-        let billed = frame.key_bytes().len() + frame.data().len();
+        let hash = slot.hash;
+        let billed = usize::from(slot.key_len) + frame_ref.data_len();
         self.sent_high = self.sent_high.max(crate::event::Position(slot.position.0 + 1));
-        request.0.push(&[frame_ref], None, billed);
+        request.0.push(&[frame_ref], hash, None, billed);
         self.note_sent(at, 1, (hash, hash), billed, &mut request.1);
     }
 
@@ -251,7 +251,7 @@ impl Dispatcher {
     /// A reference to a slot's frame, from the window or read from disk; `None` when it no longer checks.
     fn frame(&mut self, slot: &Slot, request: &mut Outgoing) -> io::Result<Option<FrameRef>> {
         if let Some(chunk) = self.window.get(slot.chunk) {
-            return Ok(Some(request.hot_frame(slot.chunk, chunk, slot.chunk_offset)));
+            return Ok(Some(request.hot_frame(slot, chunk)));
         }
         let Some(segment) = self.cursor.shared().table.get(slot.segment) else {
             return Err(io::Error::other(format!("segment {} of an unsettled event is gone", slot.segment)));
@@ -259,7 +259,7 @@ impl Dispatcher {
         let buffer = request.cold_buffer();
         let offset = buffer.len();
         let good = self.cursor.read_frame(&segment, slot.entry, buffer)?;
-        Ok(good.then(|| Outgoing::cold_frame(offset)))
+        Ok(good.then(|| Outgoing::cold_frame(slot, offset)))
     }
 
     /// The first ready event of a queue no longer checks: it is dead.

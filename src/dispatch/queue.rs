@@ -51,6 +51,10 @@ pub struct Slot {
     pub lane: Lane,
     /// Its key's hash.
     pub hash: u128,
+    /// Bytes of its key.
+    pub key_len: u16,
+    /// Its hash is an explicit hash key.
+    pub explicit: bool,
     /// Its key's events go one after the other.
     pub chained: bool,
     /// What is known of it.
