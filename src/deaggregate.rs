@@ -178,7 +178,6 @@ enum Value<'a> {
 
 impl<'a> Reader<'a> {
     /// The next field, `Some(None)` at the message's end, `None` where it is malformed.
-    #[expect(clippy::option_option, reason = "the outer one is `?`'s, the inner one the loop's")]
     fn field(&mut self) -> Option<Option<(u32, Value<'a>)>> {
         if self.0.is_empty() {
             return Some(None);

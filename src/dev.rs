@@ -276,7 +276,6 @@ impl Gate {
 }
 
 /// *ONE-AT-A-TIME*. The body is read before the turn begins, so that a slow client holds up nobody.
-#[expect(clippy::significant_drop_tightening, reason = "the turn is to last until the change of shards is over")]
 async fn one_at_a_time(State(gate): State<Gate>, request: Request, next: Next) -> Response {
     let (parts, body) = request.into_parts();
     let changes_shards = is_control(&parts.headers);

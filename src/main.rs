@@ -45,7 +45,10 @@ async fn dispatch(command: Command, loaded: Option<Loaded>) -> ExitCode {
     let config = loaded.as_ref().map(|loaded| &loaded.config);
     match command {
         Command::Run(args) => commands::run::run(args, config.cloned()).await,
+        #[cfg(feature = "dev")]
         Command::Demo(args) => commands::demo::run(args.into()).await,
+        #[cfg(not(feature = "dev"))]
+        Command::Demo(_) => Exit::Usage.into(),
         Command::Send(args) => match commands::send_options(args, config) {
             Ok(options) => commands::send::run(options).await,
             Err(exit) => exit.into(),

@@ -1,6 +1,7 @@
 //! The embedded Kinesis, the AWS form of the traits and the consumer together: what is written is read back, in
 //! order, through splits and merges, by the same SDK, signature and HTTP that lead to AWS.
 #![cfg(feature = "dev")]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test ends where something fails, and looks at real clocks")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -3,6 +3,7 @@
 //! A loopback server reads each request whole and then does what the test says: answers, answers half, hangs
 //! up, or keeps silent. Each test names what the agent must make of it. The requests are kept, so that what we
 //! send can be asserted too.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test ends where something fails, and looks at real clocks")]
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;

@@ -308,7 +308,7 @@ fn progress(what: &'static str, events: u64) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
-    let style = ProgressStyle::with_template("{msg:>12} [{bar:40}] {human_pos}/{human_len} events, {per_sec}");
+    let style = ProgressStyle::with_template("{msg:>12} [{bar:40}] {human_pos}/{human_len} events");
     let bar = ProgressBar::with_draw_target(Some(events), ProgressDrawTarget::stderr_with_hz(10)).with_message(what);
     match style {
         Ok(style) => bar.with_style(style.progress_chars("=> ")),

@@ -22,11 +22,15 @@ use crate::spool::segment::Segment;
 /// Chunks swept in one call.
 const SWEEP_CHUNKS_MAX: usize = 32;
 
+/// What may be sent at once, over all queues, beyond which the sweep waits: half of what may be under
+/// way, and well within the window, so that it is still in memory when it is packed.
+const SWEEP_TARGET_BYTES: usize = 12 << 20;
+
 /// Bytes read for one lagging queue in one call.
 const LAG_BYTES: usize = 256 << 10;
 
 impl Dispatcher {
-    /// Fills the queues that could send more. True when there is more to feed at once.
+    /// Fills the queues, as far as it keeps requests full. True when there is more to feed at once.
     pub(super) fn feed(&mut self, now: Duration) -> bool {
         let mut more = false;
         for at in 0..self.queues.len() {
@@ -38,7 +42,7 @@ impl Dispatcher {
             }
         }
         for _ in 0..SWEEP_CHUNKS_MAX {
-            if !(0..self.queues.len()).any(|at| self.queues[at].lag.is_none() && self.hungry(at)) {
+            if !self.wants_more(now) {
                 return more;
             }
             match self.sweep_once(now) {
@@ -53,13 +57,41 @@ impl Dispatcher {
         true
     }
 
+    /// Whether the sweep goes on: a queue that may send has next to nothing, and all that may be sent together
+    /// would not keep the requests full. So one shard's empty queue does not drive the sweep past what memory
+    /// holds while there is work for all, and a dead shard's full one does not keep it from the others.
+    fn wants_more(&mut self, now: Duration) -> bool {
+        let mut usable = 0;
+        let mut starving = false;
+        self.slots_held = 0;
+        for at in 0..self.queues.len() {
+            let queue = &self.queues[at];
+            self.slots_held += queue.len();
+            if queue.not_before <= now && queue.limiter.has_bytes() {
+                usable += queue.ready_bytes();
+                starving |= queue.lag.is_none() && self.hungry(at);
+            }
+        }
+        starving && usable < SWEEP_TARGET_BYTES
+    }
+
     fn cannot_read(&mut self, error: &io::Error, now: Duration) {
         tracing::error!(%error, "the spool cannot be read; trying again");
         self.wake(now + Duration::from_secs(1));
     }
 
-    fn slots_max(&self) -> usize {
+    /// An equal share of the slots.
+    fn slots_share(&self) -> usize {
         (self.options.slots_max / self.queues.len().max(1)).max(16)
+    }
+
+    /// Slots that a queue may have now: more than its share as long as there are enough for all.
+    fn slots_max(&self) -> usize {
+        if self.slots_held < self.options.slots_max / 2 {
+            self.slots_share().max(self.options.slots_max / 4)
+        } else {
+            self.slots_share()
+        }
     }
 
     /// It could send more than it has in memory.
@@ -68,7 +100,7 @@ impl Dispatcher {
         // A share of the window, so that what waits is still in memory when it is packed.
         let share = crate::limits::WINDOW_BYTES_MAX / 2 / self.queues.len();
         let bytes = share.clamp(16 << 10, 2 * self.options.record_bytes_max.max(64 << 10));
-        queue.ready_bytes() < bytes && queue.len() < self.slots_max() / 2
+        queue.ready_bytes() < bytes && queue.len() < self.slots_share() / 2
     }
 
     /// Hands out one chunk. False when all that is durable was handed out.

@@ -77,13 +77,15 @@ impl Limiter {
         self.bytes > 0.0
     }
 
-    /// When a record may be sent again.
+    /// When `records` records may be sent, as many of them as half the burst: a shard at its limit sends a few
+    /// together instead of each the moment it may.
     #[must_use]
-    pub fn ready_at(&self) -> Duration {
-        let (bytes, records) = self.rates();
+    pub fn ready_at(&self, records: usize) -> Duration {
+        let (bytes, rate) = self.rates();
+        let wanted = (records as f64).min(rate * BURST_SECONDS / 2.0).max(1.0);
         // A hair more than exact, so that the bucket is above zero then.
         let wait_bytes = if self.bytes > 0.0 { 0.0 } else { (1.0 - self.bytes) / bytes };
-        let wait_records = if self.records >= 1.0 { 0.0 } else { (1.0 - self.records) / records };
+        let wait_records = if self.records >= wanted { 0.0 } else { (wanted - self.records) / rate };
         let wait = wait_bytes.max(wait_records);
         if wait > 0.0 { self.filled_at + Duration::from_secs_f64(wait + 1e-6) } else { self.filled_at }
     }
@@ -140,14 +142,15 @@ mod tests {
         }
 
         #[test]
-        fn at_ready_at_a_record_may_be_sent(spent in 1usize..5_000_000, throttles in 0u64..20) {
+        fn at_ready_at_as_many_records_may_be_sent(spent in 1usize..5_000_000, throttles in 0u64..20, wanted in 1usize..50) {
             let mut limiter = Limiter::new(Duration::ZERO);
             for n in 0..throttles {
                 limiter.throttled(Duration::from_secs(n));
             }
             limiter.spend(spent, 1000);
-            let at = limiter.ready_at();
-            prop_assert!(limiter.records_now(at) >= 1);
+            let most = (SHARD_RECORDS_PER_SECOND as f64 * limiter.share * BURST_SECONDS / 2.0).max(1.0) as usize;
+            let at = limiter.ready_at(wanted);
+            prop_assert!(limiter.records_now(at) >= wanted.min(most));
         }
     }
 

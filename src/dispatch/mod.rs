@@ -159,6 +159,8 @@ pub struct Dispatcher {
     /// The first position that the sweep has not handed out.
     sweep: Position,
     window: Window,
+    /// Slots of all queues, as of the last look.
+    slots_held: usize,
     packer: Packer,
     requests: HashMap<u64, Request>,
     next_request: u64,
@@ -204,6 +206,7 @@ impl Dispatcher {
             sweep: checkpoint.marks.iter().max().copied().unwrap_or_default(),
             marks: Marks::new(checkpoint.marks.clone()),
             window: Window::new(WINDOW_BYTES_MAX),
+            slots_held: 0,
             packer,
             requests: HashMap::new(),
             next_request: 1,
@@ -214,7 +217,7 @@ impl Dispatcher {
             paused_until: Duration::ZERO,
             draining: false,
             resent_below,
-            sent_high: Position(0),
+            sent_high: resent_below,
             wake_at: None,
         }
     }

@@ -74,11 +74,14 @@ impl Dispatcher {
         let Some(front) = queue.front() else { return Turn::NotYet };
         let waited = Duration::from_millis(u64::from((now.as_millis() as u32).wrapping_sub(front.since_ms)));
         let due_in = if hurry { Duration::ZERO } else { linger.saturating_sub(waited) };
-        let at = queue.not_before.max(queue.limiter.ready_at()).max(now + due_in);
+        // An aggregate is one record, whatever is in it.
+        let records = if self.aggregating() { 1 } else { queue.ready_len() };
+        let allowed = queue.not_before.max(queue.limiter.ready_at(records));
+        let at = allowed.max(now + due_in);
         if at <= now {
             return Turn::Due;
         }
-        let soonest = queue.not_before.max(queue.limiter.ready_at()) <= now;
+        let soonest = allowed <= now;
         self.wake(at);
         if soonest && waited >= linger / 2 { Turn::GoesAlong } else { Turn::NotYet }
     }

@@ -29,6 +29,7 @@ pub(super) fn text(options: &DemoOptions, outcome: &Outcome) -> String {
         writeln!(out, "  {shard}  {key}  {shown}{more}").expect(FITS);
     }
 
+    writeln!(out, "\ntotals:").expect(FITS);
     let mut line = |name: &str, value: u64, remark: &str| {
         writeln!(out, "  {name:<18} {:>10}{}{remark}", count(value), if remark.is_empty() { "" } else { "   " }).expect(FITS);
     };
@@ -50,7 +51,8 @@ pub(super) fn text(options: &DemoOptions, outcome: &Outcome) -> String {
     let rate = outcome.receipted as f64 / outcome.sending.as_secs_f64().max(1e-6);
     writeln!(
         out,
-        "\nsent and receipted in {} ({} events/s), all delivered {} later, read back and compared in {}",
+        "\nsent and receipted in {} ({} events/s); all delivered {} later (a shard takes 1 MiB or 1,000 records a second); \
+         read back and compared in {}",
         seconds(outcome.sending),
         count(rate as u64),
         seconds(outcome.delivering),
