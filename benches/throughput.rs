@@ -16,6 +16,8 @@
 //! also given over the whole way, from the first event to the last one delivered. The bench fails if acknowledged,
 //! accepted and delivered differ in the end. 512 shards, so that 1 MiB/s a shard does not bind.
 
+#![allow(clippy::disallowed_methods, reason = "a bench looks at real clocks and files")]
+
 #[path = "../tests/common/agent.rs"]
 #[allow(dead_code, reason = "the tests use the rest")]
 mod agent;
