@@ -14,16 +14,18 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::{self, IsTerminal as _, Read, Write as _};
+use std::io::{self, IsTerminal as _, Read};
 use std::path::PathBuf;
+use std::pin::pin;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::ingest::hello::Hello;
 use crate::ingest::wire::{Format, Item, Splitter, write_frame};
@@ -110,6 +112,7 @@ impl fmt::Display for SendError {
 impl std::error::Error for SendError {}
 
 /// Sends everything and prints the total. The exit code is success only if every event is durable.
+#[allow(clippy::disallowed_methods, reason = "how long it took, for the person who waits")]
 pub async fn run(options: SendOptions) -> ExitCode {
     let started = Instant::now();
     let bar = progress_bar(&options);
@@ -138,19 +141,19 @@ pub async fn run(options: SendOptions) -> ExitCode {
 }
 
 fn print_total(options: &SendOptions, total: &Total, took: Duration, complete: bool) -> io::Result<()> {
-    let mut out = io::stdout().lock();
+    let Total { accepted, rejected, unsettled, bytes } = total;
     if options.json {
-        let Total { accepted, rejected, unsettled, bytes } = total;
         let total = serde_json::json!({
             "accepted": accepted, "rejected": rejected, "unsettled": unsettled, "bytes": bytes,
             "seconds": took.as_secs_f64(), "complete": complete,
         });
-        writeln!(out, "{total}")?;
+        super::print(&format!("{total}\n"))
     } else if !options.quiet {
-        let Total { accepted, rejected, bytes, .. } = total;
-        writeln!(out, "accepted {accepted} rejected {rejected} bytes {bytes} in {:.3} s", took.as_secs_f64())?;
+        let seconds = took.as_secs_f64();
+        super::print(&format!("accepted {accepted} rejected {rejected} bytes {bytes} in {seconds:.3} s\n"))
+    } else {
+        Ok(())
     }
-    out.flush()
 }
 
 /// A bar on a terminal, nothing elsewhere.
@@ -171,62 +174,70 @@ fn progress_bar(options: &SendOptions) -> ProgressBar {
     }
 }
 
+/// How far both directions are; each figure has one writer.
+#[derive(Debug, Default)]
+struct Progress {
+    sent: AtomicU64,
+    bytes: AtomicU64,
+    settled: AtomicU64,
+    rejected: AtomicU64,
+}
+
+impl Progress {
+    fn total(&self) -> Total {
+        let read = |figure: &AtomicU64| figure.load(Ordering::Relaxed);
+        let (settled, rejected) = (read(&self.settled), read(&self.rejected));
+        Total {
+            accepted: settled.saturating_sub(rejected),
+            rejected,
+            unsettled: read(&self.sent).saturating_sub(settled),
+            bytes: read(&self.bytes),
+        }
+    }
+}
+
 /// Sends everything; `bar` is moved along.
 ///
 /// # Errors
 /// What was settled before the error, and the error.
 pub async fn send(options: &SendOptions, bar: &ProgressBar) -> Result<Total, (Total, SendError)> {
-    let (mut answers, write, event_bytes_max) = connect(options).await.map_err(|error| (Total::default(), error))?;
+    let (answers, write, event_bytes_max) = connect(options).await.map_err(|error| (Total::default(), error))?;
+    let progress = Progress::default();
+    let (stop, stopping) = watch::channel(false);
     let blocks = read_input(options.files.clone());
-    let (stop, stopping) = tokio::sync::watch::channel(false);
-    let settled = std::sync::atomic::AtomicU64::new(0);
-    let bar_moved = |count: u64| {
-        settled.store(count, std::sync::atomic::Ordering::Relaxed);
-        bar.set_message(format!("{count} events durable"));
-    };
-    let mut sending = std::pin::pin!(send_blocks(write, blocks, event_bytes_max, stopping, bar));
-    let mut reading = std::pin::pin!(read_answers(&mut answers, bar_moved, bar));
-    let mut sent: Option<Sent> = None;
+    let mut sending = pin!(send_blocks(write, blocks, event_bytes_max, stopping, &progress, bar));
+    let mut hearing = pin!(hear(answers, &progress, bar));
+    let mut sent = None;
     let mut interrupts = 0;
-    let heard = loop {
+    let reason = loop {
         tokio::select! {
             done = &mut sending, if sent.is_none() => sent = Some(done),
-            heard = &mut reading => break heard,
+            reason = &mut hearing => break reason,
             signal = tokio::signal::ctrl_c(), if interrupts < 2 => {
                 interrupts += 1;
-                // The receiver lives as long as `sending`; without it there is nothing to stop.
                 stop.send_replace(true);
-                if signal.is_err() || interrupts == 2 {
-                    break Heard { settled: settled.load(std::sync::atomic::Ordering::Relaxed), rejected: 0, reason: None, gave_up: true };
+                if interrupts == 2 || signal.is_err() {
+                    return Err((progress.total(), SendError::Interrupted));
                 }
             }
         }
     };
-    // The agent closes only after the end of our stream, or because it must: then sending is over as well.
+    // The agent closes when it has our whole stream, or because it must; then writing to it fails.
     let sent = match sent {
         Some(sent) => sent,
-        None if heard.gave_up => Sent::default(),
         None => {
             stop.send_replace(true);
-            match tokio::time::timeout(Duration::from_secs(1), &mut sending).await {
-                Ok(sent) => sent,
-                Err(_) => Sent::default(),
-            }
+            sending.await
         }
     };
-    let total = Total {
-        accepted: heard.settled - heard.rejected,
-        rejected: heard.rejected,
-        unsettled: sent.events.saturating_sub(heard.settled),
-        bytes: sent.bytes,
-    };
-    let closed = || SendError::Closed(heard.reason.clone().unwrap_or_else(|| "it ended without a word".to_owned()));
-    match sent.error {
-        Some(error @ SendError::Input(..)) => Err((total, error)),
-        _ if heard.gave_up => Err((total, SendError::Interrupted)),
-        _ if !sent.whole && interrupts == 0 || total.unsettled > 0 => Err((total, closed())),
-        _ if interrupts > 0 => Err((total, SendError::Interrupted)),
-        _ => Ok(total),
+    let total = progress.total();
+    let closed = || SendError::Closed(reason.unwrap_or_else(|| "it ended without a word".to_owned()));
+    match sent {
+        Sent::InputFailed(path, error) => Err((total, SendError::Input(path, error))),
+        Sent::Whole | Sent::Stopped if total.unsettled > 0 => Err((total, closed())),
+        Sent::Whole => Ok(total),
+        Sent::Stopped if interrupts > 0 => Err((total, SendError::Interrupted)),
+        Sent::Stopped | Sent::Broken => Err((total, closed())),
     }
 }
 
@@ -271,6 +282,7 @@ enum Block {
 }
 
 /// Reads all inputs in order on a thread of its own. The thread ends with the input or when nobody listens.
+#[allow(clippy::disallowed_methods, reason = "the user's files are none of the spool's")]
 fn read_input(mut files: Vec<PathBuf>) -> mpsc::Receiver<Block> {
     if files.is_empty() {
         files.push(PathBuf::from("-"));
@@ -309,14 +321,17 @@ fn read_input(mut files: Vec<PathBuf>) -> mpsc::Receiver<Block> {
     blocks
 }
 
-/// How far sending came.
-#[derive(Debug, Default)]
-struct Sent {
-    events: u64,
-    bytes: u64,
-    /// All input was read and sent.
-    whole: bool,
-    error: Option<SendError>,
+/// Why sending ended.
+#[derive(Debug)]
+enum Sent {
+    /// All input was sent.
+    Whole,
+    /// It was told to stop; all that was read was sent.
+    Stopped,
+    /// The agent takes no more.
+    Broken,
+    /// An input cannot be read.
+    InputFailed(PathBuf, io::Error),
 }
 
 /// Cuts blocks into events and sends them, then ends our side of the stream.
@@ -324,25 +339,23 @@ async fn send_blocks(
     mut write: OwnedWriteHalf,
     mut blocks: mpsc::Receiver<Block>,
     event_bytes_max: usize,
-    mut stopping: tokio::sync::watch::Receiver<bool>,
+    mut stopping: watch::Receiver<bool>,
+    progress: &Progress,
     bar: &ProgressBar,
 ) -> Sent {
-    let mut sent = Sent::default();
     let mut splitter = Splitter::new(Format::Lines, event_bytes_max);
     // Too long a line is sent as a frame one byte over the limit, so that the agent refuses and numbers it.
     let too_long = vec![b' '; event_bytes_max + 1];
     let mut frames = Vec::with_capacity(2 * BLOCK_BYTES);
-    loop {
+    let end = loop {
         let block = tokio::select! {
             biased;
-            stop = stopping.wait_for(|stop| *stop) => match stop {
-                Ok(_) => break,
-                Err(_) => break,
-            },
+            // An error means that the other end of the signal is gone, which is as good as a stop.
+            _ = stopping.wait_for(|stop| *stop) => break Sent::Stopped,
             block = blocks.recv() => block,
         };
         let mut append = |item: Item<'_>| {
-            sent.events += 1;
+            progress.sent.fetch_add(1, Ordering::Relaxed);
             match item {
                 Item::Event { data, .. } => write_frame(&mut frames, &[], data),
                 Item::Rejected(_) | Item::Lost => write_frame(&mut frames, &[], &too_long),
@@ -354,7 +367,7 @@ async fn send_blocks(
                 while let Some(item) = splitter.next(&mut input) {
                     append(item);
                 }
-                sent.bytes += bytes.len() as u64;
+                progress.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
                 bar.inc(bytes.len() as u64);
             }
             // A last line without newline ends with its file.
@@ -364,67 +377,48 @@ async fn send_blocks(
                 }
                 splitter = Splitter::new(Format::Lines, event_bytes_max);
             }
-            Some(Block::Failed(path, error)) => {
-                sent.error = Some(SendError::Input(path, error));
-                break;
-            }
-            None => {
-                sent.whole = true;
-                break;
-            }
+            Some(Block::Failed(path, error)) => break Sent::InputFailed(path, error),
+            None => break Sent::Whole,
         }
         // Who closes tells why on the other half of the connection.
         if write.write_all(&frames).await.is_err() {
-            return sent;
+            return Sent::Broken;
         }
         frames.clear();
+    };
+    match (write.shutdown().await, end) {
+        (Err(_), Sent::Whole | Sent::Stopped) => Sent::Broken,
+        (_, end) => end,
     }
-    if write.shutdown().await.is_err() {
-        sent.whole = false;
-    }
-    sent
 }
 
-/// What the agent said.
-#[derive(Debug, Default)]
-struct Heard {
-    settled: u64,
-    rejected: u64,
-    /// Why it closed, where it said so.
-    reason: Option<String>,
-    /// We did not wait for it.
-    gave_up: bool,
-}
-
-/// Reads `ack`, `reject`, `bye` and `error` lines until the agent closes.
-async fn read_answers(answers: &mut BufReader<OwnedReadHalf>, moved: impl Fn(u64), bar: &ProgressBar) -> Heard {
-    let mut heard = Heard::default();
+/// Reads `ack`, `reject`, `bye` and `error` lines until the agent closes. Why it did, where it said so.
+async fn hear(mut answers: BufReader<OwnedReadHalf>, progress: &Progress, bar: &ProgressBar) -> Option<String> {
+    let mut reason = None;
     // Rejects that no `ack` covers yet: the agent writes them first.
-    let mut uncovered = 0;
+    let (mut uncovered, mut rejected) = (0, 0);
     loop {
-        let line = match answer_line(answers).await {
+        let line = match answer_line(&mut answers).await {
             Ok(Some(line)) => line,
-            Ok(None) => return heard,
-            Err(error) => {
-                heard.reason = Some(error.to_string());
-                return heard;
-            }
+            Ok(None) => return reason,
+            Err(error) => return Some(error.to_string()),
         };
         match line.split_once(' ') {
-            Some(("ack", count)) => {
-                heard.settled = count.parse().unwrap_or(heard.settled);
-                heard.rejected += std::mem::take(&mut uncovered);
-                moved(heard.settled);
+            Some(("ack", count)) if count.parse::<u64>().is_ok() => {
+                rejected += std::mem::take(&mut uncovered);
+                progress.rejected.store(rejected, Ordering::Relaxed);
+                progress.settled.store(count.parse().unwrap_or_default(), Ordering::Relaxed);
+                bar.set_message(format!("{count} events settled"));
             }
             Some(("reject", rest)) => {
                 uncovered += 1;
-                if heard.rejected + uncovered <= REJECTS_TOLD_MAX {
+                if rejected + uncovered <= REJECTS_TOLD_MAX {
                     bar.suspend(|| eprintln!("forebay send: rejected event {rest}"));
                 }
             }
-            Some(("error", reason)) => heard.reason = Some(reason.to_owned()),
-            _ if line == "bye" => heard.reason = Some("the agent is stopping".to_owned()),
-            _ => heard.reason = Some("it said something that is no acknowledgement".to_owned()),
+            Some(("error", text)) => reason = Some(text.to_owned()),
+            _ if line == "bye" => reason = Some("it is stopping".to_owned()),
+            _ => reason = Some("it said something that is no acknowledgement".to_owned()),
         }
     }
 }

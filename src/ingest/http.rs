@@ -25,6 +25,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hyper::body::Incoming;
@@ -34,7 +35,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use crate::ingest::{DRAIN_GRACE, Shutdown, Sources, stopped};
 use answer::{Answer, Problem};
@@ -138,7 +139,7 @@ impl HttpDoor {
         let connections_max = options.connections_max.max(1);
         let context = Arc::new(Context { sources, options, memory: body::Memory::default(), shutdown: shutdown.clone() });
         let mut connections: JoinSet<()> = JoinSet::new();
-        let mut stop = pin!(stopped(shutdown));
+        let mut stop = stopped(shutdown);
         let mut accepting = true;
         loop {
             tokio::select! {
@@ -173,13 +174,6 @@ fn note_end(ended: Result<(), tokio::task::JoinError>) {
 }
 
 async fn serve_connection(stream: TcpStream, context: Arc<Context>) {
-    let mut stop = pin!(stopped(context.shutdown.clone()));
-    // hyper's own timeout begins with the request's head, after it has told HTTP/1.1 from HTTP/2.
-    tokio::select! {
-        biased;
-        () = &mut stop => return,
-        first = timeout(context.options.head_timeout, stream.readable()) => if !matches!(first, Ok(Ok(()))) { return },
-    }
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "an HTTP connection is gone already");
         return;
@@ -192,18 +186,27 @@ async fn serve_connection(stream: TcpStream, context: Arc<Context>) {
         .max_concurrent_streams(STREAMS_MAX)
         .keep_alive_interval(PING_INTERVAL)
         .adaptive_window(false);
+    let began = Arc::new(AtomicBool::new(false));
     let service = service_fn(|request| {
+        began.store(true, Ordering::Relaxed);
         let context = Arc::clone(&context);
         async move { Ok::<_, Infallible>(handle(request, &context).await) }
     });
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
-    let outcome = tokio::select! {
-        outcome = connection.as_mut() => outcome,
-        () = stop => {
-            connection.as_mut().graceful_shutdown();
-            tokio::select! {
-                outcome = connection => outcome,
-                () = sleep(DRAIN_GRACE) => return,
+    let mut stop = stopped(context.shutdown.clone());
+    // hyper's own timeout begins with the request's head, once it has told HTTP/1.1 from HTTP/2: it never does for
+    // a client that is silent from the start.
+    let mut opening = pin!(sleep(context.options.head_timeout));
+    let outcome = loop {
+        tokio::select! {
+            outcome = connection.as_mut() => break outcome,
+            () = opening.as_mut(), if !opening.is_elapsed() => if !began.load(Ordering::Relaxed) { return },
+            () = &mut stop => {
+                connection.as_mut().graceful_shutdown();
+                tokio::select! {
+                    outcome = connection => break outcome,
+                    () = sleep(DRAIN_GRACE) => return,
+                }
             }
         }
     };

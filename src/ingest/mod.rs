@@ -22,6 +22,9 @@ pub mod source;
 pub mod unix;
 pub mod wire;
 
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -34,10 +37,30 @@ pub type Shutdown = watch::Receiver<bool>;
 /// How long after the signal a client may take to read its last acknowledgements, or a request to finish.
 pub const DRAIN_GRACE: Duration = Duration::from_secs(5);
 
-/// Resolves once the agent stops accepting.
-async fn stopped(mut shutdown: Shutdown) {
-    // An error means that the sender is gone: whoever would say stop cannot any more, so this is the stop.
-    if shutdown.wait_for(|stop| *stop).await.is_err() {
-        tracing::debug!("the shutdown signal's sender is gone");
+/// Resolves once the agent stops accepting, and may be awaited again after that.
+struct Stopped {
+    signal: Pin<Box<dyn Future<Output = ()> + Send>>,
+    done: bool,
+}
+
+impl Future for Stopped {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.done {
+            ready!(self.signal.as_mut().poll(cx));
+            self.done = true;
+        }
+        Poll::Ready(())
     }
+}
+
+fn stopped(mut shutdown: Shutdown) -> Stopped {
+    let signal = Box::pin(async move {
+        // An error means that the sender is gone: whoever would say stop cannot any more, so this is the stop.
+        if shutdown.wait_for(|stop| *stop).await.is_err() {
+            tracing::debug!("the shutdown signal's sender is gone");
+        }
+    });
+    Stopped { signal, done: false }
 }

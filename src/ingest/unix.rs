@@ -21,7 +21,6 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -146,6 +145,7 @@ pub async fn bind(path: &Path, options: UnixOptions) -> Result<UnixDoor, BindErr
 }
 
 /// Removes a stale socket; refuses everything else that stands at `path`.
+#[allow(clippy::disallowed_methods, reason = "a socket's file is none of the spool's")]
 async fn clear_the_path(path: &Path) -> Result<(), BindError> {
     let fail = |step| move |error| BindError::Io { path: path.to_owned(), step, error };
     match fs::symlink_metadata(path) {
@@ -184,7 +184,7 @@ impl UnixDoor {
         let connections_max = options.connections_max.max(1);
         let shared = Arc::new(connection::Shared::new(sources, options));
         let mut connections: JoinSet<()> = JoinSet::new();
-        let mut stop = pin!(stopped(shutdown.clone()));
+        let mut stop = stopped(shutdown.clone());
         let mut accepting = true;
         loop {
             tokio::select! {
@@ -205,8 +205,12 @@ impl UnixDoor {
                 },
             }
         }
-        drop(listener);
+        // Nobody finds the socket any more; who connected before is still served what the drain allows.
         remove_ours(&path, identity);
+        while let Ok(Ok((stream, _))) = tokio::time::timeout(Duration::ZERO, listener.accept()).await {
+            connections.spawn(connection::serve(stream, Arc::clone(&shared), shutdown.clone()));
+        }
+        drop(listener);
         while let Some(ended) = connections.join_next().await {
             note_end(ended);
         }
@@ -220,6 +224,7 @@ fn note_end(ended: Result<(), tokio::task::JoinError>) {
 }
 
 /// Removes the socket file if it is still the one that was bound.
+#[allow(clippy::disallowed_methods, reason = "a socket's file is none of the spool's")]
 fn remove_ours(path: &Path, identity: (u64, u64)) {
     let ours = fs::symlink_metadata(path).is_ok_and(|meta| (meta.dev(), meta.ino()) == identity);
     if ours && let Err(error) = fs::remove_file(path) {

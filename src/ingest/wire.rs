@@ -183,75 +183,73 @@ impl Splitter {
     }
 
     fn next_frame<'a, 'b: 'a>(&'a mut self, input: &mut &'b [u8]) -> Option<Item<'a>> {
-        loop {
-            match self.state {
-                State::Lost => {
-                    *input = &[];
-                    return None;
-                }
-                State::SkipBytes(left) => {
-                    let skipped = left.min(input.len());
-                    *input = &input[skipped..];
-                    self.state = if skipped == left { State::Within } else { State::SkipBytes(left - skipped) };
-                    if skipped < left {
-                        return None;
-                    }
-                }
-                _ => {}
-            }
-            if input.is_empty() {
+        match self.state {
+            State::Lost => {
+                *input = &[];
                 return None;
             }
-            // The header, from the carry where it was cut.
-            if self.carry.is_empty() {
-                if input.len() < FRAME_HEADER_BYTES {
-                    self.carry.extend_from_slice(input);
-                    *input = &[];
-                    return None;
-                }
-            } else if self.carry.len() < FRAME_HEADER_BYTES {
-                let taken = (FRAME_HEADER_BYTES - self.carry.len()).min(input.len());
-                self.carry.extend_from_slice(&input[..taken]);
-                *input = &input[taken..];
-                if self.carry.len() < FRAME_HEADER_BYTES {
+            State::SkipBytes(left) => {
+                let skipped = left.min(input.len());
+                *input = &input[skipped..];
+                self.state = if skipped == left { State::Within } else { State::SkipBytes(left - skipped) };
+                if skipped < left {
                     return None;
                 }
             }
-            let carried = !self.carry.is_empty();
-            let header = Header::read(if carried { &self.carry } else { input });
-            match header.verdict(self.data_bytes_max) {
-                Verdict::Lost => {
-                    *input = &[];
-                    self.clear_carry();
-                    self.state = State::Lost;
-                    return Some(Item::Lost);
-                }
-                Verdict::Skip(reject) => {
-                    // The carry holds no more than the header: the verdict falls as soon as that is whole.
-                    if !carried {
-                        *input = &input[FRAME_HEADER_BYTES..];
-                    }
-                    self.clear_carry();
-                    self.state = State::SkipBytes(header.length - 2);
-                    return Some(Item::Rejected(reject));
-                }
-                Verdict::Take => {}
+            _ => {}
+        }
+        if input.is_empty() {
+            return None;
+        }
+        // The header, from the carry where it was cut.
+        if self.carry.is_empty() {
+            if input.len() < FRAME_HEADER_BYTES {
+                self.carry.extend_from_slice(input);
+                *input = &[];
+                return None;
             }
-            let whole = 4 + header.length;
-            if !carried && input.len() >= whole {
-                let (frame, rest) = input.split_at(whole);
-                *input = rest;
-                return Some(header.event(frame));
-            }
-            let taken = (whole - self.carry.len()).min(input.len());
+        } else if self.carry.len() < FRAME_HEADER_BYTES {
+            let taken = (FRAME_HEADER_BYTES - self.carry.len()).min(input.len());
             self.carry.extend_from_slice(&input[..taken]);
             *input = &input[taken..];
-            if self.carry.len() < whole {
+            if self.carry.len() < FRAME_HEADER_BYTES {
                 return None;
             }
-            self.state = State::Spent;
-            return Some(header.event(&self.carry));
         }
+        let carried = !self.carry.is_empty();
+        let header = Header::read(if carried { &self.carry } else { input });
+        match header.verdict(self.data_bytes_max) {
+            Verdict::Lost => {
+                *input = &[];
+                self.clear_carry();
+                self.state = State::Lost;
+                return Some(Item::Lost);
+            }
+            Verdict::Skip(reject) => {
+                // The carry holds no more than the header: the verdict falls as soon as that is whole.
+                if !carried {
+                    *input = &input[FRAME_HEADER_BYTES..];
+                }
+                self.clear_carry();
+                self.state = State::SkipBytes(header.length - 2);
+                return Some(Item::Rejected(reject));
+            }
+            Verdict::Take => {}
+        }
+        let whole = 4 + header.length;
+        if !carried && input.len() >= whole {
+            let (frame, rest) = input.split_at(whole);
+            *input = rest;
+            return Some(header.event(frame));
+        }
+        let taken = (whole - self.carry.len()).min(input.len());
+        self.carry.extend_from_slice(&input[..taken]);
+        *input = &input[taken..];
+        if self.carry.len() < whole {
+            return None;
+        }
+        self.state = State::Spent;
+        Some(header.event(&self.carry))
     }
 }
 
@@ -408,7 +406,7 @@ mod tests {
     #[test]
     fn too_long_a_line_is_rejected_once_and_the_next_is_read() {
         assert_eq!(in_lines(b"12345678\n123456789\nb\n"), [event(b"12345678"), TOO_LARGE, event(b"b")]);
-        let one_by_one = vec![b'x'; 100];
+        let one_by_one = [b'x'; 100];
         let stream = [&one_by_one[..], b"\nb\n"].concat();
         assert_eq!(split(Format::Lines, 8, stream.chunks(1)), [TOO_LARGE, event(b"b")]);
     }

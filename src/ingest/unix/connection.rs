@@ -18,9 +18,7 @@
 //! again; of a plain client, what already lies in the socket is still taken, since nobody would send it again.
 
 use std::cell::RefCell;
-use std::future::Future;
 use std::io;
-use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -36,7 +34,7 @@ use super::UnixOptions;
 use super::acks::{self, Ended, Note};
 use crate::ingest::hello::{HELLO_BYTES_MAX, Hello, Sniff, sniff};
 use crate::ingest::wire::{Item, Splitter};
-use crate::ingest::{DRAIN_GRACE, NoSource, Reject, Shutdown, Source, Sources, stopped};
+use crate::ingest::{DRAIN_GRACE, NoSource, Reject, Shutdown, Source, Sources, Stopped, stopped};
 use crate::limits::{BATCH_BYTES, KEY_BYTES_MAX};
 use crate::spool::{Batch, Permit, Receipt};
 
@@ -179,9 +177,9 @@ pub async fn serve(stream: UnixStream, shared: Arc<Shared>, shutdown: Shutdown) 
         return;
     }
     let (read, write) = stream.into_split();
-    let mut stop = pin!(stopped(shutdown.clone()));
+    let mut stop = stopped(shutdown.clone());
     let mut head = Vec::new();
-    let hello = match sniff_hello(&read, &mut head, stop.as_mut()).await {
+    let hello = match sniff_hello(&read, &mut head, &mut stop).await {
         Opening::Plain => None,
         Opening::Hello(line, rest) => {
             head = rest;
@@ -210,7 +208,7 @@ pub async fn serve(stream: UnixStream, shared: Arc<Shared>, shutdown: Shutdown) 
         rejects: Vec::new(),
         shutdown: shutdown.clone(),
     };
-    let end = connection.run(&read, head, &shared, stop).await;
+    let end = connection.run(&read, head, &shared, &mut stop).await;
     let count = connection.count;
     // Closing the channel lets the acknowledging task come to its end.
     drop(connection);
@@ -240,17 +238,21 @@ enum Opening {
 }
 
 /// Reads until it is clear whether there is a hello. At most [`HELLO_BYTES_MAX`] bytes: they are not admitted yet.
-async fn sniff_hello(read: &OwnedReadHalf, head: &mut Vec<u8>, mut stop: Pin<&mut impl Future<Output = ()>>) -> Opening {
+async fn sniff_hello(read: &OwnedReadHalf, head: &mut Vec<u8>, stop: &mut Stopped) -> Opening {
     loop {
         match sniff(head) {
             Sniff::Hello(line, used) => return Opening::Hello(line.to_vec(), head[used..].to_vec()),
             Sniff::Plain => return Opening::Plain,
             Sniff::More => {}
         }
-        tokio::select! {
+        let ready = tokio::select! {
             biased;
-            () = &mut stop => return Opening::Nothing,
-            ready = read.readable() => if ready.is_err() { return Opening::Nothing },
+            ready = read.readable() => ready.is_ok(),
+            // What lies in the socket already may still say what this is.
+            () = &mut *stop => matches!(timeout(SWEEP_PAUSE, read.readable()).await, Ok(Ok(()))),
+        };
+        if !ready {
+            return Opening::Nothing;
         }
         let known = head.len();
         head.resize(HELLO_BYTES_MAX, 0);
@@ -406,24 +408,18 @@ struct Connection {
 
 impl Connection {
     /// Reads until the end; `head` was read before the source was known.
-    async fn run(
-        &mut self,
-        read: &OwnedReadHalf,
-        head: Vec<u8>,
-        shared: &Shared,
-        mut stop: Pin<&mut impl Future<Output = ()>>,
-    ) -> End {
+    async fn run(&mut self, read: &OwnedReadHalf, head: Vec<u8>, shared: &Shared, stop: &mut Stopped) -> End {
         let mut partial = Partial { budget: &shared.partials, bytes: 0, large: None };
         let outcome = async {
             if !head.is_empty() {
-                let permit = self.admit(head.len(), stop.as_mut()).await?;
+                let permit = self.admit_within_grace(head.len()).await?;
                 self.take(&head, permit).await?;
                 drop(head);
             }
             loop {
-                self.await_bytes(read, &mut partial, shared, stop.as_mut()).await?;
+                self.await_bytes(read, &mut partial, shared, stop).await?;
                 let length = partial.read_bytes();
-                let permit = self.admit(length + partial.bytes, stop.as_mut()).await?;
+                let permit = self.admit(length + partial.bytes, stop).await?;
                 self.read_once(read, length, permit).await?;
                 partial.set(self.splitter.carried());
             }
@@ -446,14 +442,14 @@ impl Connection {
         read: &OwnedReadHalf,
         partial: &mut Partial<'s>,
         shared: &'s Shared,
-        mut stop: Pin<&mut impl Future<Output = ()>>,
+        stop: &mut Stopped,
     ) -> Result<(), End> {
         let large = partial.bytes > PARTIAL_BYTES_FREE;
         if large && partial.large.is_none() {
             partial.large = tokio::select! {
                 biased;
                 slot = shared.partials.large.acquire() => slot.ok(),
-                () = &mut stop => return Err(End::Stopped),
+                () = &mut *stop => return Err(End::Stopped),
             };
         }
         if let Some(acks) = &self.acks {
@@ -461,7 +457,7 @@ impl Connection {
             tokio::select! {
                 biased;
                 room = acks.reserve() => drop(room.map_err(|_| End::NotDurable)?),
-                () = &mut stop => return Err(End::Stopped),
+                () = &mut *stop => return Err(End::Stopped),
             }
         }
         let silence = async {
@@ -472,13 +468,13 @@ impl Connection {
         };
         tokio::select! {
             biased;
-            () = &mut stop => Err(End::Stopped),
+            () = &mut *stop => Err(End::Stopped),
             ready = read.readable() => ready.map_err(|_| End::Eof),
             () = silence => Err(End::Stuck),
         }
     }
 
-    async fn admit(&self, bytes: usize, stop: Pin<&mut impl Future<Output = ()>>) -> Result<Permit, End> {
+    async fn admit(&self, bytes: usize, stop: &mut Stopped) -> Result<Permit, End> {
         tokio::select! {
             biased;
             permit = self.source.spool().admit(bytes) => permit.map_err(|_| End::Stopped),
@@ -505,7 +501,7 @@ impl Connection {
     /// Encodes and submits every event that `input` completes.
     async fn take(&mut self, mut input: &[u8], mut permit: Permit) -> Result<(), End> {
         loop {
-            let mut batch = self.source.spool().batch();
+            let mut batch = None;
             let filled = self.fill(&mut input, &mut batch);
             self.hand_over(batch, permit).await?;
             match filled {
@@ -516,15 +512,16 @@ impl Connection {
         }
     }
 
-    /// Moves whole events from `input` into `batch` until either ends.
-    fn fill(&mut self, input: &mut &[u8], batch: &mut Batch) -> Filled {
-        while batch.len() < BATCH_BYTES && self.rejects.len() < REJECTS_IN_NOTE_MAX {
-            let outcome = match self.splitter.next(input) {
-                None => return Filled::All,
-                Some(Item::Event { key: None, data }) => self.source.encode(data, batch),
-                Some(Item::Event { key: Some(key), data }) => self.source.encode_keyed(key, data, batch),
-                Some(Item::Rejected(reject)) => Err(reject),
-                Some(Item::Lost) => {
+    /// Moves whole events from `input` into `batch`, which is begun with the first, until either ends.
+    fn fill(&mut self, input: &mut &[u8], batch: &mut Option<Batch>) -> Filled {
+        while batch.as_ref().is_none_or(|batch| batch.len() < BATCH_BYTES) && self.rejects.len() < REJECTS_IN_NOTE_MAX {
+            let Some(item) = self.splitter.next(input) else { return Filled::All };
+            let batch = batch.get_or_insert_with(|| self.source.spool().batch());
+            let outcome = match item {
+                Item::Event { key: None, data } => self.source.encode(data, batch),
+                Item::Event { key: Some(key), data } => self.source.encode_keyed(key, data, batch),
+                Item::Rejected(reject) => Err(reject),
+                Item::Lost => {
                     self.settle(Err(Reject::BadFrame));
                     return Filled::Lost;
                 }
@@ -546,15 +543,18 @@ impl Connection {
     }
 
     /// Submits the batch and has its receipt told, where that was asked for.
-    async fn hand_over(&mut self, batch: Batch, permit: Permit) -> Result<(), End> {
-        let receipt = if batch.is_empty() {
-            drop(permit);
-            None
-        } else {
-            let events = u64::from(batch.count());
-            let receipt = self.source.spool().submit(batch, permit);
-            self.source.spool().count_accepted(self.source.name(), events);
-            Some(receipt)
+    async fn hand_over(&mut self, batch: Option<Batch>, permit: Permit) -> Result<(), End> {
+        let receipt = match batch.filter(|batch| !batch.is_empty()) {
+            None => {
+                drop(permit);
+                None
+            }
+            Some(batch) => {
+                let events = u64::from(batch.count());
+                let receipt = self.source.spool().submit(batch, permit);
+                self.source.spool().count_accepted(self.source.name(), events);
+                Some(receipt)
+            }
         };
         if let Some(acks) = &self.acks
             && (receipt.is_some() || !self.rejects.is_empty())
@@ -575,7 +575,11 @@ impl Connection {
             stopped(self.shutdown.clone()).await;
             sleep(DRAIN_GRACE).await;
         };
-        self.admit(bytes + FRAME_OVERHEAD_BYTES, pin!(late)).await
+        tokio::select! {
+            biased;
+            permit = self.source.spool().admit(bytes + FRAME_OVERHEAD_BYTES) => permit.map_err(|_| End::Stopped),
+            () = late => Err(End::Stopped),
+        }
     }
 
     /// The end of the stream may complete one more event.
@@ -592,7 +596,7 @@ impl Connection {
             Some(Item::Lost) => Err(Reject::BadFrame),
         };
         self.settle(outcome);
-        self.hand_over(batch, permit).await
+        self.hand_over(Some(batch), permit).await
     }
 
     /// Takes what a plain client has already written, at shutdown. An unfinished event is not taken.

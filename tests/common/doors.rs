@@ -1,0 +1,184 @@
+//! A real spool in a temporary directory, and what the tests of both doors need around it.
+//!
+//! Place: included by `ingest_unix.rs` and `ingest_http.rs`. The commit thread can be started late, so that a
+//! test can look at the time between submission and durability. Nothing here waits without a deadline.
+#![allow(dead_code, reason = "each test file uses its own part")]
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use forebay::config::{KeyFallback, Secret, SourceConfig, SourceKind};
+use forebay::event::{KeyHash, Position};
+use forebay::host::Host;
+use forebay::ingest::{Source, Sources};
+use forebay::limits::EVENT_BYTES_MAX;
+use forebay::metrics::StreamMetrics;
+use forebay::spool::commit::Writer;
+use forebay::spool::cursor::Cursor;
+use forebay::spool::frame::Frame;
+use forebay::spool::gather::commit_loop;
+use forebay::spool::{SpoolHandle, SpoolOptions, open, prepare};
+use tokio::sync::watch;
+
+/// The longest that anything may take before a test fails.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// One stream's spool and its commit thread.
+pub struct World {
+    pub dir: tempfile::TempDir,
+    pub handle: SpoolHandle,
+    pub metrics: Arc<StreamMetrics>,
+    writer: Option<Writer>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl World {
+    /// A spool in which events become durable.
+    pub fn new() -> Self {
+        let mut world = Self::stalled();
+        world.go();
+        world
+    }
+
+    /// A spool in which nothing becomes durable until [`World::go`].
+    pub fn stalled() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let host = Host::real();
+        let options =
+            SpoolOptions { stream: "clicks".into(), dir: dir.path().join("spool"), max_bytes: 1 << 30, segment_bytes: 64 << 20 };
+        let metrics = Arc::new(StreamMetrics::default());
+        prepare(&host, &options).unwrap();
+        let opened = open(&host, &options, Position(0), &metrics).unwrap();
+        Self { dir, handle: opened.handle, metrics, writer: Some(opened.writer), thread: None }
+    }
+
+    /// Starts the commit thread.
+    pub fn go(&mut self) {
+        let shared = Arc::clone(self.handle.shared());
+        let writer = self.writer.take().expect("started once");
+        self.thread = Some(std::thread::spawn(move || commit_loop(&shared, writer)));
+    }
+
+    /// Takes the directory away under the spool, starts the commit thread, and closes the spool: what was
+    /// submitted does not become durable.
+    pub fn go_and_fail(&mut self) {
+        std::fs::remove_dir_all(self.dir.path().join("spool/segments")).unwrap();
+        self.go();
+        self.handle.close();
+    }
+
+    /// Key and data of every durable event, in order. Each key's hash is checked.
+    pub fn events(&self) -> Vec<(String, Vec<u8>)> {
+        let mut cursor = Cursor::new(Arc::clone(self.handle.shared()), Host::real().files);
+        let mut found = Vec::new();
+        let mut at = Position(0);
+        while let Some(swept) = cursor.next(at).unwrap() {
+            let mut bytes = &swept.chunk.bytes[..];
+            while let Some(frame) = Frame::check(bytes) {
+                let key = std::str::from_utf8(frame.key_bytes()).unwrap().to_owned();
+                assert_eq!(frame.hash(), KeyHash::of_key(&key));
+                assert_eq!(frame.position(), at);
+                found.push((key, frame.data().to_vec()));
+                at = Position(at.0 + 1);
+                bytes = &bytes[frame.len()..];
+            }
+        }
+        found
+    }
+
+    /// The data of every durable event as text.
+    pub fn texts(&self) -> Vec<String> {
+        self.events().into_iter().map(|(_, data)| String::from_utf8(data).unwrap()).collect()
+    }
+
+    /// Events that were submitted, durable or not.
+    pub fn submitted(&self) -> u64 {
+        self.metrics.accepted_by_source.lock().unwrap().values().sum()
+    }
+
+    /// Rejected events of one reason.
+    pub fn rejected(&self, reason: &str) -> u64 {
+        let rejected = self.metrics.rejected.lock().unwrap();
+        rejected.iter().filter(|((_, label), _)| *label == reason).map(|(_, count)| count).sum()
+    }
+
+    /// A source over this spool.
+    pub fn source(&self, config: &SourceConfig) -> Arc<Source> {
+        Arc::new(Source::new(config, self.handle.clone(), &Host::real()).unwrap())
+    }
+
+    /// One open source, `web`, keyed by `/userId`, whose fallback is random.
+    pub fn web(&self) -> Sources {
+        Sources::new([self.source(&config("web"))])
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.handle.close();
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
+    }
+}
+
+/// A source keyed by `/userId`, then at random.
+pub fn config(name: &str) -> SourceConfig {
+    SourceConfig {
+        name: name.to_owned(),
+        kind: SourceKind::Events,
+        stream: "clicks".to_owned(),
+        partition_key: vec!["/userId".to_owned()],
+        partition_key_fallback: KeyFallback::Random,
+        keys: Vec::new(),
+        max_event_bytes: EVENT_BYTES_MAX,
+    }
+}
+
+/// The same with a write key.
+pub fn keyed(name: &str, key: &str) -> SourceConfig {
+    SourceConfig { keys: vec![Secret(key.to_owned())], ..config(name) }
+}
+
+/// The shutdown signal's sending end.
+pub struct Stop(pub watch::Sender<bool>);
+
+impl Stop {
+    pub fn new() -> (Self, watch::Receiver<bool>) {
+        let (send, receive) = watch::channel(false);
+        (Self(send), receive)
+    }
+
+    pub fn now(&self) {
+        self.0.send_replace(true);
+    }
+}
+
+/// The result, or a failed test.
+pub async fn soon<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.expect("within the test's patience")
+}
+
+/// Waits until `ready`.
+pub async fn until(what: &str, ready: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !ready() {
+        assert!(begun.elapsed() < PATIENCE, "still waiting: {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// Takes all the ingest memory of a spool, and keeps it.
+pub fn exhaust(handle: &SpoolHandle) -> Vec<forebay::spool::Permit> {
+    std::iter::from_fn(|| handle.try_admit(usize::MAX).ok()).collect()
+}
+
+/// A file in the world's directory.
+pub fn file(world: &World, name: &str, bytes: &[u8]) -> PathBuf {
+    let path = world.dir.path().join(name);
+    std::fs::write(&path, bytes).unwrap();
+    path
+}
