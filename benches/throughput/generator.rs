@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use super::sink::NUMBER_BASE;
 
 /// Users of one connection; each has one event in every pass over the buffer.
-const USERS: usize = 1500;
+const USERS: usize = 4000;
 
 /// Bytes of one write, at least.
 const WRITE_BYTES: usize = 128 << 10;

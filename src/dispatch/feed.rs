@@ -26,6 +26,10 @@ const SWEEP_CHUNKS_MAX: usize = 32;
 /// way, and well within the window, so that it is still in memory when it is packed.
 const SWEEP_TARGET_BYTES: usize = 12 << 20;
 
+/// Frame bytes that may wait in all queues: what the window can hold, so that it is still in memory when its turn
+/// comes. Only what a shard that takes nothing holds for long is read again.
+const WAITING_BYTES_MAX: usize = crate::limits::WINDOW_BYTES_MAX * 5 / 8;
+
 /// Bytes read for one lagging queue in one call.
 const LAG_BYTES: usize = 256 << 10;
 
@@ -57,21 +61,27 @@ impl Dispatcher {
         true
     }
 
-    /// Whether the sweep goes on: a queue that may send has next to nothing, and all that may be sent together
-    /// would not keep the requests full. So one shard's empty queue does not drive the sweep past what memory
-    /// holds while there is work for all, and a dead shard's full one does not keep it from the others.
+    /// Whether the sweep goes on: a queue that may send has next to nothing, and what the others hold would not
+    /// keep the requests full. So an empty shard does not drive the sweep past what memory holds while there is
+    /// work for all; and neither a dead shard's full queue (it may not send) nor a hot key's long chain (a queue
+    /// counts up to twice its share) keeps the sweep from going on for the others.
     fn wants_more(&mut self, now: Duration) -> bool {
-        let mut usable = 0;
+        let (_, share) = self.share();
+        let (mut usable, mut ready) = (0, 0);
         let mut starving = false;
         self.slots_held = 0;
+        self.bytes_waiting = 0;
         for at in 0..self.queues.len() {
             let queue = &self.queues[at];
             self.slots_held += queue.len();
+            self.bytes_waiting += queue.waiting_bytes();
             if queue.not_before <= now && queue.limiter.has_bytes() {
-                usable += queue.ready_bytes();
+                usable += queue.waiting_bytes().min(2 * share);
+                ready += queue.ready_bytes();
                 starving |= queue.lag.is_none() && self.hungry(at);
             }
         }
+        self.pressed = ready >= SWEEP_TARGET_BYTES;
         starving && usable < SWEEP_TARGET_BYTES
     }
 
@@ -80,27 +90,29 @@ impl Dispatcher {
         self.wake(now + Duration::from_secs(1));
     }
 
-    /// An equal share of the slots.
-    fn slots_share(&self) -> usize {
-        (self.options.slots_max / self.queues.len().max(1)).max(16)
+    /// An equal share of the slots, and of the bytes that may wait.
+    fn share(&self) -> (usize, usize) {
+        let queues = self.queues.len().max(1);
+        ((self.options.slots_max / queues).max(16), WAITING_BYTES_MAX / queues)
     }
 
-    /// Slots that a queue may have now: more than its share as long as there are enough for all.
-    fn slots_max(&self) -> usize {
-        if self.slots_held < self.options.slots_max / 2 {
-            self.slots_share().max(self.options.slots_max / 4)
-        } else {
-            self.slots_share()
-        }
-    }
-
-    /// It could send more than it has in memory.
-    fn hungry(&self, at: usize) -> bool {
+    /// The queue holds what it may: its share, or more as long as there is enough for all.
+    fn is_full(&self, at: usize) -> bool {
+        let (slots, bytes) = self.share();
         let queue = &self.queues[at];
-        // A share of the window, so that what waits is still in memory when it is packed.
-        let share = crate::limits::WINDOW_BYTES_MAX / 2 / self.queues.len();
-        let bytes = share.clamp(16 << 10, 2 * self.options.record_bytes_max.max(64 << 10));
-        queue.ready_bytes() < bytes && queue.len() < self.slots_share() / 2
+        let slots = if self.slots_held < self.options.slots_max { slots.max(self.options.slots_max / 4) } else { slots };
+        let bytes = if self.bytes_waiting < WAITING_BYTES_MAX { bytes.max(WAITING_BYTES_MAX / 4) } else { bytes };
+        // One event always has room.
+        queue.len() >= slots || queue.waiting_bytes() > bytes
+    }
+
+    /// It has little left to send. Events in chains count: they come as their keys' turns do.
+    fn hungry(&self, at: usize) -> bool {
+        let (slots, bytes) = self.share();
+        let queue = &self.queues[at];
+        queue.waiting_bytes() < (bytes / 2).min(2 * self.options.record_bytes_max)
+            && !self.is_full(at)
+            && queue.len() < slots.max(32)
     }
 
     /// Hands out one chunk. False when all that is durable was handed out.
@@ -146,10 +158,10 @@ impl Dispatcher {
         now: Duration,
     ) {
         let position = frame.position();
-        let most = self.slots_max();
+        let full = self.is_full(at);
         let chaining = self.chaining();
         let queue = &mut self.queues[at];
-        if queue.len() >= most && queue.lag.is_none() {
+        if full && queue.lag.is_none() {
             queue.lag = Some(Lag::new(position));
             return;
         }

@@ -161,6 +161,10 @@ pub struct Dispatcher {
     window: Window,
     /// Slots of all queues, as of the last look.
     slots_held: usize,
+    /// Frame bytes that wait in all queues, as of the last look.
+    bytes_waiting: usize,
+    /// There is enough for full requests: nothing waits for company.
+    pressed: bool,
     packer: Packer,
     requests: HashMap<u64, Request>,
     next_request: u64,
@@ -207,6 +211,8 @@ impl Dispatcher {
             marks: Marks::new(checkpoint.marks.clone()),
             window: Window::new(WINDOW_BYTES_MAX),
             slots_held: 0,
+            bytes_waiting: 0,
+            pressed: false,
             packer,
             requests: HashMap::new(),
             next_request: 1,

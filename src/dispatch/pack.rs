@@ -69,7 +69,7 @@ impl Dispatcher {
     /// Whether the queue's turn has come as far as time goes; wakes later if not.
     fn turn(&mut self, at: usize, now: Duration, enough: bool) -> Turn {
         let linger = self.options.linger;
-        let hurry = self.draining || linger.is_zero() || enough || self.queues[at].backoff.failures() > 0;
+        let hurry = self.draining || self.pressed || linger.is_zero() || enough || self.queues[at].backoff.failures() > 0;
         let queue = &self.queues[at];
         let Some(front) = queue.front() else { return Turn::NotYet };
         let waited = Duration::from_millis(u64::from((now.as_millis() as u32).wrapping_sub(front.since_ms)));

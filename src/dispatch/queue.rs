@@ -87,6 +87,8 @@ pub struct Queue {
     /// Sequence numbers of slots that may be sent, in order.
     ready: VecDeque<u64>,
     ready_bytes: usize,
+    /// Frame bytes of what waits, ready or in a chain.
+    waiting_bytes: usize,
     /// With one event a record: each key that has an event ready or under way, and those behind it.
     chains: HashKeyed<VecDeque<u64>>,
     /// Records under way or held.
@@ -117,6 +119,7 @@ impl Queue {
             first: 0,
             ready: VecDeque::new(),
             ready_bytes: 0,
+            waiting_bytes: 0,
             chains: HashKeyed::default(),
             under_way: 0,
             limiter: Limiter::new(now),
@@ -158,6 +161,12 @@ impl Queue {
     #[must_use]
     pub fn ready_bytes(&self) -> usize {
         self.ready_bytes
+    }
+
+    /// Frame bytes of the events that wait, those in chains included.
+    #[must_use]
+    pub fn waiting_bytes(&self) -> usize {
+        self.waiting_bytes
     }
 
     /// The oldest slot.
@@ -204,6 +213,7 @@ impl Queue {
         if slot.state == SlotState::Settled {
             return;
         }
+        self.waiting_bytes += slot.entry.len as usize;
         if slot.chained {
             if let Some(behind) = self.chains.get_mut(&slot.hash) {
                 behind.push_back(seq);
@@ -222,7 +232,9 @@ impl Queue {
             let slot = self.slot_mut(seq);
             debug_assert_eq!(slot.state, SlotState::Waiting);
             slot.state = SlotState::UnderWay;
-            self.ready_bytes -= slot.entry.len as usize;
+            let len = slot.entry.len as usize;
+            self.ready_bytes -= len;
+            self.waiting_bytes -= len;
             into.push(seq);
         }
     }
@@ -233,7 +245,9 @@ impl Queue {
             let slot = self.slot_mut(*seq);
             debug_assert_eq!(slot.state, SlotState::UnderWay);
             slot.state = SlotState::Waiting;
-            self.ready_bytes += slot.entry.len as usize;
+            let len = slot.entry.len as usize;
+            self.ready_bytes += len;
+            self.waiting_bytes += len;
             self.ready.push_front(*seq);
         }
     }
