@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use super::sink::http_get;
 
 /// Longest wait for something that takes milliseconds on an idle machine.
-pub const DEADLINE: Duration = Duration::from_secs(30);
+pub const DEADLINE: Duration = Duration::from_secs(60);
 
 /// What an agent is started with; the same again after a crash.
 #[derive(Clone, Debug)]
