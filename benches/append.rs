@@ -7,6 +7,8 @@
 //! How to run: `cargo bench --bench append`. The files lie below `target/`, on the repository's disk, and are removed as
 //! they are covered, as by a dispatcher that keeps pace.
 
+#![allow(clippy::disallowed_methods, reason = "a bench looks at real clocks and files")]
+
 use std::hint::black_box;
 use std::io;
 use std::path::{Path, PathBuf};

@@ -8,6 +8,8 @@
 //! How to run: `cargo bench --bench recover`. Writes 640 MiB below `target/` first. The page cache is warm: a cold disk adds
 //! its own seeks, one or two for each segment.
 
+#![allow(clippy::disallowed_methods, reason = "a bench looks at real clocks and files")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -8,12 +8,15 @@
 //! How to run: `cargo bench --bench throughput`, or with options `-- --quick`, `--seconds 30`, `--only kpl-200`,
 //! `--delay-ms 20` (the sink's round trip), `--check` (the sink takes every record apart and checks each user's sequence;
 //! slower), `--shards 512`, `--connections 2`, `--dir PATH` (where the spool lies; by default below `target/`, never a
-//! tmpfs), `--agent PATH`, `--no-latency`. Each line of the result tells its unit.
+//! tmpfs), `--rate 500000` (events/s offered, to see the CPU of a steady state that delivery keeps up with),
+//! `--agent PATH`, `--no-latency`. Each line of the result tells its unit.
 //!
 //! What is measured: between two moments of the steady state the generator's acknowledged events, the agent's delivered
 //! ones (`/status`), and its user and system time (`/proc/PID/stat`). Because acceptance may run ahead of delivery, CPU is
 //! also given over the whole way, from the first event to the last one delivered. The bench fails if acknowledged,
 //! accepted and delivered differ in the end. 512 shards, so that 1 MiB/s a shard does not bind.
+
+#![allow(clippy::disallowed_methods, reason = "a bench looks at real clocks and files")]
 
 #[path = "../tests/common/agent.rs"]
 #[allow(dead_code, reason = "the tests use the rest")]
@@ -49,6 +52,8 @@ struct Options {
     dir: PathBuf,
     agent: PathBuf,
     latency: bool,
+    /// Events/s offered; none: as many as the agent takes.
+    rate: Option<f64>,
     /// Of the roles.
     socket: PathBuf,
     event_bytes: usize,
@@ -70,6 +75,7 @@ impl Options {
             dir: target.join("throughput"),
             agent: binary,
             latency: true,
+            rate: None,
             socket: PathBuf::new(),
             event_bytes: 200,
         };
@@ -90,6 +96,7 @@ impl Options {
                 "--delay-ms" => options.delay_ms = number(&name, &value()?)?,
                 "--shards" => options.shards = number(&name, &value()?)?,
                 "--connections" => options.connections = number(&name, &value()?)?,
+                "--rate" => options.rate = Some(number(&name, &value()?)?),
                 "--event-bytes" => options.event_bytes = number(&name, &value()?)?,
                 "--only" => options.only = Some(value()?),
                 "--dir" => options.dir = value()?.into(),
@@ -180,6 +187,8 @@ fn run(options: &Options, aggregate: &'static str, event_bytes: usize) -> io::Re
     let bytes = ("--event-bytes", event_bytes.to_string());
     let mut single = 0;
     if options.latency {
+        // Just before, because the machine is shared and its disk is not the same twice.
+        println!("  fdatasync of a 4 KiB append      {}", floor::disk(&dir, 1000)?);
         let seconds = options.seconds.clamp(1.0, 5.0) as u64;
         let mut role = Role::start("latency", &[socket.clone(), bytes.clone(), ("--seconds", seconds.to_string())])?;
         let mut nanos = Vec::new();
@@ -193,7 +202,9 @@ fn run(options: &Options, aggregate: &'static str, event_bytes: usize) -> io::Re
 
     let connections = ("--connections", options.connections.to_string());
     let (begun, cpu_before) = (Instant::now(), agent.cpu());
-    let mut load = Role::start("generator", &[socket, bytes, connections])?;
+    let mut arguments = vec![socket, bytes, connections];
+    arguments.extend(options.rate.map(|rate| ("--rate", rate.to_string())));
+    let mut load = Role::start("generator", &arguments)?;
     thread::sleep(Duration::from_secs_f64(options.warm_seconds));
     let from = Moment::now(&agent, &mut load)?;
     thread::sleep(Duration::from_secs_f64(options.seconds));
@@ -261,8 +272,6 @@ fn measure(options: &Options) -> io::Result<()> {
         options.connections, options.shards, options.delay_ms
     );
     println!("\nthe floor of this run");
-    let count = (options.seconds * 300.0).clamp(300.0, 3000.0) as usize;
-    println!("  fdatasync of a 4 KiB append      {}", floor::disk(&options.dir, count)?);
     let core: Vec<String> = floor::core().into_iter().map(|(name, rate)| format!("{name} {rate:.0}")).collect();
     println!("  one core, MB/s                   {}", core.join("   "));
     let mut any = false;
@@ -283,7 +292,7 @@ fn main() -> ExitCode {
             None => measure(&options),
             Some("sink") => sink::serve_until_stdin_closes(sink(sink::Mode::Count)),
             Some("check-sink") => sink::serve_until_stdin_closes(sink(sink::Mode::Check)),
-            Some("generator") => generator::load(&options.socket, options.connections, options.event_bytes),
+            Some("generator") => generator::load(&options.socket, options.connections, options.event_bytes, options.rate),
             Some("latency") => generator::latency(&options.socket, options.event_bytes, options.seconds as u64),
             Some(other) => Err(io::Error::other(format!("no role {other}"))),
         }

@@ -9,6 +9,8 @@
 //! the order of their numbers), *DUPLICATES-EXPLAINED* (no more than what arrived shortly before a kill, or was sent again
 //! by a client that was owed its acknowledgement), and that nothing arrived that was never sent.
 
+#![allow(clippy::disallowed_methods, reason = "it watches a real process with real clocks and files")]
+
 #[path = "common/agent.rs"]
 #[allow(dead_code, reason = "each test binary uses its own part of the helpers")]
 mod agent;

@@ -5,6 +5,8 @@
 //! nothing of the dead one's has; and by time against a run in which all eight live, where the shards' own limit of
 //! 1 MiB/s makes the time nearly the same on any machine. *KEY-ORDER* holds for what comes after the death.
 
+#![allow(clippy::disallowed_methods, reason = "it watches a real process with real clocks and files")]
+
 #[path = "common/agent.rs"]
 #[allow(dead_code, reason = "each test binary uses its own part of the helpers")]
 mod agent;

@@ -86,8 +86,8 @@ fn or_exit<T>(what: &str, result: io::Result<T>) -> T {
 }
 
 /// Writes until told to stop. Commands on standard input: `snap` answers `acked`, `stop` ends the writing, waits until all
-/// is acknowledged and answers `acked`.
-pub fn load(socket: &Path, connections: usize, event_bytes: usize) -> io::Result<()> {
+/// is acknowledged and answers `acked`. `rate` is events/s over all connections; none: as fast as the agent takes them.
+pub fn load(socket: &Path, connections: usize, event_bytes: usize, rate: Option<f64>) -> io::Result<()> {
     let stop = Arc::new(AtomicBool::new(false));
     let mut counts = Vec::new();
     let mut threads = Vec::new();
@@ -100,7 +100,7 @@ pub fn load(socket: &Path, connections: usize, event_bytes: usize) -> io::Result
         threads.push(thread::spawn(move || {
             let mut pass = Pass::new(connection, event_bytes);
             let lines_each = WRITE_BYTES.div_ceil(pass.line_bytes);
-            let mut events = 0u64;
+            let (mut events, start) = (0u64, Instant::now());
             'passes: loop {
                 pass.advance();
                 for piece in pass.lines.chunks(lines_each * pass.line_bytes) {
@@ -109,6 +109,10 @@ pub fn load(socket: &Path, connections: usize, event_bytes: usize) -> io::Result
                     }
                     or_exit("writing", stream.write_all(piece));
                     events += (piece.len() / pass.line_bytes) as u64;
+                    if let Some(rate) = rate {
+                        let due = Duration::from_secs_f64(events as f64 * connections as f64 / rate);
+                        thread::sleep(due.saturating_sub(start.elapsed()));
+                    }
                 }
             }
             sent_at_end.store(events, Ordering::SeqCst);

@@ -69,17 +69,26 @@ impl Dispatcher {
         let (_, share) = self.share();
         let (mut usable, mut ready) = (0, 0);
         let mut starving = false;
+        let mut starves_at: Option<Duration> = None;
         self.slots_held = 0;
         self.bytes_waiting = 0;
         for at in 0..self.queues.len() {
             let queue = &self.queues[at];
             self.slots_held += queue.len();
             self.bytes_waiting += queue.waiting_bytes();
-            if queue.not_before <= now && queue.limiter.has_bytes() {
+            let may_send_at = queue.not_before.max(queue.limiter.ready_at(1));
+            let starves = queue.lag.is_none() && self.hungry(at);
+            if may_send_at <= now {
                 usable += queue.waiting_bytes().min(2 * share);
                 ready += queue.ready_bytes();
-                starving |= queue.lag.is_none() && self.hungry(at);
+                starving |= starves;
+            } else if starves {
+                starves_at = Some(starves_at.map_or(may_send_at, |soonest| soonest.min(may_send_at)));
             }
+        }
+        if let Some(at) = starves_at {
+            // An empty queue has nothing that would wake us when its shard takes records again.
+            self.wake(at);
         }
         self.pressed = ready >= SWEEP_TARGET_BYTES;
         starving && usable < SWEEP_TARGET_BYTES

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use super::sink::http_get;
 
 /// Longest wait for something that takes milliseconds on an idle machine.
-pub const DEADLINE: Duration = Duration::from_secs(120);
+pub const DEADLINE: Duration = Duration::from_secs(60);
 
 /// What an agent is started with; the same again after a crash.
 #[derive(Clone, Debug)]
@@ -177,7 +177,10 @@ impl Agent {
     pub fn wait_for(&mut self, what: &str, mut done: impl FnMut(&mut Self) -> bool) {
         let start = Instant::now();
         while !done(self) {
-            assert!(start.elapsed() < DEADLINE, "waited too long for {what}; the log:\n{}", self.setup.log_tail());
+            if start.elapsed() > DEADLINE {
+                let status = self.status().map_or_else(|| "no answer".to_owned(), |status| status.to_string());
+                panic!("waited too long for {what}; /status: {status}\nthe log:\n{}", self.setup.log_tail());
+            }
             thread::sleep(Duration::from_millis(3));
         }
     }
