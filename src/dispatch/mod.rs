@@ -228,6 +228,12 @@ impl Dispatcher {
         }
     }
 
+    /// The longest an event waits for company.
+    #[must_use]
+    pub fn linger(&self) -> Duration {
+        self.options.linger
+    }
+
     /// Nothing waits for company any more.
     pub fn drain(&mut self) {
         self.draining = true;
