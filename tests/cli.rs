@@ -1,5 +1,11 @@
 //! The real binary's exit codes and reports: 0, 64, 78, and 101 after a panic.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "a test ends where something fails, and writes what a user would"
+)]
+
 use std::io;
 use std::process::{Command, Output, Stdio};
 

@@ -9,7 +9,7 @@
 //!
 //! Failure: a panic in a put task answers as an unknown outcome before it takes the process down.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, PoisonError};
@@ -93,7 +93,7 @@ impl SentLog {
     ///
     /// # Errors
     /// As the file system says.
-    pub fn open(host: &Host, path: &PathBuf) -> std::io::Result<(Self, Position)> {
+    pub fn open(host: &Host, path: &Path) -> std::io::Result<(Self, Position)> {
         let file = match host.files.open(path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => host.files.create(path)?,
             other => other?,
