@@ -60,6 +60,9 @@ use crate::spool::cursor::Cursor;
 /// Slots kept in memory for all shards together (80 bytes each); further events stay on disk.
 const SLOTS_MAX: usize = 384 << 10;
 
+/// How long every request fails before status says that delivery is paused: a lost connection alone is not worth it.
+const FAILING_TOLD_AFTER: Duration = Duration::from_secs(3);
+
 /// Mispredictions on a map that a refresh did not change, after which the service is taken to ignore keys.
 const STRANGE_LANDINGS_MAX: u32 = 3;
 
@@ -174,6 +177,8 @@ pub struct Dispatcher {
     turn: usize,
     pause: Backoff,
     paused_until: Duration,
+    /// Since when every request failed as a whole, if the last one did.
+    failing_since: Option<Duration>,
     draining: bool,
     /// Events below this position may have been delivered before a crash.
     resent_below: Position,
@@ -221,6 +226,7 @@ impl Dispatcher {
             turn: 0,
             pause: Backoff::new(Duration::from_millis(500), Duration::from_secs(30)),
             paused_until: Duration::ZERO,
+            failing_since: None,
             draining: false,
             resent_below,
             sent_high: resent_below,
