@@ -85,7 +85,7 @@ impl Member {
     }
 }
 
-/// An aggregate being planned, later written. Reusable: [`Packer::clear`].
+/// An aggregate being planned, later written. Reusable after [`Packer::take`].
 #[derive(Debug)]
 pub struct Packer {
     bytes_max: usize,

@@ -52,12 +52,12 @@ use crate::config::{Aggregate, Order, StreamConfig};
 use crate::event::{LANES, Lane, Position, ShardId};
 use crate::host::Host;
 use crate::kinesis::{PutError, ShardRange};
-use crate::limits::{MARGIN_BYTES, WINDOW_BYTES_MAX};
+use crate::limits::WINDOW_BYTES_MAX;
 use crate::metrics::{ShardStatus, StreamMetrics};
 use crate::shard_map::{LaneShard, ShardMap};
 use crate::spool::cursor::Cursor;
 
-/// Slots kept in memory for all shards together (64 bytes each); further events stay on disk.
+/// Slots kept in memory for all shards together (80 bytes each); further events stay on disk.
 const SLOTS_MAX: usize = 384 << 10;
 
 /// How long every request fails before status says that delivery is paused: a lost connection alone is not worth it.
@@ -94,7 +94,7 @@ impl DispatchOptions {
             order: config.order,
             linger: config.linger,
             record_bytes_max: config.record_bytes_max,
-            request_bytes_max: config.request_bytes_max - MARGIN_BYTES,
+            request_bytes_max: config.request_bytes_max,
             requests_max: config.requests_max,
             slots_max: SLOTS_MAX,
         }

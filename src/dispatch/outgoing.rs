@@ -47,7 +47,7 @@ pub struct Outgoing {
     /// Number by which its answer is told.
     pub id: u64,
     chunks: Vec<Arc<Chunk>>,
-    last_chunk: Option<u64>,
+    last_chunk: Option<u32>,
     cold: Vec<u8>,
     frames: Vec<FrameRef>,
     records: Vec<OutRecord>,
