@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// One open file. Shared between the writer and readers, hence `&self`.
+#[allow(clippy::len_without_is_empty, reason = "a file is no collection, and nobody asks")]
 pub trait File: Send + Sync + Debug {
     /// Reads up to `buf.len()` bytes at `offset`; 0 means end of file.
     ///

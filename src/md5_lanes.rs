@@ -108,7 +108,7 @@ fn step<const ROUND: usize, const N: usize>(
         _ => c[l] ^ (b[l] | !d[l]),
     });
     let sum = each::<N>(|l| a[l].wrapping_add(mixed[l]).wrapping_add(word[l]).wrapping_add(sine));
-    let new = each::<N>(|l| b[l].wrapping_add((sum[l] << rotation) | (sum[l] >> (32 - rotation))));
+    let new = each::<N>(|l| b[l].wrapping_add(sum[l].rotate_left(rotation)));
     [d, new, b, c]
 }
 

@@ -221,11 +221,11 @@ impl Queue {
             return;
         }
         self.waiting_bytes += slot.entry.len as usize;
-        if slot.chained {
-            if let Some(last) = self.chains.insert(slot.hash, seq) {
-                self.slot_mut(last).behind = (seq - last) as u32;
-                return;
-            }
+        if slot.chained
+            && let Some(last) = self.chains.insert(slot.hash, seq)
+        {
+            self.slot_mut(last).behind = (seq - last) as u32;
+            return;
         }
         self.ready.push_back(seq);
         self.ready_bytes += slot.entry.len as usize;
