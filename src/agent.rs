@@ -16,8 +16,8 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ use crate::event::{LANES, Position};
 use crate::host::{self, Host};
 use crate::ingest::{Source, Sources, http, unix};
 use crate::kinesis::KinesisApi;
-use crate::metrics::StreamMetrics;
+use crate::metrics::{StreamMetrics, locked};
 use crate::spool::cursor::Cursor;
 use crate::spool::gather::commit_loop;
 use crate::spool::{self, OpenError, SpoolHandle, SpoolOptions};
@@ -296,7 +296,7 @@ fn start_stream(config: &Config, stream: &StreamConfig, host: &Host, api: Arc<dy
     // What was found dead is known from now on, and what was durable stays so.
     store.save(&checkpoint).map_err(marks_failed)?;
     {
-        let mut account = metrics.account.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut account = locked(&metrics.account);
         account.accepted = next.0;
         account.dead = checkpoint.dead.min(next.0.saturating_sub(pending));
         account.expired = checkpoint.expired;

@@ -241,6 +241,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::disallowed_methods, reason = "it damages a real store behind its back")]
     fn marks_survive_reopening_and_a_damaged_store_is_begun_anew() {
         let dir = tempfile::tempdir().expect("temp dir");
         let path = dir.path().join("ledger");

@@ -48,6 +48,14 @@ pub trait File: Send + Sync + Debug {
     /// Whatever the file system says.
     fn len(&self) -> io::Result<u64>;
 
+    /// Nothing was ever written to it, or all was cut.
+    ///
+    /// # Errors
+    /// Whatever the file system says.
+    fn is_empty(&self) -> io::Result<bool> {
+        Ok(self.len()? == 0)
+    }
+
     /// Reads exactly `buf.len()` bytes at `offset`.
     ///
     /// # Errors

@@ -24,6 +24,10 @@
 //! [`spool`], [`dispatch`], [`aggregate`], [`shard_map`], [`kinesis`], [`checkpoint`], then [`ingest`], [`config`],
 //! [`agent`] (all of it put together), [`admin`], and the commands.
 
+// The tests' disk double is written against the library from outside, and its unit tests use it too.
+#[cfg(test)]
+extern crate self as forebay;
+
 pub mod admin;
 pub mod agent;
 pub mod aggregate;

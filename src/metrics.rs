@@ -17,7 +17,7 @@ pub const LATENCY_BOUNDS_SECONDS: [f64; 18] = [
     30.0, 300.0, 3_600.0,
 ];
 
-/// Takes a lock of a [`StreamMetrics`] field, also when a writer panicked while it held it.
+/// Takes a lock, also when a thread panicked while it held it: for state that is whole between any two statements.
 pub fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,10 +1,6 @@
 //! The real binary's exit codes and reports: 0, 64, 78, and 101 after a panic.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::disallowed_methods,
-    reason = "a test ends where something fails, and writes what a user would"
-)]
+#![allow(clippy::disallowed_methods, reason = "it watches a real process with real files")]
 
 use std::io;
 use std::process::{Command, Output, Stdio};
@@ -26,16 +22,16 @@ fn forebay(args: &[&str], vars: &[(&str, &str)]) -> (i32, String, String) {
             command.env_remove(name);
         }
     }
-    let Output { status, stdout, stderr } = command.args(args).envs(vars.iter().copied()).output().unwrap();
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    (status.code().unwrap(), text(stdout), text(stderr))
+    let Output { status, stdout, stderr } = command.args(args).envs(vars.iter().copied()).output().expect("the binary runs");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
+    (status.code().expect("no signal"), text(stdout), text(stderr))
 }
 
 fn written(text: &str) -> (tempfile::TempDir, String) {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("forebay.toml");
-    std::fs::write(&path, text).unwrap();
-    let path = path.to_str().unwrap().to_owned();
+    std::fs::write(&path, text).expect("a file in it");
+    let path = path.to_str().expect("UTF-8").to_owned();
     (dir, path)
 }
 
@@ -143,8 +139,11 @@ fn a_panic_in_a_task_ends_the_whole_process_with_101_and_says_where() {
         unreachable!("nothing wakes a pending future");
     }
     let name = "a_panic_in_a_task_ends_the_whole_process_with_101_and_says_where";
-    let child =
-        Command::new(std::env::current_exe().unwrap()).args(["--exact", name, "--nocapture"]).env(CHILD, "1").output().unwrap();
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture"])
+        .env(CHILD, "1")
+        .output()
+        .expect("the binary runs");
     assert_eq!(child.status.code(), Some(101));
     let stderr = String::from_utf8(child.stderr).unwrap();
     assert_tells(&stderr, &["\"level\":\"ERROR\"", "tests/cli.rs:", "the event was …, position 7"]);

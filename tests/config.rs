@@ -84,7 +84,7 @@ impl Maps {
 
     /// The report of a configuration that must be wrong, with the number of problems.
     fn report(&self) -> (usize, String) {
-        let problems = self.load().map(|loaded| loaded.config).unwrap_err();
+        let problems = self.load().map(|loaded| loaded.config).expect_err("a faulty configuration");
         (problems.0.len(), problems.to_string())
     }
 

@@ -7,12 +7,12 @@
 //! fresh: if all its events hash into the shard that took it, they are delivered, otherwise all are sent again.
 //! A record of one event is readable wherever it lies.
 
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::{Dispatcher, FAILING_TOLD_AFTER, Held, Request, STRANGE_LANDINGS_MAX, Sent};
 use crate::kinesis::{EntryOutcome, ErrorClass, PutError};
+use crate::metrics::locked;
 
 /// What a provisioned stream bills as one PUT payload unit (Kinesis pricing page).
 const PAYLOAD_UNIT_BYTES: usize = 25 << 10;
@@ -31,7 +31,7 @@ impl Dispatcher {
             Ok(_) => "partial",
             Err(error) => error.class.name(),
         };
-        *self.metrics.put_requests.lock().unwrap_or_else(PoisonError::into_inner).entry(label).or_default() += 1;
+        *locked(&self.metrics.put_requests).entry(label).or_default() += 1;
         match answer {
             Ok(outcomes) => {
                 assert!(outcomes.len() == request.records.len(), "one outcome for each record");
@@ -206,7 +206,7 @@ impl Dispatcher {
         if resent > 0 {
             self.count_duplicated("restart", resent);
         }
-        self.metrics.account.lock().unwrap_or_else(PoisonError::into_inner).delivered += seqs.len() as u64;
+        locked(&self.metrics.account).delivered += seqs.len() as u64;
         self.pop_settled(at);
     }
 
@@ -224,11 +224,11 @@ impl Dispatcher {
     }
 
     pub(super) fn count_dead(&self, events: u64) {
-        self.metrics.account.lock().unwrap_or_else(PoisonError::into_inner).dead += events;
+        locked(&self.metrics.account).dead += events;
     }
 
     fn count_duplicated(&self, reason: &'static str, events: u64) {
-        *self.metrics.duplicated.lock().unwrap_or_else(PoisonError::into_inner).entry(reason).or_default() += events;
+        *locked(&self.metrics.duplicated).entry(reason).or_default() += events;
     }
 
     /// Lets settled slots at the front go, and tells the marks.

@@ -38,8 +38,8 @@ mod tests;
 pub mod window;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use self::backoff::Backoff;
@@ -53,7 +53,7 @@ use crate::event::{LANES, Lane, Position, ShardId};
 use crate::host::Host;
 use crate::kinesis::{PutError, ShardRange};
 use crate::limits::WINDOW_BYTES_MAX;
-use crate::metrics::{ShardStatus, StreamMetrics};
+use crate::metrics::{ShardStatus, StreamMetrics, locked};
 use crate::shard_map::{LaneShard, ShardMap};
 use crate::spool::cursor::Cursor;
 
@@ -362,7 +362,7 @@ impl Dispatcher {
         if self.map.is_some() {
             self.advance_marks();
         }
-        let account = *self.metrics.account.lock().unwrap_or_else(PoisonError::into_inner);
+        let account = *locked(&self.metrics.account);
         let durable = self.cursor.shared().tail.durable();
         Checkpoint {
             clean: stopping && self.requests.is_empty() && self.held.is_empty(),
@@ -393,7 +393,7 @@ impl Dispatcher {
     /// All that was receipted is settled.
     #[must_use]
     pub fn is_settled(&self) -> bool {
-        self.metrics.account.lock().unwrap_or_else(PoisonError::into_inner).pending() == 0
+        locked(&self.metrics.account).pending() == 0
     }
 
     /// Requests under way.
@@ -423,7 +423,7 @@ impl Dispatcher {
     }
 
     fn set_paused(&self, reason: Option<String>) {
-        let mut held = self.metrics.paused_reason.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = locked(&self.metrics.paused_reason);
         match reason {
             Some(reason) => {
                 if *held != reason {
@@ -453,7 +453,7 @@ impl Dispatcher {
                 lagging: queue.lag.is_some(),
             })
             .collect();
-        *self.metrics.shards.lock().unwrap_or_else(PoisonError::into_inner) = shards;
+        *locked(&self.metrics.shards) = shards;
         let in_memory = self.queues.iter().filter_map(|queue| queue.oldest().map(|slot| slot.received_ms)).min();
         // What was not yet read is at most as old as its segment.
         let on_disk = || {

@@ -10,9 +10,9 @@
 //! Failure: a panic in a put task answers as an unknown outcome before it takes the process down.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -22,6 +22,7 @@ use crate::checkpoint::{Checkpoint, MarkStore};
 use crate::event::Position;
 use crate::host::{Clock, File, Host};
 use crate::kinesis::{EntryOutcome, ErrorClass, KinesisApi, PutError, ShardRange};
+use crate::metrics::locked;
 
 /// The most that `linger` makes of the dispatcher's pace.
 const PACE_MAX: Duration = Duration::from_millis(2);
@@ -108,7 +109,8 @@ impl SentLog {
         Ok((Self { file, noted: Position(0) }, high))
     }
 
-    fn note(&mut self, high: Position) {
+    /// Sending went as far as `high`. A failure is a warning: only the count of repeated events suffers.
+    pub fn note(&mut self, high: Position) {
         if high <= self.noted {
             return;
         }
@@ -395,6 +397,6 @@ impl Dispatcher {
     /// Events that are neither delivered nor otherwise settled.
     #[must_use]
     pub fn pending(&self) -> u64 {
-        self.metrics.account.lock().unwrap_or_else(PoisonError::into_inner).pending()
+        locked(&self.metrics.account).pending()
     }
 }

@@ -168,9 +168,9 @@ impl Source {
         Ok(())
     }
 
-    /// Counts one refused event in the stream's metrics.
-    pub fn count_rejected(&self, reject: Reject) {
-        self.spool.count_rejected(&self.name, reject.label());
+    /// Counts refused events in the stream's metrics.
+    pub fn count_rejected(&self, reject: Reject, events: u64) {
+        self.spool.count_rejected(&self.name, reject.label(), events);
     }
 }
 

@@ -5,7 +5,8 @@
 //! its index, for a shard that fell behind while the sweep went on.
 //!
 //! Failure: a frame that no longer checks (a bit flipped since it was written) is reported as
-//! [`Damaged`], with its lane, and reading goes on behind it; only the device's own errors are errors.
+//! [`Damaged`], with its lane, and reading goes on behind it; index entries that no longer check are made anew from
+//! the frames, since a wrong one would hide a good event; only the device's own errors are errors.
 
 use std::collections::VecDeque;
 use std::io;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use super::frame::Frame;
 use super::gather::{Chunk, Shared};
 use super::index::Entry;
+use super::recover::scan;
 use super::segment::{Index, Segment, SegmentId};
 use crate::event::{LANES, Lane, Position};
 use crate::host::{File, Files};
@@ -190,7 +192,26 @@ impl Cursor {
         Ok((gone.is_some() || next.is_some()).then(|| (gone, next.unwrap_or(end))))
     }
 
+    /// Checks the entries of a sealed segment, once, before they are gone by.
+    fn check_entries(segment: &Segment, file: &dyn File) -> io::Result<()> {
+        if segment.entries_checked() {
+            return Ok(());
+        }
+        let footer = match &segment.extent().index {
+            Index::Memory(_) => return Ok(()),
+            Index::Sealed(footer, _) => *footer,
+        };
+        if !footer.entries_check(file)? {
+            tracing::error!(segment = %segment.id, "the index of a segment is damaged; it is made anew from the frames");
+            let found = scan(file, segment.base, footer.end, footer.end, true)?;
+            segment.extent().index = Index::Memory(found.index);
+        }
+        segment.set_entries_checked();
+        Ok(())
+    }
+
     fn lane_entries(segment: &Segment, file: &dyn File, first: Lane, last: Lane) -> io::Result<Vec<(Lane, Entry)>> {
+        Self::check_entries(segment, file)?;
         let (footer, directory) = {
             let extent = segment.extent();
             match &extent.index {
@@ -240,6 +261,9 @@ impl Cursor {
     /// # Errors
     /// The device's.
     pub fn read_frame(&mut self, segment: &Segment, entry: Entry, out: &mut Vec<u8>) -> io::Result<bool> {
+        if u64::from(entry.offset) + u64::from(entry.len) > segment.extent().frames_end {
+            return Ok(false);
+        }
         let file = self.file(segment)?;
         let start = out.len();
         out.resize(start + entry.len as usize, 0);

@@ -24,7 +24,7 @@ use super::segment::{SegmentId, SegmentTable};
 use crate::event::{KeyHash, Position};
 use crate::host::{Clock, Host};
 use crate::limits::{BATCH_BYTES, HOT_TAIL_BYTES_MAX, INGEST_BYTES_MAX};
-use crate::metrics::StreamMetrics;
+use crate::metrics::{StreamMetrics, locked};
 
 /// Bytes that one group takes at most: what is measured to saturate a disk; more only adds latency.
 const GROUP_BYTES_MAX: usize = 8 << 20;
@@ -53,7 +53,7 @@ pub struct Pool {
 
 impl Pool {
     fn take(&self) -> Vec<u8> {
-        let held = self.buffers.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let held = locked(&self.buffers).pop();
         held.unwrap_or_else(|| Vec::with_capacity(BATCH_BYTES))
     }
 
@@ -63,18 +63,26 @@ impl Pool {
             return;
         }
         buffer.clear();
-        let mut buffers = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut buffers = locked(&self.buffers);
         if buffers.len() < POOL_BUFFERS_MAX {
             buffers.push(buffer);
         }
     }
 }
 
-/// Frames being gathered by one connection or one request, in one reused buffer.
+/// Frames being gathered by one connection or one request, in one reused buffer. Dropped, it is forgotten.
 #[derive(Debug)]
 pub struct Batch {
     bytes: Vec<u8>,
     count: u32,
+    pool: Arc<Pool>,
+}
+
+impl Drop for Batch {
+    fn drop(&mut self) {
+        // Nothing is left of one that was submitted, and a buffer without capacity is not kept.
+        self.pool.give(std::mem::take(&mut self.bytes));
+    }
 }
 
 impl Batch {
@@ -201,7 +209,7 @@ impl HotTail {
     }
 
     fn state(&self) -> MutexGuard<'_, Tail> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.state)
     }
 
     /// The position after the last durable event.
@@ -344,12 +352,12 @@ impl SpoolHandle {
     /// An empty batch in a reused buffer.
     #[must_use]
     pub fn batch(&self) -> Batch {
-        Batch { bytes: self.shared.pool.take(), count: 0 }
+        Batch { bytes: self.shared.pool.take(), count: 0, pool: Arc::clone(&self.shared.pool) }
     }
 
     /// Hands a batch to the commit thread. Never blocks. Batches that one task submits one after the other get
     /// positions in that order. An empty batch is durable as soon as what came before it is.
-    pub fn submit(&self, batch: Batch, mut permit: Permit) -> Receipt {
+    pub fn submit(&self, mut batch: Batch, mut permit: Permit) -> Receipt {
         let (sender, receipt) = oneshot::channel();
         // What was admitted and not needed goes back at once.
         let spare = permit.held.num_permits().saturating_sub(batch.len().max(1));
@@ -364,32 +372,31 @@ impl SpoolHandle {
         gathering.permits.push(permit);
         gathering.events += u64::from(batch.count);
         gathering.bytes += batch.len();
-        let mut emptied = None;
         match gathering.parts.last_mut() {
             Some((part, count)) if batch.len() <= COPY_BYTES_MAX && part.len() + batch.len() <= part.capacity() => {
                 part.extend_from_slice(&batch.bytes);
                 *count += batch.count;
-                emptied = Some(batch.bytes);
             }
-            _ => gathering.parts.push((batch.bytes, batch.count)),
+            _ => gathering.parts.push((std::mem::take(&mut batch.bytes), batch.count)),
         }
         drop(gathering);
         self.shared.arrived.notify_one();
-        if let Some(buffer) = emptied {
-            self.shared.pool.give(buffer);
-        }
         Receipt(receipt)
     }
 
-    /// Counts a refused event.
-    pub fn count_rejected(&self, source: &str, reason: &'static str) {
-        let mut rejected = self.shared.metrics.rejected.lock().unwrap_or_else(PoisonError::into_inner);
-        *rejected.entry((source.to_owned(), reason)).or_default() += 1;
+    /// Counts `events` refused events of a source.
+    pub fn count_rejected(&self, source: &str, reason: &'static str, events: u64) {
+        let mut rejected = locked(&self.shared.metrics.rejected);
+        // A scan over a handful of sources and reasons, where a lookup would need an owned key for each refused event.
+        match rejected.iter_mut().find(|(key, _)| key.0 == source && key.1 == reason) {
+            Some((_, count)) => *count += events,
+            None => drop(rejected.insert((source.to_owned(), reason), events)),
+        }
     }
 
     /// Counts events taken in by a source.
     pub fn count_accepted(&self, source: &str, events: u64) {
-        let mut accepted = self.shared.metrics.accepted_by_source.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut accepted = locked(&self.shared.metrics.accepted_by_source);
         match accepted.get_mut(source) {
             Some(count) => *count += events,
             None => {
@@ -414,12 +421,12 @@ impl SpoolHandle {
 
 impl Shared {
     fn gathering(&self) -> MutexGuard<'_, Gathering> {
-        self.gathering.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.gathering)
     }
 
     /// Who is told, from now on, that something became durable.
     pub fn on_commit(&self, wake: Wake) {
-        *self.wake.lock().unwrap_or_else(PoisonError::into_inner) = Some(wake);
+        *locked(&self.wake) = Some(wake);
     }
 
     /// Tells the commit thread that segments were removed.
@@ -482,6 +489,15 @@ impl Shared {
         gathering.space_freed = false;
         !gathering.closing
     }
+
+    /// Nothing will be committed any more: whoever waits is told [`NotDurable`], and so is whoever submits later.
+    fn abandon(&self) {
+        let mut gathering = self.gathering();
+        let abandoned = std::mem::replace(&mut *gathering, Gathering { closing: true, ..Gathering::default() });
+        // Waiting tasks wake when the senders drop: not under the lock.
+        drop(gathering);
+        drop(abandoned);
+    }
 }
 
 /// The commit thread: takes groups, makes them durable, answers, and hands them on. Ends when the spool is
@@ -494,6 +510,8 @@ pub fn commit_loop(shared: &Arc<Shared>, mut writer: Writer) {
     while let Some(mut group) = shared.next_group(stream) {
         stream = group.bytes >= STREAM_BYTES / 8;
         if group.events > 0 && !commit_group(shared, &mut writer, &mut group) {
+            // Batches that came while it was tried would otherwise wait for as long as anybody holds a handle.
+            shared.abandon();
             return;
         }
         let durable = writer.next();
@@ -556,14 +574,17 @@ fn commit_group(shared: &Arc<Shared>, writer: &mut Writer, group: &mut Gathering
     metrics.writable.store(true, Ordering::Relaxed);
     metrics.full.store(false, Ordering::Relaxed);
     metrics.spool_bytes.store(shared.table.bytes(), Ordering::Relaxed);
-    metrics.account.lock().unwrap_or_else(PoisonError::into_inner).accepted += group.events;
+    locked(&metrics.account).accepted += group.events;
     let chunks = buffers.into_iter().zip(counts).zip(placed).map(|((bytes, count), placed)| {
         let Placed { segment, offset, first, created_ms } = placed;
         Arc::new(Chunk { bytes, first, count, segment, offset, created_ms, pool: Some(Arc::clone(&shared.pool)) })
     });
     shared.tail.push(chunks.collect(), writer.next());
-    if let Some(wake) = &*shared.wake.lock().unwrap_or_else(PoisonError::into_inner) {
+    if let Some(wake) = &*locked(&shared.wake) {
         wake();
     }
     true
 }
+
+#[cfg(test)]
+mod tests;

@@ -250,7 +250,7 @@ pub fn recover(host: &Host, segments_dir: &Path, aside_dir: &Path, durable: Posi
         doing("reading", &path, file.read_exact_at(&mut bytes[..held], 0))?;
         let header = match SegmentHeader::decode(&bytes[..held]) {
             Ok(header) if header.id == *id => Some(header),
-            Ok(_) | Err(HeaderError::Damaged) => None,
+            Ok(_) | Err(HeaderError::Damaged) => doing("reading", &path, header_from_content(host, file.as_ref(), *id))?,
             Err(HeaderError::OtherVersion { version, flags }) => {
                 return Err(OpenError::OtherVersion {
                     found: format!("{}: segment version {version}, flags {flags}", path.display()),
@@ -269,9 +269,9 @@ pub fn recover(host: &Host, segments_dir: &Path, aside_dir: &Path, durable: Posi
     };
     for (at, (id, path, file, header, last)) in found.into_iter().enumerate() {
         let stop = bases[at + 1..].iter().flatten().next().copied().unwrap_or(Position(u64::MAX));
-        // With its header damaged, a segment's frames still tell their positions; they go on where the last one ended.
+        // Without a header and a first frame to tell, positions go on where the last segment ended.
         let intact = header.is_some();
-        let header = header.unwrap_or(SegmentHeader { id, base: recovered.next, created_ms: 0 });
+        let header = header.unwrap_or(SegmentHeader { id, base: recovered.next, created_ms: host.clock.wall_ms() });
         let file_bytes = doing("reading", &path, file.len())?;
         let sealed = if intact { doing("reading", &path, Footer::read(file.as_ref()))? } else { None };
         if let Some((footer, directory)) = sealed.filter(|(footer, _)| footer.base == header.base && footer.end <= stop) {
@@ -325,6 +325,22 @@ pub fn recover(host: &Host, segments_dir: &Path, aside_dir: &Path, durable: Posi
         recovered.next = durable;
     }
     Ok(recovered)
+}
+
+/// What a damaged header said, as far as the footer or the first frame tells it. The creation time is lost: a later one
+/// stands in, so that events seem younger than they are, never older.
+fn header_from_content(host: &Host, file: &dyn File, id: SegmentId) -> io::Result<Option<SegmentHeader>> {
+    if let Some((footer, _)) = Footer::read(file)? {
+        return Ok(Some(SegmentHeader { id, base: footer.base, created_ms: footer.last_ms }));
+    }
+    let mut window = Window::new(file)?;
+    let at = SEGMENT_HEADER_BYTES as u64;
+    if window.len < at {
+        return Ok(None);
+    }
+    let Some(len) = good_frame(&mut window, at)? else { return Ok(None) };
+    let first = Frame::parse(window.at(at, len)?).expect("checked just now");
+    Ok(Some(SegmentHeader { id, base: first.position(), created_ms: host.clock.wall_ms() }))
 }
 
 /// Keeps damaged bytes for inspection. Best effort: recovery goes on without.

@@ -21,10 +21,12 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::index::{ActiveIndex, Directory, Footer};
 use crate::event::{LANES, Lane, Position};
+use crate::metrics::locked;
 
 /// Bytes before the first frame.
 pub const SEGMENT_HEADER_BYTES: usize = 64;
@@ -157,19 +159,38 @@ pub struct Segment {
     /// The file.
     pub path: PathBuf,
     extent: Mutex<Extent>,
+    entries_checked: AtomicBool,
 }
 
 impl Segment {
     /// A segment with what is known of it.
     #[must_use]
     pub fn new(header: &SegmentHeader, path: PathBuf, extent: Extent) -> Self {
-        Self { id: header.id, base: header.base, created_ms: header.created_ms, path, extent: Mutex::new(extent) }
+        Self {
+            id: header.id,
+            base: header.base,
+            created_ms: header.created_ms,
+            path,
+            extent: Mutex::new(extent),
+            entries_checked: AtomicBool::new(false),
+        }
+    }
+
+    /// The entries of its index are good since this process looked: opening reads the directory only.
+    #[must_use]
+    pub fn entries_checked(&self) -> bool {
+        self.entries_checked.load(Ordering::Relaxed)
+    }
+
+    /// Notes that they are.
+    pub fn set_entries_checked(&self) {
+        self.entries_checked.store(true, Ordering::Relaxed);
     }
 
     /// The changing part, locked. Hold it for moments.
     pub fn extent(&self) -> MutexGuard<'_, Extent> {
         // Nothing panics while it is held in a half-changed state; a poisoned lock is still whole.
-        self.extent.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.extent)
     }
 
     /// For each lane, the position of its last frame here, if any.
@@ -207,7 +228,7 @@ impl SegmentTable {
     }
 
     fn map(&self) -> MutexGuard<'_, BTreeMap<SegmentId, Arc<Segment>>> {
-        self.segments.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.segments)
     }
 
     /// The directory of the files.

@@ -1,5 +1,10 @@
 //! The spool as its users see it: what is receipted is read back, in order, after reopening, damage, latching.
 
+#[path = "../../tests/common/fault_files.rs"]
+#[allow(dead_code, reason = "the simulator uses more of the disk than these tests do")]
+pub(super) mod fault_files;
+mod properties;
+
 use std::path::Path;
 use std::sync::Arc;
 

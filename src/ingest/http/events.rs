@@ -259,6 +259,7 @@ async fn submit_all<'b>(
         let permit = admit(source, body_bytes.min(BATCH_BYTES) + FRAME_OVERHEAD_BYTES, patience, context).await?;
         let mut batch = source.spool().batch();
         let mut more = false;
+        let counted = taken.rejected.len();
         for (index, item) in items.by_ref() {
             let outcome = match item {
                 Item::Event { data, .. } => match key {
@@ -269,13 +270,16 @@ async fn submit_all<'b>(
                 Item::Lost => Err(Reject::BadFrame),
             };
             if let Err(reject) = outcome {
-                source.count_rejected(reject);
                 taken.rejected.push((index as u32, reject));
             }
             if batch.len() >= BATCH_BYTES {
                 more = true;
                 break;
             }
+        }
+        // Bad events come in runs of one reason, most often.
+        for run in taken.rejected[counted..].chunk_by(|a, b| a.1 == b.1) {
+            source.count_rejected(run[0].1, run.len() as u64);
         }
         if !batch.is_empty() {
             let events = u64::from(batch.count());

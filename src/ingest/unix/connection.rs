@@ -535,7 +535,7 @@ impl Connection {
     fn settle(&mut self, outcome: Result<(), Reject>) {
         self.count += 1;
         if let Err(reject) = outcome {
-            self.source.count_rejected(reject);
+            self.source.count_rejected(reject, 1);
             if self.acks.is_some() {
                 self.rejects.push((self.count, reject));
             }
