@@ -205,7 +205,7 @@ fn every_event_of_a_version_1_spool_is_read_back_forward() {
         while let Some(found) = Frame::check(bytes) {
             assert_eq!(found.position(), at);
             assert_eq!(as_event(&found, swept.chunk.created_ms), event(at.0), "position {at}");
-            assert_eq!(found.commit_start(), at.0 % 3 == 0, "position {at}");
+            assert_eq!(found.commit_start(), at.0.is_multiple_of(3), "position {at}");
             at = Position(at.0 + 1);
             bytes = &bytes[found.len()..];
         }
