@@ -285,7 +285,8 @@ fn start_stream(config: &Config, stream: &StreamConfig, host: &Host, api: Arc<dy
     let sent_path = dir.join("ledger.sent");
     let (sent_log, sent_high) = SentLog::open(host, &sent_path).map_err(|error| io("opening", &sent_path, error))?;
     // With the marks lost, all that is there is sent again, however long ago it was sent first.
-    let resent_below = if loaded.is_none() && next > Position(0) { next } else { sent_high };
+    let marks_lost = loaded.is_none() && next > Position(0);
+    let resent_below = if marks_lost { next } else { sent_high };
 
     let mut checkpoint = loaded.unwrap_or_default();
     let shared = Arc::clone(opened.handle.shared());
@@ -303,6 +304,14 @@ fn start_stream(config: &Config, stream: &StreamConfig, host: &Host, api: Arc<dy
         account.delivered = next.0.saturating_sub(pending + account.dead + account.expired + account.dropped);
     }
     metrics.writable.store(true, Ordering::Relaxed);
+    if marks_lost {
+        tracing::warn!(
+            stream = stream.name,
+            ledger = %dir.join("ledger").display(),
+            events = pending,
+            "the marks of what was delivered are lost: nothing is missing, but all that is still in the spool is sent again"
+        );
+    }
     tracing::info!(
         stream = stream.name,
         dir = %dir.display(),

@@ -85,7 +85,7 @@ impl Member {
     }
 }
 
-/// An aggregate being planned, later written. Reusable: [`Packer::clear`].
+/// An aggregate being planned, later written. Reusable after [`Packer::take`].
 #[derive(Debug)]
 pub struct Packer {
     bytes_max: usize,
@@ -233,12 +233,13 @@ impl Plan {
         self.size
     }
 
-    /// Writes the record. `data` yields the members' bytes in the order in which they were added.
+    /// Writes the record, all but the MD5 at its end: [`seal`] adds that to all records of a request at once.
+    /// `data` yields the members' bytes in the order in which they were added.
     ///
     /// # Panics
     /// If what `data` yields is not what was planned (*EXACT-SIZE*).
     #[must_use]
-    pub fn write<'a>(&self, data: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
+    pub fn write_unsealed<'a>(&self, data: impl IntoIterator<Item = &'a [u8]>) -> Vec<u8> {
         let mut out = Vec::with_capacity(self.size);
         out.extend_from_slice(&MAGIC);
         for index in 0..self.key_ends.len() {
@@ -269,10 +270,22 @@ impl Plan {
             put_varint(&mut out, bytes.len() as u64);
             out.extend_from_slice(bytes);
         }
-        let digest = Md5::digest(&out[MAGIC.len()..]);
-        out.extend_from_slice(&digest);
-        assert!(out.len() == self.size, "EXACT-SIZE: planned {} bytes, wrote {}", self.size, out.len());
+        assert!(
+            out.len() + DIGEST_BYTES == self.size,
+            "EXACT-SIZE: planned {} bytes, wrote {}",
+            self.size,
+            out.len() + DIGEST_BYTES
+        );
         out
+    }
+}
+
+/// Ends records that [`Plan::write_unsealed`] wrote with their MD5, several side by side.
+pub fn seal(records: &mut [&mut Vec<u8>]) {
+    let bodies: Vec<&[u8]> = records.iter().map(|record| &record[MAGIC.len()..]).collect();
+    let digests = crate::md5_lanes::digests(&bodies);
+    for (record, digest) in records.iter_mut().zip(digests) {
+        record.extend_from_slice(&digest);
     }
 }
 
@@ -322,7 +335,8 @@ mod tests {
                     at += 1;
                 }
                 let plan = packer.take();
-                let bytes = plan.write(events[first..at].iter().map(|(_, _, data)| &data[..]));
+                let mut bytes = plan.write_unsealed(events[first..at].iter().map(|(_, _, data)| &data[..]));
+                seal(&mut [&mut bytes]);
                 prop_assert_eq!(bytes.len(), plan.size());
                 prop_assert!(bytes.len() + OUTER_KEY.len() <= bytes_max || plan.len() == 1);
                 prop_assert_eq!(&bytes[..4], &MAGIC[..]);

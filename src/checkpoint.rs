@@ -208,6 +208,7 @@ impl MarkStore for SledMarks {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "tests damage files behind the store's back")]
 mod tests {
     use super::*;
 

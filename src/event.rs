@@ -82,6 +82,12 @@ impl fmt::Display for ShardId {
     }
 }
 
+impl std::borrow::Borrow<str> for ShardId {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
 impl From<&str> for ShardId {
     fn from(id: &str) -> Self {
         Self(id.into())

@@ -10,12 +10,13 @@
 use std::fmt::Debug;
 use std::fs;
 use std::io::{self, IoSlice, Write as _};
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// One open file. Shared between the writer and readers, hence `&self`.
+#[allow(clippy::len_without_is_empty, reason = "a file is no collection, and nobody asks")]
 pub trait File: Send + Sync + Debug {
     /// Reads up to `buf.len()` bytes at `offset`; 0 means end of file.
     ///
@@ -159,6 +160,12 @@ impl Host {
     }
 }
 
+/// Events lie in these files: nobody else's business.
+const FILE_MODE: u32 = 0o600;
+
+/// As [`FILE_MODE`], for the directories we make.
+const DIR_MODE: u32 = 0o700;
+
 /// The operating system's file system.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RealFiles;
@@ -210,7 +217,7 @@ impl Files for RealFiles {
     }
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
-        let file = fs::OpenOptions::new().read(true).append(true).create_new(true).open(path)?;
+        let file = fs::OpenOptions::new().read(true).append(true).create_new(true).mode(FILE_MODE).open(path)?;
         Ok(Arc::new(RealFile(file)))
     }
 
@@ -246,7 +253,7 @@ impl Files for RealFiles {
             }
         }
         for path in missing.iter().rev() {
-            match fs::create_dir(path) {
+            match fs::DirBuilder::new().mode(DIR_MODE).create(path) {
                 Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
                 _ => {}
             }
@@ -323,7 +330,7 @@ pub struct DirLock(#[expect(dead_code, reason = "held for its lock")] fs::File);
 /// # Errors
 /// As the file system says.
 pub fn lock(path: &Path) -> io::Result<Option<DirLock>> {
-    let file = fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+    let file = fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(FILE_MODE).open(path)?;
     match file.try_lock() {
         Ok(()) => Ok(Some(DirLock(file))),
         Err(fs::TryLockError::WouldBlock) => Ok(None),

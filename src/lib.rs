@@ -47,6 +47,7 @@ pub mod ingest;
 pub mod kinesis;
 pub mod limits;
 pub mod logging;
+pub mod md5_lanes;
 pub mod metrics;
 pub mod shard_map;
 pub mod spool;

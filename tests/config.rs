@@ -3,6 +3,8 @@
 //! Everything is read from maps through `Environment`, so that no test depends on the machine or on another. What the
 //! real binary does with it (exit codes, reports) stands in `cli.rs`.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where something fails")]
+
 use std::collections::BTreeMap;
 use std::env::VarError;
 use std::io;

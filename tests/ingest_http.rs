@@ -359,7 +359,7 @@ async fn no_answer_leaves_before_the_spool_has_synced() {
         answer = &mut answering => panic!("too early: {answer:?}"),
         () = until("it is submitted", || world.submitted() == 1) => {}
     }
-    assert!(tokio::time::timeout(Duration::from_millis(50), &mut answering).await.is_err());
+    assert!(tokio::time::timeout(Duration::from_millis(50), &mut answering).await.is_err(), "RECEIPT-AFTER-SYNC");
     world.go();
     assert_eq!(answering.await.status, 200);
     assert_eq!(world.events().len(), 1);

@@ -171,7 +171,7 @@ async fn no_ack_leaves_before_the_spool_has_synced() {
     client.write_all(b"{\"userId\":\"a\"}\n{\"userId\":\"b\"}\n").await.unwrap();
     until("both are submitted", || world.submitted() == 2).await;
     let early = client.try_read(&mut [0; 16]);
-    assert_eq!(early.unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+    assert_eq!(early.unwrap_err().kind(), std::io::ErrorKind::WouldBlock, "RECEIPT-AFTER-SYNC");
     world.go();
     let mut last = String::new();
     while last != "ack 2" {

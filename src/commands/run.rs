@@ -93,11 +93,16 @@ fn raise_descriptor_limit() {
 
 #[cfg(feature = "dev")]
 mod dev {
-    use super::{Arc, AwsKinesis, Config, Exit, ExitCode, RunArgs, Signal, serve};
+    use super::{Arc, AwsKinesis, Config, Exit, ExitCode, Host, RunArgs, Signal, serve};
     use crate::dev::{ACCESS_KEY_ID, DevKinesis, DevOptions, SECRET_ACCESS_KEY};
     use crate::kinesis::aws::Target;
 
     pub(super) async fn run(args: &RunArgs, config: Config, terminate: Signal, interrupt: Signal) -> ExitCode {
+        // On a fresh machine nothing of the chosen place exists yet, and the socket may stand in it.
+        if let Err(error) = Host::real().files.create_dir_all(&config.spool.dir) {
+            eprintln!("forebay run --dev: cannot create {}: {error}", config.spool.dir.display());
+            return Exit::Failed.into();
+        }
         let plain = |name: &str| name.rsplit_once(":stream/").map_or(name, |(_, name)| name).to_owned();
         let Some(first) = config.streams.first() else { return Exit::Configuration.into() };
         let options =

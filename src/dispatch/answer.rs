@@ -10,7 +10,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::{Dispatcher, Held, Request, STRANGE_LANDINGS_MAX, Sent};
+use super::{Dispatcher, FAILING_TOLD_AFTER, Held, Request, STRANGE_LANDINGS_MAX, Sent};
 use crate::kinesis::{EntryOutcome, ErrorClass, PutError};
 use crate::metrics::locked;
 
@@ -51,8 +51,10 @@ impl Dispatcher {
                 for sent in request.records.iter().rev() {
                     self.failed(&request, sent, &error, now);
                 }
-                if matches!(error.class, ErrorClass::Configuration | ErrorClass::Poison) {
-                    self.pause_for(&error, now);
+                match error.class {
+                    ErrorClass::Configuration | ErrorClass::Poison => self.pause_for(&error, now),
+                    ErrorClass::Transient | ErrorClass::UnknownOutcome => self.tell_failing(&error, now),
+                    ErrorClass::Throttle => {}
                 }
             }
         }
@@ -121,8 +123,17 @@ impl Dispatcher {
         self.set_paused(Some(error.to_string()));
     }
 
+    /// Kinesis is away: each shard backs off by itself, and status says why nothing moves.
+    fn tell_failing(&mut self, error: &PutError, now: Duration) {
+        let since = *self.failing_since.get_or_insert(now);
+        if now.saturating_sub(since) >= FAILING_TOLD_AFTER {
+            self.set_paused(Some(error.to_string()));
+        }
+    }
+
     fn resume(&mut self) {
-        if self.pause.failures() > 0 {
+        let failing = self.failing_since.take().is_some();
+        if failing || self.pause.failures() > 0 {
             self.pause.succeed();
             self.paused_until = Duration::ZERO;
             self.set_paused(None);

@@ -161,7 +161,7 @@ impl Dispatcher {
         at: usize,
         frame: &Frame<'_>,
         chunk: &Chunk,
-        number: u64,
+        number: u32,
         chunk_offset: usize,
         entry: Entry,
         now: Duration,
@@ -192,6 +192,7 @@ impl Dispatcher {
             explicit: frame.explicit_hash(),
             chained: chaining,
             state: SlotState::Waiting,
+            behind: 0,
         };
         queue.push(slot);
     }
@@ -215,7 +216,7 @@ impl Dispatcher {
         let slot = Slot {
             position,
             received_ms: self.host.clock.wall_ms(),
-            chunk: u64::MAX,
+            chunk: self.window.next().wrapping_sub(1),
             chunk_offset: 0,
             segment: damaged.segment,
             entry: damaged.entry,
@@ -226,6 +227,7 @@ impl Dispatcher {
             explicit: false,
             chained: false,
             state: SlotState::Settled,
+            behind: 0,
         };
         self.queues[at].push(slot);
         self.count_dead(1);
@@ -337,8 +339,7 @@ impl Dispatcher {
 
     /// Forgets chunks that no slot refers to.
     pub(super) fn trim_window(&mut self) {
-        let needed = self.queues.iter().filter_map(Queue::oldest).map(|slot| slot.chunk).min();
-        let next = self.window.next();
-        self.window.forget_before(needed.unwrap_or(next).min(next));
+        let oldest = self.queues.iter().filter_map(Queue::oldest).map(|slot| slot.chunk);
+        self.window.forget_unused(oldest);
     }
 }

@@ -52,13 +52,16 @@ use crate::config::{Aggregate, Order, StreamConfig};
 use crate::event::{LANES, Lane, Position, ShardId};
 use crate::host::Host;
 use crate::kinesis::{PutError, ShardRange};
-use crate::limits::{MARGIN_BYTES, WINDOW_BYTES_MAX};
+use crate::limits::WINDOW_BYTES_MAX;
 use crate::metrics::{ShardStatus, StreamMetrics, locked};
 use crate::shard_map::{LaneShard, ShardMap};
 use crate::spool::cursor::Cursor;
 
-/// Slots kept in memory for all shards together (64 bytes each); further events stay on disk.
+/// Slots kept in memory for all shards together (80 bytes each); further events stay on disk.
 const SLOTS_MAX: usize = 384 << 10;
+
+/// How long every request fails before status says that delivery is paused: a lost connection alone is not worth it.
+const FAILING_TOLD_AFTER: Duration = Duration::from_secs(3);
 
 /// Mispredictions on a map that a refresh did not change, after which the service is taken to ignore keys.
 const STRANGE_LANDINGS_MAX: u32 = 3;
@@ -91,7 +94,7 @@ impl DispatchOptions {
             order: config.order,
             linger: config.linger,
             record_bytes_max: config.record_bytes_max,
-            request_bytes_max: config.request_bytes_max - MARGIN_BYTES,
+            request_bytes_max: config.request_bytes_max,
             requests_max: config.requests_max,
             slots_max: SLOTS_MAX,
         }
@@ -174,6 +177,8 @@ pub struct Dispatcher {
     turn: usize,
     pause: Backoff,
     paused_until: Duration,
+    /// Since when every request failed as a whole, if the last one did.
+    failing_since: Option<Duration>,
     draining: bool,
     /// Events below this position may have been delivered before a crash.
     resent_below: Position,
@@ -221,11 +226,18 @@ impl Dispatcher {
             turn: 0,
             pause: Backoff::new(Duration::from_millis(500), Duration::from_secs(30)),
             paused_until: Duration::ZERO,
+            failing_since: None,
             draining: false,
             resent_below,
             sent_high: resent_below,
             wake_at: None,
         }
+    }
+
+    /// The longest an event waits for company.
+    #[must_use]
+    pub fn linger(&self) -> Duration {
+        self.options.linger
     }
 
     /// Nothing waits for company any more.

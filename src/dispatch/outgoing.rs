@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::queue::Slot;
-use crate::aggregate::{OUTER_KEY, Plan};
+use crate::aggregate::{self, OUTER_KEY, Plan};
 use crate::kinesis::PutEntry;
 use crate::spool::frame::{FRAME_HEADER_BYTES, Frame};
 use crate::spool::gather::Chunk;
@@ -47,7 +47,7 @@ pub struct Outgoing {
     /// Number by which its answer is told.
     pub id: u64,
     chunks: Vec<Arc<Chunk>>,
-    last_chunk: Option<u64>,
+    last_chunk: Option<u32>,
     cold: Vec<u8>,
     frames: Vec<FrameRef>,
     records: Vec<OutRecord>,
@@ -129,7 +129,8 @@ impl Outgoing {
     /// The entries of the PutRecords. Copies every event's data once.
     #[must_use]
     pub fn entries(&self) -> Vec<PutEntry> {
-        self.records
+        let mut entries: Vec<PutEntry> = self
+            .records
             .iter()
             .map(|record| {
                 let frames = &self.frames[record.frames.clone()];
@@ -137,7 +138,7 @@ impl Outgoing {
                     return PutEntry {
                         partition_key: OUTER_KEY.to_owned(),
                         explicit_hash_key: Some(record.hash),
-                        data: plan.write(frames.iter().map(|at| self.data(*at))),
+                        data: plan.write_unsealed(frames.iter().map(|at| self.data(*at))),
                     };
                 }
                 let event = self.frame(frames[0]);
@@ -147,6 +148,9 @@ impl Outgoing {
                     data: event.data().to_vec(),
                 }
             })
-            .collect()
+            .collect();
+        let aggregates = entries.iter_mut().zip(&self.records).filter(|(_, record)| record.plan.is_some());
+        aggregate::seal(&mut aggregates.map(|(entry, _)| &mut entry.data).collect::<Vec<_>>());
+        entries
     }
 }

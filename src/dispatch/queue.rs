@@ -37,8 +37,8 @@ pub struct Slot {
     pub position: Position,
     /// Wall clock at its receipt, ms.
     pub received_ms: u64,
-    /// Number of its chunk in the window, and its offset there.
-    pub chunk: u64,
+    /// Number of its chunk in the window (its low bits), and its offset there.
+    pub chunk: u32,
     /// Offset of the frame in the chunk.
     pub chunk_offset: u32,
     /// Its file.
@@ -59,6 +59,8 @@ pub struct Slot {
     pub chained: bool,
     /// What is known of it.
     pub state: SlotState,
+    /// How far behind it the next event of its key stands that waits for it; 0: none does.
+    pub behind: u32,
 }
 
 /// A shard that fell behind the sweep and reads its lanes on its own.
@@ -93,8 +95,9 @@ pub struct Queue {
     ready_bytes: usize,
     /// Frame bytes of what waits, ready or in a chain.
     waiting_bytes: usize,
-    /// With one event a record: each key that has an event ready or under way, and those behind it.
-    chains: HashKeyed<VecDeque<u64>>,
+    /// With one event a record: each key that has an event ready or under way, and the last one of those that wait
+    /// behind it, linked through `Slot::behind`.
+    chains: HashKeyed<u64>,
     /// Records under way or held.
     pub under_way: usize,
     /// What the shard may be given.
@@ -218,12 +221,11 @@ impl Queue {
             return;
         }
         self.waiting_bytes += slot.entry.len as usize;
-        if slot.chained {
-            if let Some(behind) = self.chains.get_mut(&slot.hash) {
-                behind.push_back(seq);
-                return;
-            }
-            self.chains.insert(slot.hash, VecDeque::new());
+        if slot.chained
+            && let Some(last) = self.chains.insert(slot.hash, seq)
+        {
+            self.slot_mut(last).behind = (seq - last) as u32;
+            return;
         }
         self.ready.push_back(seq);
         self.ready_bytes += slot.entry.len as usize;
@@ -261,18 +263,16 @@ impl Queue {
         let slot = self.slot_mut(seq);
         debug_assert_eq!(slot.state, SlotState::UnderWay);
         slot.state = SlotState::Settled;
-        let (hash, chained) = (slot.hash, slot.chained);
-        if !chained {
+        if !slot.chained {
             return;
         }
-        match self.chains.get_mut(&hash).map(VecDeque::pop_front) {
-            Some(Some(next)) => {
-                self.ready_bytes += self.slot(next).entry.len as usize;
-                self.ready.push_back(next);
-            }
-            _ => {
-                self.chains.remove(&hash);
-            }
+        let (hash, behind) = (slot.hash, slot.behind);
+        if behind > 0 {
+            let next = seq + u64::from(behind);
+            self.ready_bytes += self.slot(next).entry.len as usize;
+            self.ready.push_back(next);
+        } else {
+            self.chains.remove(&hash);
         }
     }
 

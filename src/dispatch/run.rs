@@ -24,6 +24,9 @@ use crate::host::{Clock, File, Host};
 use crate::kinesis::{EntryOutcome, ErrorClass, KinesisApi, PutError, ShardRange};
 use crate::metrics::locked;
 
+/// The most that `linger` makes of the dispatcher's pace.
+const PACE_MAX: Duration = Duration::from_millis(2);
+
 /// How often status is published.
 const PUBLISH_EVERY: Duration = Duration::from_millis(200);
 
@@ -176,6 +179,9 @@ struct Shell {
     saving: bool,
     saved: Option<Checkpoint>,
     interval: Duration,
+    /// The least time between two looks at all queues.
+    pace: Duration,
+    worked_at: Duration,
     next_checkpoint: Duration,
     next_publish: Duration,
     drain_until: Option<Duration>,
@@ -197,6 +203,7 @@ impl Shell {
             }
         })?;
         let now = parts.host.clock.monotonic();
+        let pace = parts.dispatcher.linger() / 50;
         Ok(Self {
             dispatcher: parts.dispatcher,
             clock: parts.host.clock,
@@ -209,6 +216,8 @@ impl Shell {
             saving: false,
             saved: None,
             interval: parts.checkpoint_interval,
+            pace: pace.min(PACE_MAX),
+            worked_at: now,
             next_checkpoint: now + parts.checkpoint_interval,
             next_publish: now,
             drain_until: None,
@@ -219,6 +228,18 @@ impl Shell {
     fn run(mut self) -> Ended {
         loop {
             let now = self.clock.monotonic();
+            // Under load something happens every few microseconds, and looking at all queues each time would be most
+            // of the work. Beside `linger` the pace is nothing.
+            let next = self.worked_at + self.pace;
+            if now < next && self.drain_until.is_none() {
+                match self.events.recv_timeout(next - now) {
+                    Ok(event) => self.take(event),
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => unreachable!("the inbox lives as long as its thread"),
+                }
+                continue;
+            }
+            self.worked_at = now;
             self.work(now);
             if let Some(until) = self.drain_until
                 && (self.dispatcher.is_settled() && self.dispatcher.under_way() == 0 || now >= until)

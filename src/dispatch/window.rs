@@ -12,7 +12,7 @@ use crate::spool::gather::Chunk;
 #[derive(Debug)]
 pub struct Window {
     chunks: VecDeque<Arc<Chunk>>,
-    first: u64,
+    first: u32,
     bytes: usize,
     bytes_max: usize,
 }
@@ -24,10 +24,10 @@ impl Window {
         Self { chunks: VecDeque::new(), first: 0, bytes: 0, bytes_max }
     }
 
-    /// The number that the next pushed chunk gets.
+    /// The number that the next pushed chunk gets. Numbers wrap; those in the window are close together.
     #[must_use]
-    pub fn next(&self) -> u64 {
-        self.first + self.chunks.len() as u64
+    pub fn next(&self) -> u32 {
+        self.first.wrapping_add(self.chunks.len() as u32)
     }
 
     /// Adds a chunk; the oldest ones leave.
@@ -39,9 +39,13 @@ impl Window {
         }
     }
 
-    /// Forgets chunks before number `needed`: nothing refers to them any more.
-    pub fn forget_before(&mut self, needed: u64) {
-        while self.first < needed && !self.chunks.is_empty() {
+    /// Forgets the oldest chunks up to the first one in use; all of them when none is.
+    pub fn forget_unused(&mut self, in_use: impl Iterator<Item = u32>) {
+        let held = self.chunks.len() as u32;
+        // A queue whose oldest chunk has left already may go on anywhere.
+        let ages = in_use.map(|number| number.wrapping_sub(self.first)).map(|age| if age < held { age } else { 0 });
+        let unused = ages.min().unwrap_or(held);
+        for _ in 0..unused {
             self.drop_oldest();
         }
     }
@@ -49,13 +53,13 @@ impl Window {
     fn drop_oldest(&mut self) {
         if let Some(oldest) = self.chunks.pop_front() {
             self.bytes -= oldest.bytes.capacity();
-            self.first += 1;
+            self.first = self.first.wrapping_add(1);
         }
     }
 
     /// The chunk of that number, if it is still here.
     #[must_use]
-    pub fn get(&self, number: u64) -> Option<&Arc<Chunk>> {
-        self.chunks.get(usize::try_from(number.checked_sub(self.first)?).ok()?)
+    pub fn get(&self, number: u32) -> Option<&Arc<Chunk>> {
+        self.chunks.get(number.wrapping_sub(self.first) as usize)
     }
 }

@@ -118,10 +118,28 @@ impl std::error::Error for BindError {}
 #[derive(Debug)]
 pub struct UnixDoor {
     listener: UnixListener,
-    path: PathBuf,
-    /// Device and inode of the socket file, to know it again.
-    identity: (u64, u64),
+    file: SocketFile,
     options: UnixOptions,
+}
+
+/// The socket's file. Goes with this value: at a clean stop, and when the agent fails to start after all.
+#[derive(Debug)]
+struct SocketFile {
+    path: PathBuf,
+    /// Device and inode, to know it again.
+    identity: (u64, u64),
+}
+
+impl Drop for SocketFile {
+    /// Removes the file if it is still the one that was bound.
+    #[allow(clippy::disallowed_methods, reason = "a socket's file is none of the spool's")]
+    fn drop(&mut self) {
+        let Self { path, identity } = self;
+        let ours = fs::symlink_metadata(&*path).is_ok_and(|meta| (meta.dev(), meta.ino()) == *identity);
+        if ours && let Err(error) = fs::remove_file(&*path) {
+            tracing::warn!(path = %path.display(), %error, "cannot remove the socket file; the next start will replace it");
+        }
+    }
 }
 
 /// Binds `path` by the rules above. Must be called within a tokio runtime.
@@ -141,7 +159,8 @@ pub async fn bind(path: &Path, options: UnixOptions) -> Result<UnixDoor, BindErr
     fs::set_permissions(path, fs::Permissions::from_mode(MODE)).map_err(fail("set its mode to 0660"))?;
     let meta = fs::symlink_metadata(path).map_err(fail("look at it"))?;
     let listener = socket.listen(BACKLOG).map_err(fail("listen on it"))?;
-    Ok(UnixDoor { listener, path: path.to_owned(), identity: (meta.dev(), meta.ino()), options })
+    let file = SocketFile { path: path.to_owned(), identity: (meta.dev(), meta.ino()) };
+    Ok(UnixDoor { listener, file, options })
 }
 
 /// Removes a stale socket; refuses everything else that stands at `path`.
@@ -175,12 +194,12 @@ impl UnixDoor {
     /// Where it is bound.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.file.path
     }
 
     /// Serves until `shutdown`, then takes the socket file away and returns once all connections are done.
     pub async fn serve(self, sources: Sources, shutdown: Shutdown) {
-        let Self { listener, path, identity, options } = self;
+        let Self { listener, file, options } = self;
         let connections_max = options.connections_max.max(1);
         let shared = Arc::new(connection::Shared::new(sources, options));
         let mut connections: JoinSet<()> = JoinSet::new();
@@ -206,7 +225,7 @@ impl UnixDoor {
             }
         }
         // Nobody finds the socket any more; who connected before is still served what the drain allows.
-        remove_ours(&path, identity);
+        drop(file);
         while let Ok(Ok((stream, _))) = tokio::time::timeout(Duration::ZERO, listener.accept()).await {
             connections.spawn(connection::serve(stream, Arc::clone(&shared), shutdown.clone()));
         }
@@ -220,14 +239,5 @@ impl UnixDoor {
 fn note_end(ended: Result<(), tokio::task::JoinError>) {
     if let Err(error) = ended {
         tracing::error!(%error, "a socket connection's task ended abnormally");
-    }
-}
-
-/// Removes the socket file if it is still the one that was bound.
-#[allow(clippy::disallowed_methods, reason = "a socket's file is none of the spool's")]
-fn remove_ours(path: &Path, identity: (u64, u64)) {
-    let ours = fs::symlink_metadata(path).is_ok_and(|meta| (meta.dev(), meta.ino()) == identity);
-    if ours && let Err(error) = fs::remove_file(path) {
-        tracing::warn!(path = %path.display(), %error, "cannot remove the socket file; the next start will replace it");
     }
 }

@@ -29,6 +29,13 @@ use crate::metrics::{StreamMetrics, locked};
 /// Bytes that one group takes at most: what is measured to saturate a disk; more only adds latency.
 const GROUP_BYTES_MAX: usize = 8 << 20;
 
+/// Once groups reach an eighth of this, events come as a stream: then a group waits until it is this large, or for
+/// [`STREAM_WAIT`], because each sync costs its CPU whatever it covers. Single events never wait.
+const STREAM_BYTES: usize = 512 << 10;
+
+/// The longest such a group waits.
+const STREAM_WAIT: Duration = Duration::from_micros(800);
+
 /// Batches up to this size are copied together; larger ones keep their own buffer.
 const COPY_BYTES_MAX: usize = BATCH_BYTES / 2;
 
@@ -429,8 +436,9 @@ impl Shared {
         self.arrived.notify_all();
     }
 
-    /// Waits for batches; `None` when closed and empty. Takes up to [`GROUP_BYTES_MAX`].
-    fn next_group(&self) -> Option<Gathering> {
+    /// Waits for batches; `None` when closed and empty. Takes up to [`GROUP_BYTES_MAX`]. In a `stream` of events it
+    /// waits a moment longer for a group worth a sync.
+    fn next_group(&self, stream: bool) -> Option<Gathering> {
         let mut gathering = self.gathering();
         loop {
             if gathering.bytes > 0 || !gathering.receipts.is_empty() {
@@ -440,6 +448,10 @@ impl Shared {
                 return None;
             }
             gathering = self.arrived.wait(gathering).unwrap_or_else(PoisonError::into_inner);
+        }
+        if stream && gathering.bytes < STREAM_BYTES && !gathering.closing {
+            let few = |held: &mut Gathering| held.bytes < STREAM_BYTES && !held.closing;
+            gathering = self.arrived.wait_timeout_while(gathering, STREAM_WAIT, few).unwrap_or_else(PoisonError::into_inner).0;
         }
         let closing = gathering.closing;
         let mut group = std::mem::replace(&mut *gathering, Gathering { closing, ..Gathering::default() });
@@ -494,7 +506,9 @@ pub fn commit_loop(shared: &Arc<Shared>, mut writer: Writer) {
     let clock: &Arc<dyn Clock> = &shared.host.clock;
     shared.metrics.writable.store(true, Ordering::Relaxed);
     shared.metrics.spool_bytes.store(shared.table.bytes(), Ordering::Relaxed);
-    while let Some(mut group) = shared.next_group() {
+    let mut stream = false;
+    while let Some(mut group) = shared.next_group(stream) {
+        stream = group.bytes >= STREAM_BYTES / 8;
         if group.events > 0 && !commit_group(shared, &mut writer, &mut group) {
             // Batches that came while it was tried would otherwise wait for as long as anybody holds a handle.
             shared.abandon();

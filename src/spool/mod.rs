@@ -36,6 +36,7 @@ pub mod index;
 pub mod recover;
 pub mod segment;
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "tests damage files behind the spool's back")]
 mod tests;
 
 use std::path::{Path, PathBuf};

@@ -1,7 +1,5 @@
 //! The spool as its users see it: what is receipted is read back, in order, after reopening, damage, latching.
 
-#![allow(clippy::disallowed_methods, reason = "they damage real files behind the spool's back")]
-
 #[path = "../../tests/common/fault_files.rs"]
 #[allow(dead_code, reason = "the simulator uses more of the disk than these tests do")]
 pub(super) mod fault_files;

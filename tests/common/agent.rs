@@ -34,20 +34,34 @@ pub struct Setup {
     pub spool: String,
     /// More lines for `[[stream]]`.
     pub stream: String,
+    /// The whole environment beside HOME: credentials, and settings that win over the file (`FOREBAY_SPOOL__DIR`).
+    pub env: Vec<(&'static str, String)>,
 }
 
 impl Setup {
     pub fn new(binary: &str, dir: impl Into<PathBuf>, endpoint: String, aggregate: &'static str) -> Self {
         let (spool, stream) = (String::new(), String::new());
-        Self { binary: binary.into(), dir: dir.into(), endpoint, aggregate, spool, stream }
+        let env = [("AWS_ACCESS_KEY_ID", "test"), ("AWS_SECRET_ACCESS_KEY", "test"), ("AWS_EC2_METADATA_DISABLED", "true")];
+        let env = env.map(|(name, value)| (name, value.to_owned())).to_vec();
+        Self { binary: binary.into(), dir: dir.into(), endpoint, aggregate, spool, stream, env }
     }
 
     pub fn socket(&self) -> PathBuf {
         self.dir.join("s.sock")
     }
 
+    /// The configuration's file.
+    pub fn file(&self) -> PathBuf {
+        self.dir.join("forebay.toml")
+    }
+
     fn log(&self) -> PathBuf {
         self.dir.join("agent.log")
+    }
+
+    /// All that its agents have logged.
+    pub fn log_text(&self) -> String {
+        fs::read_to_string(self.log()).unwrap_or_default()
     }
 
     fn configuration(&self, admin: SocketAddr) -> String {
@@ -84,7 +98,7 @@ partition_key = ["/userId"]
 
     /// The last lines of the log, for a failure's text.
     pub fn log_tail(&self) -> String {
-        let text = fs::read_to_string(self.log()).unwrap_or_default();
+        let text = self.log_text();
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(30)..].join("\n")
     }
@@ -115,7 +129,7 @@ impl Agent {
         fs::create_dir_all(&setup.dir).expect("the test's directory");
         // The port is free at this moment, and nothing else on the machine is likely to take the next one given out.
         let admin = TcpListener::bind("127.0.0.1:0").and_then(|port| port.local_addr()).expect("a loopback port");
-        let file = setup.dir.join("forebay.toml");
+        let file = setup.file();
         fs::write(&file, setup.configuration(admin)).expect("the configuration");
         let log = fs::OpenOptions::new().create(true).append(true).open(setup.log()).expect("the log");
         let child = Command::new(&setup.binary)
@@ -123,7 +137,7 @@ impl Agent {
             .arg("--config")
             .arg(&file)
             .env_clear()
-            .envs([("AWS_ACCESS_KEY_ID", "test"), ("AWS_SECRET_ACCESS_KEY", "test"), ("AWS_EC2_METADATA_DISABLED", "true")])
+            .envs(setup.env.iter().cloned())
             .env("HOME", &setup.dir)
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("the log"))
@@ -154,6 +168,12 @@ impl Agent {
 
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Status code and body of a path of the admin listener, if the agent answers.
+    pub fn get(&self, path: &str) -> Option<(u16, String)> {
+        let (status, body) = http_get(self.admin, path).ok()?;
+        Some((status, String::from_utf8_lossy(&body).into_owned()))
     }
 
     /// `/status`, if the agent answers.
@@ -207,12 +227,22 @@ impl Agent {
         }
     }
 
-    /// SIGTERM, and waits for the end.
-    pub fn terminate(mut self) -> ExitStatus {
+    /// SIGTERM, and waits for nothing.
+    pub fn ask_to_end(&self) {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("the agent lives");
+    }
+
+    /// SIGTERM, and waits for the end.
+    pub fn terminate(self) -> ExitStatus {
+        self.ask_to_end();
+        self.wait_end()
+    }
+
+    /// Waits until the process has ended.
+    pub fn wait_end(mut self) -> ExitStatus {
         let mut code = None;
-        self.wait_for("the agent to end after SIGTERM", |agent| {
+        self.wait_for("the agent to end", |agent| {
             code = agent.child.try_wait().expect("a child can be waited for");
             code.is_some()
         });

@@ -120,7 +120,11 @@ pub struct Sink {
 impl Sink {
     /// Listens on a free loopback port.
     pub fn start(options: Options) -> io::Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0")?;
+        Self::start_on(TcpListener::bind("127.0.0.1:0")?, options)
+    }
+
+    /// Serves a port that listens already.
+    pub fn start_on(listener: TcpListener, options: Options) -> io::Result<Self> {
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared {
             options,

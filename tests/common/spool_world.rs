@@ -204,7 +204,7 @@ impl World {
                 tracing::debug!(%error, "the start failed, as the plan has it");
                 return self.life();
             }
-            Err(error) => panic!("{}: the spool does not open: {error}", self.name()),
+            Err(error) => panic!("{}: BORING-RECOVERY: the spool does not open: {error}", self.name()),
         };
         if !self.faulty() {
             assert_eq!(opened.damaged_events, 0, "{}: a crash was taken for damage", self.name());

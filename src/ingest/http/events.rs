@@ -64,6 +64,10 @@ pub async fn ingest(request: Request<Incoming>, source: Option<String>, context:
     let body = body::read(incoming, &head.headers, &context.memory, &context.options).await?;
     let events = take_apart(form, &body.bytes, source.data_bytes_max())?;
     let single = matches!(events, Events::One(_));
+    if source.spool().is_full() {
+        // What is taken now would wait for room as long as that takes, and its client for an answer.
+        return Err(full());
+    }
     let taken = submit(source, partition_key, events, body.bytes.len(), context).await?;
     // The events are in batches now; the body's memory can serve another request.
     drop(body);
@@ -76,6 +80,10 @@ pub async fn ingest(request: Request<Incoming>, source: Option<String>, context:
         [(_, reject)] if single => Err(Problem::rejected(reject)),
         _ => Ok(answer::accepted(taken.accepted, &taken.rejected)),
     }
+}
+
+fn full() -> Problem {
+    Problem::overload("the spool is full: events are delivered more slowly than they come; try again")
 }
 
 fn draining() -> Problem {
@@ -292,9 +300,7 @@ async fn admit(source: &Source, bytes: usize, patience: Duration, context: &Cont
         admitted = timeout(patience, source.spool().admit(bytes)) => match admitted {
             Ok(Ok(permit)) => Ok(permit),
             Ok(Err(_)) => Err(draining()),
-            Err(_) if source.spool().is_full() => {
-                Err(Problem::overload("the spool is full: events are delivered more slowly than they come; try again"))
-            }
+            Err(_) if source.spool().is_full() => Err(full()),
             Err(_) => Err(Problem::overload("the disk is slower than events come; try again")),
         },
         () = stopped(context.shutdown.clone()) => Err(draining()),

@@ -135,7 +135,7 @@ fn a_group_that_is_too_large_is_split_and_permits_and_receipts_follow_their_even
     let shared = world.handle.shared();
     let (mut events, mut found, mut groups) = (0, Vec::new(), 0);
     while events < 36 {
-        let group = shared.next_group().expect("a group");
+        let group = shared.next_group(false).expect("a group");
         assert!(group.bytes <= GROUP_BYTES_MAX);
         assert_eq!(group.parts.iter().map(|(bytes, _)| bytes.len()).sum::<usize>(), group.bytes);
         assert_eq!(group.parts.iter().map(|(_, count)| u64::from(*count)).sum::<u64>(), group.events);
