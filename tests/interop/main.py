@@ -50,11 +50,11 @@ def plan():
                 server,
                 lambda s, report, logs, aggregate=aggregate: scenarios.delivers(s, aggregate, report, logs),
             )
-    for aggregate in ("kpl", "off"):
-        steps[f"reshards-{aggregate}-kinesalite"] = (
-            "kinesalite",
-            lambda s, report, logs, aggregate=aggregate: scenarios.reshards(s, aggregate, report, logs),
-        )
+        for aggregate in ("kpl", "off"):
+            steps[f"reshards-{aggregate}-{server}"] = (
+                server,
+                lambda s, report, logs, aggregate=aggregate: scenarios.reshards(s, aggregate, report, logs),
+            )
     return steps
 
 
