@@ -296,7 +296,8 @@ impl Dispatcher {
                 continue;
             };
             let start = bytes.len();
-            let whole = match self.cursor.read_frame(&segment, entry, &mut bytes) {
+            let ahead = lag.entries.iter().rev().skip(1).map(|(_, entry)| *entry);
+            let whole = match self.cursor.read_frame_and(&segment, entry, ahead, &mut bytes) {
                 Ok(whole) => whole,
                 Err(error) => {
                     // What was read so far is enqueued all the same: `lag.from` is past it.
