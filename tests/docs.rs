@@ -8,12 +8,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::Write as _;
 use std::mem::size_of;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::process::Command;
 
 use clap::CommandFactory as _;
 use forebay::cli::Cli;
@@ -380,41 +377,50 @@ fn every_configuration_that_is_shown_is_taken() {
     assert!(taken > 0, "no configuration is shown");
 }
 
-/// A child that does not outlive its test.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.0.kill().ok();
-        self.0.wait().ok();
-    }
-}
-
-/// The README's first session, on a machine where no directory of ours exists. The socket is named, so that an agent which
-/// this machine may have is left alone; it is where `--dev` puts it.
 #[cfg(feature = "dev")]
-#[test]
-fn an_agent_with_an_embedded_kinesis_starts_where_nothing_exists_and_takes_an_event() {
-    let home = tempfile::tempdir().unwrap();
-    let socket = home.path().join(".local/state/forebay/forebay.sock");
-    let socket = socket.to_str().unwrap();
-    let log = fs::File::create(home.path().join("log")).unwrap();
-    let mut agent = forebay(home.path());
-    agent.args(["run", "--dev", "--http", "", "--admin", "", "--socket", socket]).stderr(log);
-    let mut agent = Running(agent.spawn().unwrap());
-    let told = || fs::read_to_string(home.path().join("log")).unwrap();
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !told().contains("accepting") {
-        assert!(agent.0.try_wait().unwrap().is_none(), "the agent ended:\n{}", told());
-        assert!(Instant::now() < deadline, "the agent does not accept:\n{}", told());
-        sleep(Duration::from_millis(20));
+mod with_an_embedded_kinesis {
+    use std::io::Write as _;
+    use std::process::{Child, Stdio};
+    use std::thread::sleep;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    /// A child that does not outlive its test.
+    struct Running(Child);
+
+    impl Drop for Running {
+        fn drop(&mut self) {
+            self.0.kill().ok();
+            self.0.wait().ok();
+        }
     }
-    let mut send = forebay(home.path());
-    send.args(["send", "--socket", socket]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut send = send.spawn().unwrap();
-    send.stdin.take().unwrap().write_all(b"{\"userId\":\"u1\",\"event\":\"Signed Up\"}\n").unwrap();
-    let output = send.wait_with_output().unwrap();
-    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{said}\n{}", told());
-    assert!(said.contains("accepted 1 rejected 0 bytes 36 in"), "{said}");
+
+    /// The README's first session, on a machine where no directory of ours exists. The socket is named, so that an agent which
+    /// this machine may have is left alone; it is where `--dev` puts it.
+    #[test]
+    fn an_agent_with_an_embedded_kinesis_starts_where_nothing_exists_and_takes_an_event() {
+        let home = tempfile::tempdir().unwrap();
+        let socket = home.path().join(".local/state/forebay/forebay.sock");
+        let socket = socket.to_str().unwrap();
+        let log = fs::File::create(home.path().join("log")).unwrap();
+        let mut agent = forebay(home.path());
+        agent.args(["run", "--dev", "--http", "", "--admin", "", "--socket", socket]).stderr(log);
+        let mut agent = Running(agent.spawn().unwrap());
+        let told = || fs::read_to_string(home.path().join("log")).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !told().contains("accepting") {
+            assert!(agent.0.try_wait().unwrap().is_none(), "the agent ended:\n{}", told());
+            assert!(Instant::now() < deadline, "the agent does not accept:\n{}", told());
+            sleep(Duration::from_millis(20));
+        }
+        let mut send = forebay(home.path());
+        send.args(["send", "--socket", socket]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut send = send.spawn().unwrap();
+        send.stdin.take().unwrap().write_all(b"{\"userId\":\"u1\",\"event\":\"Signed Up\"}\n").unwrap();
+        let output = send.wait_with_output().unwrap();
+        let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{said}\n{}", told());
+        assert!(said.contains("accepted 1 rejected 0 bytes 36 in"), "{said}");
+    }
 }

@@ -329,19 +329,19 @@ async fn foreign_hosts_and_web_pages_are_refused_unless_listed() {
     };
     let door = Door::with(world.web(), options).await;
     for (host, status) in [("localhost", 200), ("agent.internal:4710", 200), ("evil.example", 421)] {
-        assert_eq!(door.send("POST", "/ingest", &[("host", host)], "{}").await.status, status, "{host}");
+        assert_eq!(door.send("POST", "/ingest", &[("host", host)], "{\"userId\":1}").await.status, status, "{host}");
     }
     let no_host = door.raw(b"POST /ingest HTTP/1.0\r\ncontent-length: 2\r\n\r\n{}").await;
     assert!(no_host.contains(" 421 "), "{no_host}");
     let listed = [("origin", "https://app.example.com")];
-    let answer = door.send("POST", "/ingest", &listed, "{}").await;
+    let answer = door.send("POST", "/ingest", &listed, "{\"userId\":1}").await;
     assert_eq!(answer.status, 200);
     assert_eq!(answer.headers["access-control-allow-origin"], "https://app.example.com");
     let preflight = door.send("OPTIONS", "/ingest", &listed, "").await;
     assert_eq!((preflight.status, &preflight.headers["access-control-allow-methods"]), (204, &"POST".parse().unwrap()));
     for origin in ["https://evil.example", "null"] {
         for method in ["POST", "OPTIONS"] {
-            let answer = door.send(method, "/ingest", &[("origin", origin)], "{}").await;
+            let answer = door.send(method, "/ingest", &[("origin", origin)], "{\"userId\":1}").await;
             assert_eq!(answer.status, 403, "{answer:?}");
             assert!(!answer.headers.contains_key("access-control-allow-origin"));
         }

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use doors::{PATIENCE, Stop, World, config, keyed, soon, until};
-use forebay::config::SourceConfig;
+use forebay::config::{KeyFallback, SourceConfig};
 use forebay::ingest::Sources;
 use forebay::ingest::unix::{BindError, UnixOptions, bind};
 use forebay::ingest::wire::write_frame;
@@ -124,7 +124,7 @@ async fn plain_lines_become_durable_and_nothing_is_sent_back() {
 #[tokio::test]
 async fn a_first_line_that_only_looks_like_the_beginning_of_a_hello_is_an_event() {
     let world = World::new();
-    let anything = SourceConfig { partition_key: Vec::new(), ..config("raw") };
+    let anything = SourceConfig { partition_key: Vec::new(), partition_key_fallback: KeyFallback::Random, ..config("raw") };
     let door = Door::open(&world, Sources::new([world.source(&anything)])).await;
     for bytes in [&b"forebay"[..], b"fore\n", b"forebay/2\n"] {
         assert_eq!(door.exchange(bytes).await, "");
@@ -487,12 +487,12 @@ async fn a_large_unfinished_event_and_silence_end_the_connection() {
     let mut patient = door.greet("ack=on").await;
     patient.write_all(b"{\"userId\"").await.unwrap();
     let mut slow = door.greet("ack=on").await;
-    slow.write_all(b"\"").await.unwrap();
+    slow.write_all(b"{\"userId\":1,\"y\":\"").await.unwrap();
     for _ in 0..20 {
         tokio::time::sleep(Duration::from_millis(10)).await;
         slow.write_all(&vec![b'y'; 4 << 10]).await.unwrap();
     }
-    slow.write_all(b"\"\n").await.unwrap();
+    slow.write_all(b"\"}\n").await.unwrap();
     assert_eq!(line(&mut slow).await, "ack 1");
     patient.write_all(b":1}\n").await.unwrap();
     assert_eq!(line(&mut patient).await, "ack 1");

@@ -253,6 +253,7 @@ impl Dispatcher {
         let mut slots: Vec<(usize, Entry)> = Vec::new();
         let mut held: Option<Arc<Segment>> = None;
         let mut joined = None;
+        let mut failed = None;
         let mut dead = Vec::new();
         while bytes.len() < LAG_BYTES {
             let Some((id, end)) = lag.segment else {
@@ -267,6 +268,7 @@ impl Dispatcher {
                     break;
                 }
                 let end = segment.extent().end;
+                // Nothing was read yet: a chunk is of one segment, and its segment is listed first.
                 lag.entries = self.cursor.lane_frames(&segment, first_lane, last_lane)?;
                 lag.entries.reverse();
                 lag.segment = Some((segment.id, end));
@@ -294,7 +296,16 @@ impl Dispatcher {
                 continue;
             };
             let start = bytes.len();
-            if self.cursor.read_frame(&segment, entry, &mut bytes)? {
+            let ahead = lag.entries.iter().rev().skip(1).map(|(_, entry)| *entry);
+            let whole = match self.cursor.read_frame_and(&segment, entry, ahead, &mut bytes) {
+                Ok(whole) => whole,
+                Err(error) => {
+                    // What was read so far is enqueued all the same: `lag.from` is past it.
+                    failed = Some(error);
+                    break;
+                }
+            };
+            if whole {
                 let frame = Frame::parse(&bytes[start..]).expect("read_frame checked it");
                 let position = frame.position();
                 if position >= self.sweep {
@@ -334,7 +345,7 @@ impl Dispatcher {
             self.enqueue_dead(at, damaged, position, now);
         }
         self.window.push(Arc::new(chunk));
-        Ok(joined)
+        failed.map_or(Ok(joined), Err)
     }
 
     /// Forgets chunks that no slot refers to.

@@ -133,7 +133,12 @@ impl Dispatcher {
         let mut single_billed = 0;
         while let Some(seq) = self.queues[at].nth_ready(frames.len()) {
             let slot = *self.queues[at].slot(seq);
-            let Some(frame_ref) = self.frame(&slot, request)? else {
+            let found = match self.frame(&slot, request) {
+                // What was planned so far is a record; the next try begins with this event.
+                Err(_) if !frames.is_empty() => break,
+                other => other?,
+            };
+            let Some(frame_ref) = found else {
                 if frames.is_empty() {
                     self.settle_unreadable(at);
                     continue;

@@ -23,6 +23,12 @@ use crate::host::{File, Files};
 /// Bytes read from disk at once by the sweep.
 const READ_BYTES: usize = 512 << 10;
 
+/// Bytes between two frames of a lane that are rather read than skipped.
+const SPAN_GAP_BYTES: u64 = 8 << 10;
+
+/// Bytes read at once for one who reads a lane.
+const SPAN_BYTES_MAX: u64 = 256 << 10;
+
 /// Files kept open for reading.
 const OPEN_FILES_MAX: usize = 8;
 
@@ -54,13 +60,15 @@ pub struct Cursor {
     open: VecDeque<(SegmentId, Arc<dyn File>)>,
     /// Where the next frame lies, when the last sweep was from disk.
     place: Option<(Position, SegmentId, u64)>,
+    /// Bytes read ahead for one who reads a lane: where they begin in which file.
+    span: (SegmentId, u64, Vec<u8>),
 }
 
 impl Cursor {
     /// A cursor over a spool.
     #[must_use]
     pub fn new(shared: Arc<Shared>, files: Arc<dyn Files>) -> Self {
-        Self { shared, files, open: VecDeque::new(), place: None }
+        Self { shared, files, open: VecDeque::new(), place: None, span: (SegmentId(0), 0, Vec::new()) }
     }
 
     /// What the spool shares with its readers.
@@ -277,6 +285,54 @@ impl Cursor {
         };
         if !good {
             out.truncate(start);
+        }
+        Ok(good)
+    }
+
+    /// As [`Cursor::read_frame`], for one who will read the frames `ahead` next: neighbours in the file are read
+    /// together, and what lies between them is thrown away, which costs less than a system call each.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn read_frame_and(
+        &mut self,
+        segment: &Segment,
+        entry: Entry,
+        ahead: impl Iterator<Item = Entry>,
+        out: &mut Vec<u8>,
+    ) -> io::Result<bool> {
+        let frame_end = |entry: Entry| u64::from(entry.offset) + u64::from(entry.len);
+        let start = u64::from(entry.offset);
+        let (of, from, bytes) = &self.span;
+        let held = *of == segment.id && *from <= start && frame_end(entry) <= *from + bytes.len() as u64;
+        if !held {
+            let mut end = frame_end(entry);
+            for next in ahead {
+                if u64::from(next.offset) > end + SPAN_GAP_BYTES || frame_end(next) > start + SPAN_BYTES_MAX {
+                    break;
+                }
+                end = end.max(frame_end(next));
+            }
+            if end == frame_end(entry) || end > segment.extent().frames_end {
+                return self.read_frame(segment, entry, out);
+            }
+            let file = self.file(segment)?;
+            let (of, from, bytes) = &mut self.span;
+            (*of, *from) = (segment.id, start);
+            bytes.resize((end - start) as usize, 0);
+            if let Err(error) = file.read_exact_at(bytes, start) {
+                bytes.clear();
+                // Whatever ails the neighbours, this frame may be well.
+                tracing::debug!(%error, segment = %segment.id, "reading ahead failed");
+                return self.read_frame(segment, entry, out);
+            }
+        }
+        let (_, from, bytes) = &self.span;
+        let at = (start - from) as usize;
+        let bytes = &bytes[at..at + entry.len as usize];
+        let good = Frame::check(bytes).is_some_and(|frame| frame.len() == bytes.len());
+        if good {
+            out.extend_from_slice(bytes);
         }
         Ok(good)
     }

@@ -287,9 +287,11 @@ pub fn recover(host: &Host, segments_dir: &Path, aside_dir: &Path, durable: Posi
         }
         let scan = doing("scanning", &path, scan(file.as_ref(), header.base, stop, durable, !last))?;
         if scan.index.is_empty() && !intact {
-            // Never held a receipt: its first group was torn before it was synced.
-            tracing::warn!(segment = %id, bytes = file_bytes, "removing a segment that was never completed");
-            doing("removing", &path, files.remove(&path))?;
+            // Normally its first group was torn before it was synced, and it never held a receipt. Set aside rather than
+            // removed: neither header nor frames are there to prove it.
+            tracing::warn!(segment = %id, bytes = file_bytes, "a segment without header and frames is set aside");
+            let aside = aside_dir.join(format!("unreadable-{id}.seg"));
+            doing("setting aside", &path, files.rename(&path, &aside))?;
             recovered.torn_bytes += file_bytes;
             continue;
         }

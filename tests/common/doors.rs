@@ -125,14 +125,14 @@ impl Drop for World {
     }
 }
 
-/// A source keyed by `/userId`, then at random.
+/// A source keyed by `/userId`, which an event must have.
 pub fn config(name: &str) -> SourceConfig {
     SourceConfig {
         name: name.to_owned(),
         kind: SourceKind::Events,
         stream: "clicks".to_owned(),
         partition_key: vec!["/userId".to_owned()],
-        partition_key_fallback: KeyFallback::Random,
+        partition_key_fallback: KeyFallback::Reject,
         keys: Vec::new(),
         max_event_bytes: EVENT_BYTES_MAX,
     }
