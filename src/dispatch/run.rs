@@ -101,7 +101,8 @@ impl SentLog {
         };
         let mut bytes = vec![0; file.len()? as usize];
         file.read_exact_at(&mut bytes, 0)?;
-        let entries = bytes.chunks_exact(12).filter_map(|entry| {
+        // At any offset: an append that was torn leaves what follows it out of step.
+        let entries = bytes.windows(12).filter_map(|entry| {
             let (position, crc) = entry.split_first_chunk::<8>()?;
             (crc32fast::hash(position).to_le_bytes() == crc).then(|| Position(u64::from_le_bytes(*position)))
         });
@@ -398,5 +399,25 @@ impl Dispatcher {
     #[must_use]
     pub fn pending(&self) -> u64 {
         locked(&self.metrics.account).pending()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn how_far_sending_went_is_found_behind_a_torn_note() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let path = dir.path().join("ledger.sent");
+        let (mut log, high) = SentLog::open(&Host::real(), &path).expect("open");
+        assert_eq!(high, Position(0));
+        log.note(Position(7));
+        log.file.append(&[b"torn!"]).expect("append");
+        log.note(Position(9));
+        let (mut log, high) = SentLog::open(&Host::real(), &path).expect("open again");
+        assert_eq!(high, Position(9));
+        log.restart(Position(0));
+        assert_eq!(SentLog::open(&Host::real(), &path).expect("once more").1, Position(0));
     }
 }
