@@ -7,14 +7,16 @@
 //!
 //! How to run: `cargo bench --bench throughput`, or with options `-- --quick`, `--seconds 30`, `--only kpl-200`,
 //! `--delay-ms 20` (the sink's round trip), `--check` (the sink takes every record apart and checks each user's sequence;
-//! slower), `--shards 512`, `--connections 2`, `--dir PATH` (where the spool lies; by default below `target/`, never a
+//! slower), `--shards 1024`, `--users 1500` (of a connection; 4,000 with `off`, where each waits for its
+//! round trip), `--connections 2`, `--dir PATH` (where the spool lies; by default below `target/`, never a
 //! tmpfs), `--rate 500000` (events/s offered, to see the CPU of a steady state that delivery keeps up with),
 //! `--agent PATH`, `--no-latency`. Each line of the result tells its unit.
 //!
 //! What is measured: between two moments of the steady state the generator's acknowledged events, the agent's delivered
 //! ones (`/status`), and its user and system time (`/proc/PID/stat`). Because acceptance may run ahead of delivery, CPU is
 //! also given over the whole way, from the first event to the last one delivered. The bench fails if acknowledged,
-//! accepted and delivered differ in the end. 512 shards, so that 1 MiB/s a shard does not bind.
+//! accepted and delivered differ in the end. 1,024 shards, so that neither 1 MiB/s nor 1,000 records/s a shard binds, uneven as
+//! the keys fall.
 
 #![allow(clippy::disallowed_methods, reason = "a bench looks at real clocks and files")]
 
@@ -57,6 +59,8 @@ struct Options {
     /// Of the roles.
     socket: PathBuf,
     event_bytes: usize,
+    /// Of one connection.
+    users: Option<usize>,
 }
 
 impl Options {
@@ -70,7 +74,7 @@ impl Options {
             only: None,
             delay_ms: 0,
             check: false,
-            shards: 512,
+            shards: 1024,
             connections: 2,
             dir: target.join("throughput"),
             agent: binary,
@@ -78,6 +82,7 @@ impl Options {
             rate: None,
             socket: PathBuf::new(),
             event_bytes: 200,
+            users: None,
         };
         let mut arguments = std::env::args().skip(1);
         while let Some(name) = arguments.next() {
@@ -94,6 +99,7 @@ impl Options {
                 "--seconds" => options.seconds = number(&name, &value()?)?,
                 "--warm-seconds" => options.warm_seconds = number(&name, &value()?)?,
                 "--delay-ms" => options.delay_ms = number(&name, &value()?)?,
+                "--users" => options.users = Some(number(&name, &value()?)?),
                 "--shards" => options.shards = number(&name, &value()?)?,
                 "--connections" => options.connections = number(&name, &value()?)?,
                 "--rate" => options.rate = Some(number(&name, &value()?)?),
@@ -204,6 +210,8 @@ fn run(options: &Options, aggregate: &'static str, event_bytes: usize) -> io::Re
     let (begun, cpu_before) = (Instant::now(), agent.cpu());
     let mut arguments = vec![socket, bytes, connections];
     arguments.extend(options.rate.map(|rate| ("--rate", rate.to_string())));
+    let users = options.users.unwrap_or(if aggregate == "off" { 4000 } else { generator::USERS });
+    arguments.push(("--users", users.to_string()));
     let mut load = Role::start("generator", &arguments)?;
     thread::sleep(Duration::from_secs_f64(options.warm_seconds));
     let from = Moment::now(&agent, &mut load)?;
@@ -292,7 +300,13 @@ fn main() -> ExitCode {
             None => measure(&options),
             Some("sink") => sink::serve_until_stdin_closes(sink(sink::Mode::Count)),
             Some("check-sink") => sink::serve_until_stdin_closes(sink(sink::Mode::Check)),
-            Some("generator") => generator::load(&options.socket, options.connections, options.event_bytes, options.rate),
+            Some("generator") => generator::load(
+                &options.socket,
+                options.connections,
+                options.users.unwrap_or(generator::USERS),
+                options.event_bytes,
+                options.rate,
+            ),
             Some("latency") => generator::latency(&options.socket, options.event_bytes, options.seconds as u64),
             Some(other) => Err(io::Error::other(format!("no role {other}"))),
         }

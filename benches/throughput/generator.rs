@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use super::sink::NUMBER_BASE;
 
-/// Users of one connection; each has one event in every pass over the buffer.
-const USERS: usize = 4000;
+/// Users of one connection where nothing else is said; each has one event in every pass over the buffer.
+pub const USERS: usize = 1500;
 
 /// Bytes of one write, at least.
 const WRITE_BYTES: usize = 128 << 10;
@@ -30,10 +30,10 @@ struct Pass {
 }
 
 impl Pass {
-    fn new(connection: usize, line_bytes: usize) -> Self {
+    fn new(connection: usize, users: usize, line_bytes: usize) -> Self {
         let (mut lines, mut numbers) = (Vec::new(), Vec::new());
-        for user in 0..USERS {
-            let id = connection * USERS + user;
+        for user in 0..users {
+            let id = connection * users + user;
             let start = lines.len();
             lines.extend_from_slice(format!(r#"{{"userId":"u{id:06}","n":"#).as_bytes());
             numbers.push(lines.len());
@@ -87,7 +87,7 @@ fn or_exit<T>(what: &str, result: io::Result<T>) -> T {
 
 /// Writes until told to stop. Commands on standard input: `snap` answers `acked`, `stop` ends the writing, waits until all
 /// is acknowledged and answers `acked`. `rate` is events/s over all connections; none: as fast as the agent takes them.
-pub fn load(socket: &Path, connections: usize, event_bytes: usize, rate: Option<f64>) -> io::Result<()> {
+pub fn load(socket: &Path, connections: usize, users: usize, event_bytes: usize, rate: Option<f64>) -> io::Result<()> {
     let stop = Arc::new(AtomicBool::new(false));
     let mut counts = Vec::new();
     let mut threads = Vec::new();
@@ -98,7 +98,7 @@ pub fn load(socket: &Path, connections: usize, event_bytes: usize, rate: Option<
         counts.push(Arc::clone(&count));
         let (stop, sent_at_end) = (Arc::clone(&stop), Arc::clone(&sent));
         threads.push(thread::spawn(move || {
-            let mut pass = Pass::new(connection, event_bytes);
+            let mut pass = Pass::new(connection, users, event_bytes);
             let lines_each = WRITE_BYTES.div_ceil(pass.line_bytes);
             let (mut events, start) = (0u64, Instant::now());
             'passes: loop {
@@ -161,7 +161,7 @@ pub fn latency(socket: &Path, event_bytes: usize, seconds: u64) -> io::Result<()
     let writing = thread::spawn({
         let sent = Arc::clone(&sent);
         // Users that no load uses: their numbers begin anew.
-        let mut pass = Pass::new(900, event_bytes);
+        let mut pass = Pass::new(900, USERS, event_bytes);
         move || {
             let start = Instant::now();
             for event in 0..events {
