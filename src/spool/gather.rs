@@ -40,7 +40,7 @@ const STREAM_WAIT: Duration = Duration::from_micros(800);
 const COPY_BYTES_MAX: usize = BATCH_BYTES / 2;
 
 /// Buffers kept for reuse.
-const POOL_BUFFERS_MAX: usize = 256;
+const POOL_BUFFERS_MAX: usize = 128;
 
 /// How long a failed commit waits before it tries a new file.
 const RETRY_WAIT: Duration = Duration::from_millis(250);
