@@ -22,7 +22,7 @@ use crate::limits::{KEY_BYTES_MAX, KEY_CHARS_MAX};
 use crate::spool::{Batch, SpoolHandle};
 
 /// Entries of a thread's key cache. A power of two.
-pub const CACHE_SLOTS: usize = 8 << 10;
+pub const CACHE_SLOTS: usize = 16 << 10;
 
 /// Longest key that the cache holds; a UUID has 36 bytes.
 const CACHED_KEY_BYTES_MAX: usize = 47;
