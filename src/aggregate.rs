@@ -292,29 +292,9 @@ pub fn seal(records: &mut [&mut Vec<u8>]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::deaggregate::tests::AggregatedRecord;
     use proptest::prelude::*;
     use prost::Message as _;
-
-    /// KPL's messages.proto as prost sees it: an independent decoder.
-    #[derive(Clone, PartialEq, prost::Message)]
-    struct AggregatedRecord {
-        #[prost(string, repeated, tag = "1")]
-        partition_key_table: Vec<String>,
-        #[prost(string, repeated, tag = "2")]
-        explicit_hash_key_table: Vec<String>,
-        #[prost(message, repeated, tag = "3")]
-        records: Vec<Record>,
-    }
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    struct Record {
-        #[prost(uint64, required, tag = "1")]
-        partition_key_index: u64,
-        #[prost(uint64, optional, tag = "2")]
-        explicit_hash_key_index: Option<u64>,
-        #[prost(bytes = "vec", required, tag = "3")]
-        data: Vec<u8>,
-    }
 
     proptest! {
         #[test]

@@ -131,8 +131,6 @@ pub trait MarkStore: Send + fmt::Debug {
 pub struct SledMarks {
     dir: PathBuf,
     db: sled::Db,
-    /// Set when the store was found damaged and begun anew.
-    pub lost: bool,
 }
 
 impl SledMarks {
@@ -142,13 +140,13 @@ impl SledMarks {
     /// Where even a new one cannot be made.
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
         match open_sled(dir) {
-            Ok(db) => Ok(Self { dir: dir.to_owned(), db, lost: false }),
+            Ok(db) => Ok(Self { dir: dir.to_owned(), db }),
             Err(error) => {
                 let aside = unused_name(dir);
                 tracing::error!(%error, aside = %aside.display(), "the store of the marks is damaged: set aside; what it knew as delivered may be sent again");
                 crate::host::rename_dir(dir, &aside)
                     .map_err(|error| StoreError(format!("setting {} aside: {error}", dir.display())))?;
-                Ok(Self { dir: dir.to_owned(), db: open_sled(dir)?, lost: true })
+                Ok(Self { dir: dir.to_owned(), db: open_sled(dir)? })
             }
         }
     }
@@ -176,16 +174,8 @@ fn open_sled(dir: &Path) -> Result<sled::Db, StoreError> {
 impl MarkStore for SledMarks {
     fn load(&mut self) -> Option<Checkpoint> {
         match catch_unwind(AssertUnwindSafe(|| self.db.get(KEY))) {
-            Ok(Ok(Some(bytes))) => {
-                let checkpoint = Checkpoint::decode(&bytes);
-                self.lost |= checkpoint.is_none();
-                checkpoint
-            }
-            Ok(Ok(None)) => None,
-            Ok(Err(_)) | Err(_) => {
-                self.lost = true;
-                None
-            }
+            Ok(Ok(bytes)) => Checkpoint::decode(&bytes?),
+            Ok(Err(_)) | Err(_) => None,
         }
     }
 

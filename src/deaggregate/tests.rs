@@ -5,30 +5,31 @@ use prost::Message as _;
 
 use super::*;
 
+/// KPL's messages.proto as prost sees it; `aggregate` is judged by it too.
 #[derive(Clone, PartialEq, prost::Message)]
-struct AggregatedRecord {
+pub(crate) struct AggregatedRecord {
     #[prost(string, repeated, tag = "1")]
-    partition_key_table: Vec<String>,
+    pub(crate) partition_key_table: Vec<String>,
     #[prost(string, repeated, tag = "2")]
-    explicit_hash_key_table: Vec<String>,
+    pub(crate) explicit_hash_key_table: Vec<String>,
     #[prost(message, repeated, tag = "3")]
-    records: Vec<Record>,
+    pub(crate) records: Vec<Record>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-struct Record {
+pub(crate) struct Record {
     #[prost(uint64, required, tag = "1")]
-    partition_key_index: u64,
+    pub(crate) partition_key_index: u64,
     #[prost(uint64, optional, tag = "2")]
-    explicit_hash_key_index: Option<u64>,
+    pub(crate) explicit_hash_key_index: Option<u64>,
     #[prost(bytes = "vec", required, tag = "3")]
-    data: Vec<u8>,
+    pub(crate) data: Vec<u8>,
     #[prost(message, repeated, tag = "4")]
-    tags: Vec<Tag>,
+    pub(crate) tags: Vec<Tag>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-struct Tag {
+pub(crate) struct Tag {
     #[prost(string, required, tag = "1")]
     key: String,
     #[prost(string, optional, tag = "2")]
