@@ -17,6 +17,7 @@
 
 pub mod hello;
 pub mod http;
+pub mod json;
 pub mod pointer;
 pub mod source;
 pub mod unix;

@@ -1,9 +1,9 @@
 //! Finds an event's partition key by JSON pointers, in one pass over its bytes.
 //!
 //! Place: `source` compiles a source's `partition_key` list once and asks here for every event. The pointers
-//! (RFC 6901) become one trie; a serde_json visitor walks the event and the trie together, and whatever the
-//! trie does not name is skipped by the parser's own validator. No tree is built, and nothing is allocated for
-//! strings without escapes; what must be written (numbers, unescaped text) goes to a buffer that is reused.
+//! (RFC 6901) become one trie; event and trie are walked together, and whatever the trie does not name is skipped
+//! ([`Scan`]). No tree is built, and nothing is allocated for strings without escapes; numbers and escaped strings
+//! that a pointer names are read by serde_json, and their text goes to a buffer that is reused.
 //!
 //! Rules. A hit is a non-empty string or a number. The first pointer, in configured order, that has a hit wins.
 //! Of members that share a name the last one counts, as in most readers: an earlier one leaves no hit behind.
@@ -14,7 +14,7 @@
 
 use std::fmt::{self, Write as _};
 
-use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use super::json::{Memory, Scan, Text};
 
 /// The event is not one JSON text in UTF-8.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +80,7 @@ enum Slot {
 pub struct Scratch {
     slots: Vec<Slot>,
     text: String,
+    scan: Memory,
 }
 
 impl Pointers {
@@ -132,10 +133,12 @@ impl Pointers {
         scratch.text.clear();
         scratch.slots.clear();
         scratch.slots.resize(self.count, Slot::Empty);
-        let mut parser = serde_json::Deserializer::from_str(event);
-        let mut walk = Walk { nodes: &self.nodes, scratch, event_at: event.as_ptr().addr() };
-        Value { walk: &mut walk, node: 0 }.deserialize(&mut parser).map_err(|_| NotJson)?;
-        parser.end().map_err(|_| NotJson)?;
+        let Scratch { slots, text, scan } = scratch;
+        let mut walk = Walk { nodes: &self.nodes, slots, text, event, scan: Scan::new(event.as_bytes(), scan) };
+        walk.value(0).ok_or(NotJson)?;
+        if !walk.scan.is_over() {
+            return Err(NotJson);
+        }
         let scratch: &'a Scratch = scratch;
         Ok(scratch.slots.iter().find_map(|slot| match *slot {
             Slot::Empty => None,
@@ -169,140 +172,98 @@ fn array_index(token: &str) -> Option<usize> {
 /// One pass over one event.
 struct Walk<'p, 's> {
     nodes: &'p [Node],
-    scratch: &'s mut Scratch,
-    /// Address of the event's first byte: borrowed strings are kept as offsets from it.
-    event_at: usize,
+    slots: &'s mut [Slot],
+    text: &'s mut String,
+    event: &'s str,
+    scan: Scan<'s>,
 }
 
-/// The value at a node of the trie.
-struct Value<'w, 'p, 's> {
-    walk: &'w mut Walk<'p, 's>,
-    node: usize,
-}
-
-impl Value<'_, '_, '_> {
-    fn hit_number(self, number: impl fmt::Display) -> fmt::Result {
-        if let Some(at) = self.walk.nodes[self.node].ends {
-            let scratch = &mut *self.walk.scratch;
-            let from = scratch.text.len();
-            write!(scratch.text, "{number}")?;
-            scratch.slots[at] = Slot::Text(from, scratch.text.len());
-        }
-        Ok(())
-    }
-}
-
-impl<'de> DeserializeSeed<'de> for Value<'_, '_, '_> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, parser: D) -> Result<(), D::Error> {
-        parser.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Value<'_, '_, '_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("JSON")
-    }
-
-    fn visit_unit<E>(self) -> Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<(), E> {
-        self.hit_number(number).map_err(E::custom)
-    }
-
-    fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<(), E> {
-        self.hit_number(number).map_err(E::custom)
-    }
-
-    fn visit_f64<E: serde::de::Error>(self, number: f64) -> Result<(), E> {
-        // serde_json's own text of a number, so that a key reads as the number would in any JSON it writes.
-        let number = serde_json::Number::from_f64(number).ok_or_else(|| E::custom("not a finite number"))?;
-        self.hit_number(number).map_err(E::custom)
-    }
-
-    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<(), E> {
-        if let Some(at) = self.walk.nodes[self.node].ends
-            && !text.is_empty()
-        {
-            let from = text.as_ptr().addr() - self.walk.event_at;
-            self.walk.scratch.slots[at] = Slot::Event(from, from + text.len());
-        }
-        Ok(())
-    }
-
-    fn visit_str<E>(self, text: &str) -> Result<(), E> {
-        if let Some(at) = self.walk.nodes[self.node].ends
-            && !text.is_empty()
-        {
-            let scratch = &mut *self.walk.scratch;
-            let from = scratch.text.len();
-            scratch.text.push_str(text);
-            scratch.slots[at] = Slot::Text(from, scratch.text.len());
-        }
-        Ok(())
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<(), A::Error> {
-        let Self { walk, node } = self;
-        while let Some(child) = members.next_key_seed(Name(&walk.nodes[node].children))? {
-            let Some(child) = child else {
-                members.next_value::<IgnoredAny>()?;
-                continue;
-            };
-            for &at in &walk.nodes[child].below {
-                walk.scratch.slots[at] = Slot::Empty;
+impl Walk<'_, '_> {
+    /// The value at a node of the trie. `None`: not JSON.
+    fn value(&mut self, node: usize) -> Option<()> {
+        let nodes = self.nodes;
+        match self.scan.token() {
+            b'{' if !nodes[node].children.is_empty() => self.object(&nodes[node].children),
+            b'[' if !nodes[node].children.is_empty() => self.array(&nodes[node].children),
+            b'"' => {
+                let text = self.scan.string()?;
+                let Some(hit) = nodes[node].ends.filter(|_| text.start < text.end) else { return Some(()) };
+                self.slots[hit] = if text.escaped {
+                    let decoded = self.decoded(text)?;
+                    self.written(format_args!("{decoded}"))
+                } else {
+                    Slot::Event(text.start, text.end)
+                };
+                Some(())
             }
-            members.next_value_seed(Value { walk: &mut *walk, node: child })?;
+            b'-' | b'0'..=b'9' => {
+                let number = self.scan.number()?;
+                if let Some(hit) = nodes[node].ends {
+                    // serde_json's own text of a number, so that a key reads as the number would in any JSON it writes.
+                    let number: serde_json::Number = serde_json::from_slice(number).ok()?;
+                    self.slots[hit] = self.written(format_args!("{number}"));
+                }
+                Some(())
+            }
+            _ => self.scan.skip(),
         }
-        Ok(())
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<(), A::Error> {
-        let Self { walk, node } = self;
-        let mut index = 0;
+    fn object(&mut self, children: &[Child]) -> Option<()> {
+        self.scan.take(b'{');
+        if self.scan.take(b'}') {
+            return Some(());
+        }
         loop {
-            let child = walk.nodes[node].children.iter().find(|child| child.index == Some(index));
-            let more = match child {
-                Some(child) => elements.next_element_seed(Value { walk: &mut *walk, node: child.node })?,
-                None => elements.next_element::<IgnoredAny>()?.map(|_| ()),
+            let name = self.scan.name()?;
+            let child = if name.escaped {
+                let name = self.decoded(name)?;
+                children.iter().find(|child| child.name == name)
+            } else {
+                let name = &self.event[name.start..name.end];
+                children.iter().find(|child| child.name == name)
             };
-            if more.is_none() {
-                return Ok(());
+            match child {
+                Some(child) => {
+                    for &at in &self.nodes[child.node].below {
+                        self.slots[at] = Slot::Empty;
+                    }
+                    self.value(child.node)?;
+                }
+                None => self.scan.skip()?,
             }
-            index += 1;
+            if !self.scan.take(b',') {
+                return self.scan.take(b'}').then_some(());
+            }
         }
     }
-}
 
-/// A member's name, looked up among the children of a node.
-struct Name<'p>(&'p [Child]);
-
-impl<'de> DeserializeSeed<'de> for Name<'_> {
-    type Value = Option<usize>;
-
-    fn deserialize<D: Deserializer<'de>>(self, parser: D) -> Result<Option<usize>, D::Error> {
-        parser.deserialize_str(self)
-    }
-}
-
-impl Visitor<'_> for Name<'_> {
-    type Value = Option<usize>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a member name")
+    fn array(&mut self, children: &[Child]) -> Option<()> {
+        self.scan.take(b'[');
+        if self.scan.take(b']') {
+            return Some(());
+        }
+        for index in 0.. {
+            match children.iter().find(|child| child.index == Some(index)) {
+                Some(child) => self.value(child.node)?,
+                None => self.scan.skip()?,
+            }
+            if !self.scan.take(b',') {
+                break;
+            }
+        }
+        self.scan.take(b']').then_some(())
     }
 
-    fn visit_str<E>(self, name: &str) -> Result<Option<usize>, E> {
-        Ok(self.0.iter().find(|child| child.name == name).map(|child| child.node))
+    /// A string with escapes, read as it is meant. `None` where it means no text (half a surrogate pair).
+    fn decoded(&self, text: Text) -> Option<String> {
+        serde_json::from_str(&self.event[text.start - 1..=text.end]).ok()
+    }
+
+    fn written(&mut self, text: fmt::Arguments<'_>) -> Slot {
+        let from = self.text.len();
+        self.text.write_fmt(text).expect("a String takes any text");
+        Slot::Text(from, self.text.len())
     }
 }
 
