@@ -35,6 +35,15 @@ impl KeyHash {
         Self(u128::from_be_bytes(Md5::digest(key.as_bytes()).into()))
     }
 
+    /// The same for many keys at once (each UTF-8), in their order.
+    #[must_use]
+    pub fn of_keys(keys: &[&[u8]]) -> Vec<Self> {
+        if let [only] = keys {
+            return vec![Self(u128::from_be_bytes(Md5::digest(only).into()))];
+        }
+        crate::md5_lanes::digests(keys).into_iter().map(|digest| Self(u128::from_be_bytes(digest))).collect()
+    }
+
     /// The lane that holds this hash.
     #[must_use]
     pub const fn lane(self) -> Lane {

@@ -1,16 +1,17 @@
 //! MD5 of several messages at once, side by side in SIMD lanes.
 //!
-//! Place: `aggregate` ends every KPL record with the MD5 of its bytes, which is the largest single cost on the way
-//! of an event. One MD5 is a chain of 64 dependent steps a block, so a processor that could do several operations a
-//! cycle mostly waits. The records of one request are independent: four of them in lockstep take little longer
-//! than one. Plain arithmetic on arrays, which the compiler turns into vector instructions; no intrinsics, no unsafe.
+//! Place: `aggregate` ends every KPL record with the MD5 of its bytes, and the hash of a partition key is its MD5:
+//! one by one they would be the largest cost on the way of an event. One MD5 is a chain of 64 dependent steps a
+//! block, in which a processor that could do several operations a cycle mostly waits. The records of a request
+//! and the keys of a batch are independent: sixteen in lockstep take little longer than one.
 //!
-//! Pure. Checked against the `md-5` crate by property tests; RFC 1321 is the source of the constants.
-//! When fewer messages are left than fit side by side, they go one by one.
+//! Which instructions there are is found out once, when the program runs (`fearless_simd`): AVX-512, AVX2, SSE2,
+//! NEON. Pure. Checked against the `md-5` crate by property tests; RFC 1321 is the source of the constants.
 
-/// Messages side by side: one SSE2 register a state word. Eight were measured slower: the state no longer fits the
-/// registers.
-const WIDE: usize = 4;
+use fearless_simd::{Level, Simd, SimdBase, SimdInt, dispatch, u32x4, u32x8, u32x16};
+
+/// The most messages side by side.
+const WIDE: usize = 16;
 
 const BLOCK_BYTES: usize = 64;
 
@@ -87,34 +88,9 @@ const ROTATIONS: [[u32; 4]; 4] = [[7, 12, 17, 22], [5, 9, 14, 20], [4, 11, 16, 2
 
 const START: [u32; 4] = [0x6745_2301, 0xefcd_ab89, 0x98ba_dcfe, 0x1032_5476];
 
-type Lanes<const N: usize> = [u32; N];
-
+/// One of the four rounds: sixteen steps `b + rotate(a + F(b, c, d) + word + sine)`.
 #[inline(always)]
-fn each<const N: usize>(f: impl Fn(usize) -> u32) -> Lanes<N> {
-    std::array::from_fn(f)
-}
-
-/// One step: `b + rotate(a + F(b, c, d) + m + sine)`.
-#[inline(always)]
-fn step<const ROUND: usize, const N: usize>(
-    [a, b, c, d]: [Lanes<N>; 4],
-    word: &Lanes<N>,
-    sine: u32,
-    rotation: u32,
-) -> [Lanes<N>; 4] {
-    let mixed = each::<N>(|l| match ROUND {
-        0 => d[l] ^ (b[l] & (c[l] ^ d[l])),
-        1 => c[l] ^ (d[l] & (b[l] ^ c[l])),
-        2 => b[l] ^ c[l] ^ d[l],
-        _ => c[l] ^ (b[l] | !d[l]),
-    });
-    let sum = each::<N>(|l| a[l].wrapping_add(mixed[l]).wrapping_add(word[l]).wrapping_add(sine));
-    let new = each::<N>(|l| b[l].wrapping_add(sum[l].rotate_left(rotation)));
-    [d, new, b, c]
-}
-
-#[inline(always)]
-fn round<const ROUND: usize, const N: usize>(mut state: [Lanes<N>; 4], words: &[Lanes<N>; 16]) -> [Lanes<N>; 4] {
+fn round<const ROUND: usize, S: Simd, V: SimdInt<S, Element = u32>>(mut state: [V; 4], words: &[V; 16]) -> [V; 4] {
     let mut i = 0;
     while i < 16 {
         let at = match ROUND {
@@ -123,97 +99,170 @@ fn round<const ROUND: usize, const N: usize>(mut state: [Lanes<N>; 4], words: &[
             2 => (3 * i + 5) % 16,
             _ => (7 * i) % 16,
         };
-        state = step::<ROUND, N>(state, &words[at], SINES[16 * ROUND + i], ROTATIONS[ROUND][i % 4]);
+        let [a, b, c, d] = state;
+        let mixed = match ROUND {
+            0 => d ^ (b & (c ^ d)),
+            1 => c ^ (d & (b ^ c)),
+            2 => b ^ c ^ d,
+            _ => c ^ (b | !d),
+        };
+        // What does not wait for the step before comes first.
+        let sum = a + (words[at] + SINES[16 * ROUND + i]) + mixed;
+        let rotation = ROTATIONS[ROUND][i % 4];
+        state = [d, b + ((sum << rotation) | (sum >> (32 - rotation))), b, c];
         i += 1;
     }
     state
 }
 
-/// Advances `N` states by `blocks` blocks, one message each.
-fn compress<const N: usize>(state: &mut [Lanes<N>; 4], messages: &[&[u8]; N], blocks: usize) {
-    for block in 0..blocks {
-        let rows: [[u32; 16]; N] = std::array::from_fn(|lane| {
-            let bytes = &messages[lane][block * BLOCK_BYTES..(block + 1) * BLOCK_BYTES];
-            std::array::from_fn(|word| {
-                u32::from_le_bytes([bytes[4 * word], bytes[4 * word + 1], bytes[4 * word + 2], bytes[4 * word + 3]])
-            })
-        });
-        let words: [Lanes<N>; 16] = std::array::from_fn(|word| each::<N>(|lane| rows[lane][word]));
-        let mut next = round::<0, N>(*state, &words);
-        next = round::<1, N>(next, &words);
-        next = round::<2, N>(next, &words);
-        next = round::<3, N>(next, &words);
-        for (held, new) in state.iter_mut().zip(next) {
-            *held = each::<N>(|l| held[l].wrapping_add(new[l]));
+/// Word `i` of every lane's block, for each `i`: rows turned into columns.
+#[inline(always)]
+fn columns<S: Simd, V: SimdInt<S, Element = u32>>(simd: S, blocks: &[&[u8; BLOCK_BYTES]; WIDE]) -> [V; 16] {
+    let mut words = [V::splat(simd, 0); 16];
+    let mut part = 0;
+    while part < 16 / V::LEN {
+        let mut rows = [V::splat(simd, 0); 16];
+        let mut lane = 0;
+        while lane < V::LEN {
+            let bytes = &blocks[lane][4 * V::LEN * part..4 * V::LEN * (part + 1)];
+            rows[lane] = V::from_bytes(V::ByteVector::from_slice(simd, bytes));
+            lane += 1;
         }
+        // Shuffling the two halves like cards, as often as it takes for each to come to its own.
+        let mut shuffled = 1;
+        while shuffled < V::LEN {
+            let from = rows;
+            let mut i = 0;
+            while i < V::LEN / 2 {
+                (rows[2 * i], rows[2 * i + 1]) = from[i].interleave(from[i + V::LEN / 2]);
+                i += 1;
+            }
+            shuffled *= 2;
+        }
+        let mut i = 0;
+        while i < V::LEN {
+            words[part * V::LEN + i] = rows[i];
+            i += 1;
+        }
+        part += 1;
     }
+    words
 }
 
 /// A message on its way: whole blocks of its own, then the padded end.
-struct Part<'a> {
+struct Message<'m> {
     which: usize,
-    body: &'a [u8],
-    end: Option<([u8; 2 * BLOCK_BYTES], usize)>,
+    body: &'m [[u8; BLOCK_BYTES]],
+    end: [[u8; BLOCK_BYTES]; 2],
+    /// Blocks of the end that are still to come, the last ones of `end`.
+    end_blocks: usize,
     state: [u32; 4],
 }
 
-impl<'a> Part<'a> {
-    fn new(which: usize, message: &'a [u8]) -> Self {
-        let whole = message.len() - message.len() % BLOCK_BYTES;
-        let (body, rest) = message.split_at(whole);
-        let mut end = [0; 2 * BLOCK_BYTES];
-        end[..rest.len()].copy_from_slice(rest);
-        end[rest.len()] = 0x80;
-        let end_len = if rest.len() + 9 <= BLOCK_BYTES { BLOCK_BYTES } else { 2 * BLOCK_BYTES };
-        end[end_len - 8..end_len].copy_from_slice(&(message.len() as u64).wrapping_mul(8).to_le_bytes());
-        Self { which, body, end: Some((end, end_len)), state: START }
+impl<'m> Message<'m> {
+    fn new(which: usize, message: &'m [u8]) -> Self {
+        let (body, rest) = message.as_chunks::<BLOCK_BYTES>();
+        // Padding: a one, zeros, the length in bits (RFC 1321, 3.1 and 3.2).
+        let end_blocks = if rest.len() + 9 <= BLOCK_BYTES { 1 } else { 2 };
+        let mut end = [[0; BLOCK_BYTES]; 2];
+        let flat = &mut end.as_flattened_mut()[(2 - end_blocks) * BLOCK_BYTES..];
+        flat[..rest.len()].copy_from_slice(rest);
+        flat[rest.len()] = 0x80;
+        let bits = (message.len() as u64).wrapping_mul(8);
+        end[1][BLOCK_BYTES - 8..].copy_from_slice(&bits.to_le_bytes());
+        Self { which, body, end, end_blocks, state: START }
     }
 
-    /// The padded end, alone: a block or two.
-    fn finish(&mut self) -> [u8; 16] {
-        if let Some((end, len)) = self.end.take() {
-            let mut state = self.state.map(|word| [word]);
-            compress::<1>(&mut state, &[&end[..len]], len / BLOCK_BYTES);
-            self.state = state.map(|[word]| word);
+    /// The blocks that come next and lie together.
+    fn blocks(&self) -> &[[u8; BLOCK_BYTES]] {
+        if self.body.is_empty() { &self.end[2 - self.end_blocks..] } else { self.body }
+    }
+
+    fn advance(&mut self, blocks: usize) {
+        if self.body.is_empty() {
+            self.end_blocks -= blocks;
+        } else {
+            self.body = &self.body[blocks..];
         }
-        let mut out = [0; 16];
-        for (four, word) in out.chunks_exact_mut(4).zip(self.state) {
-            four.copy_from_slice(&word.to_le_bytes());
+    }
+
+    fn is_done(&self) -> bool {
+        self.end_blocks == 0
+    }
+
+    fn digest(&self) -> [u8; 16] {
+        let mut digest = [0; 16];
+        for (bytes, word) in digest.chunks_exact_mut(4).zip(self.state) {
+            bytes.copy_from_slice(&word.to_le_bytes());
         }
-        out
+        digest
+    }
+}
+
+/// Advances all messages (one at least, as many as `V` has lanes at most) by as many blocks as the one with the fewest.
+#[inline(always)]
+fn advance<S: Simd, V: SimdInt<S, Element = u32>>(simd: S, messages: &mut [Message<'_>]) {
+    let count = messages.iter().map(|message| message.blocks().len()).min().unwrap_or(0);
+    // A lane without a message does again what the first one does.
+    let message_of = |lane: usize| if lane < messages.len() { lane } else { 0 };
+    let inputs: [&[[u8; BLOCK_BYTES]]; WIDE] = std::array::from_fn(|lane| &messages[message_of(lane)].blocks()[..count]);
+    let mut state: [V; 4] = std::array::from_fn(|word| {
+        V::from_fn(
+            simd,
+            #[inline(always)]
+            |lane| messages[message_of(lane)].state[word],
+        )
+    });
+    for block in 0..count {
+        let blocks = inputs.map(
+            #[inline(always)]
+            |input| &input[block],
+        );
+        let words = columns::<S, V>(simd, &blocks);
+        let mut next = round::<0, S, V>(state, &words);
+        next = round::<1, S, V>(next, &words);
+        next = round::<2, S, V>(next, &words);
+        next = round::<3, S, V>(next, &words);
+        let mut word = 0;
+        while word < 4 {
+            state[word] += next[word];
+            word += 1;
+        }
+    }
+    for (lane, message) in messages.iter_mut().enumerate() {
+        message.state = std::array::from_fn(|word| state[word].as_slice()[lane]);
+        message.advance(count);
+    }
+}
+
+#[inline(always)]
+fn side_by_side<S: Simd>(simd: S, messages: &[&[u8]]) -> Vec<[u8; 16]> {
+    // Two registers a word, where registers are enough for it: one's steps fill the waits of the other's.
+    let wide = if S::u32s::LEN >= 8 { 16 } else { 8 };
+    let mut digests = vec![[0; 16]; messages.len()];
+    let mut waiting = messages.iter().enumerate().map(|(which, message)| Message::new(which, message));
+    let mut lanes: Vec<Message<'_>> = Vec::with_capacity(WIDE);
+    loop {
+        lanes.extend(waiting.by_ref().take(wide - lanes.len()));
+        match lanes.len() {
+            0 => return digests,
+            1..=4 => advance::<S, u32x4<S>>(simd, &mut lanes),
+            5..=8 => advance::<S, u32x8<S>>(simd, &mut lanes),
+            _ => advance::<S, u32x16<S>>(simd, &mut lanes),
+        }
+        lanes.retain(|message| {
+            if message.is_done() {
+                digests[message.which] = message.digest();
+            }
+            !message.is_done()
+        });
     }
 }
 
 /// The MD5 of each message.
 #[must_use]
 pub fn digests(messages: &[&[u8]]) -> Vec<[u8; 16]> {
-    let mut out = vec![[0; 16]; messages.len()];
-    let mut waiting = messages.iter().enumerate().map(|(which, message)| Part::new(which, message));
-    let mut lanes: Vec<Part<'_>> = waiting.by_ref().take(WIDE).collect();
-    while let Ok(full) = <&mut [Part<'_>; WIDE]>::try_from(&mut lanes[..]) {
-        let blocks = full.iter().map(|part| part.body.len()).min().unwrap_or(0) / BLOCK_BYTES;
-        let mut state: [Lanes<WIDE>; 4] = std::array::from_fn(|word| each::<WIDE>(|l| full[l].state[word]));
-        compress::<WIDE>(&mut state, &std::array::from_fn(|l| full[l].body), blocks);
-        for (l, part) in full.iter_mut().enumerate() {
-            part.state = std::array::from_fn(|word| state[word][l]);
-            part.body = &part.body[blocks * BLOCK_BYTES..];
-        }
-        lanes.retain_mut(|part| {
-            let done = part.body.is_empty();
-            if done {
-                out[part.which] = part.finish();
-            }
-            !done
-        });
-        lanes.extend(waiting.by_ref().take(WIDE - lanes.len()));
-    }
-    for mut part in lanes {
-        let mut state = part.state.map(|word| [word]);
-        compress::<1>(&mut state, &[part.body], part.body.len() / BLOCK_BYTES);
-        part.state = state.map(|[word]| word);
-        out[part.which] = part.finish();
-    }
-    out
+    dispatch!(Level::new(), simd => side_by_side(simd, messages))
 }
 
 #[cfg(test)]

@@ -237,18 +237,18 @@ async fn each_record_of_a_partly_failed_request_gets_its_own_outcome() {
     let classes: Vec<_> = outcomes
         .iter()
         .map(|outcome| match outcome {
-            EntryOutcome::Stored { shard } => Ok(shard.to_string()),
+            EntryOutcome::Stored { shard } => Ok(shard.as_str()),
             EntryOutcome::Failed(error) => Err(error.class),
         })
         .collect();
     assert_eq!(
         classes,
         [
-            Ok("shardId-000000000001".into()),
+            Ok("shardId-000000000001"),
             Err(ErrorClass::Throttle),
             Err(ErrorClass::Transient),
             Err(ErrorClass::Throttle),
-            Ok("shardId-000000000000".into()),
+            Ok("shardId-000000000000"),
             Err(ErrorClass::UnknownOutcome),
         ]
     );

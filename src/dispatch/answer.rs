@@ -11,11 +11,24 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::{Dispatcher, FAILING_TOLD_AFTER, Held, Request, STRANGE_LANDINGS_MAX, Sent};
+use crate::event::ShardId;
 use crate::kinesis::{EntryOutcome, ErrorClass, PutError};
 use crate::metrics::locked;
 
 /// What a provisioned stream bills as one PUT payload unit (Kinesis pricing page).
 const PAYLOAD_UNIT_BYTES: usize = 25 << 10;
+
+/// What one answer delivered, counted together.
+#[derive(Debug, Default)]
+struct Tally {
+    now: Duration,
+    delivered: u64,
+    /// Of these, sent before the last restart as well.
+    resent: u64,
+    /// The last events took so long, and so many of them did.
+    took_ms: u64,
+    took_events: u64,
+}
 
 impl Dispatcher {
     /// Takes the answer to a request: one outcome for each of its records, or an error for all.
@@ -36,12 +49,14 @@ impl Dispatcher {
             Ok(outcomes) => {
                 assert!(outcomes.len() == request.records.len(), "one outcome for each record");
                 let mut worst: Option<PutError> = None;
+                let mut tally = Tally { now, ..Tally::default() };
                 // Back to front, so that events of one shard that failed together keep their order in front.
                 for (sent, outcome) in request.records.iter().zip(outcomes).rev() {
-                    if let Some(error) = self.on_outcome(&request, sent, outcome, now) {
+                    if let Some(error) = self.on_outcome(&request, sent, outcome, now, &mut tally) {
                         worst = Some(error);
                     }
                 }
+                self.count(tally);
                 match worst {
                     Some(error) => self.pause_for(&error, now),
                     None => self.resume(),
@@ -62,7 +77,14 @@ impl Dispatcher {
     }
 
     /// Returns an error that concerns the whole stream.
-    fn on_outcome(&mut self, request: &Request, sent: &Sent, outcome: EntryOutcome, now: Duration) -> Option<PutError> {
+    fn on_outcome(
+        &mut self,
+        request: &Request,
+        sent: &Sent,
+        outcome: EntryOutcome,
+        now: Duration,
+        tally: &mut Tally,
+    ) -> Option<PutError> {
         let seqs = &request.seqs[sent.first..sent.first + sent.count];
         match outcome {
             EntryOutcome::Stored { shard } => {
@@ -75,14 +97,15 @@ impl Dispatcher {
                 self.metrics.put_records.fetch_add(1, Ordering::Relaxed);
                 self.metrics.put_bytes.fetch_add(sent.billed as u64, Ordering::Relaxed);
                 self.metrics.put_payload_units.fetch_add(sent.billed.div_ceil(PAYLOAD_UNIT_BYTES) as u64, Ordering::Relaxed);
-                let predicted = queue.shard.id == shard;
+                let predicted = *queue.shard.id.0 == *shard;
                 if !predicted {
                     self.map_stale();
                 }
                 if predicted || sent.count == 1 {
                     self.queues[sent.queue].under_way -= 1;
-                    self.delivered(sent.queue, seqs);
+                    self.delivered(sent.queue, seqs, tally);
                 } else {
+                    let shard = ShardId::from(&*shard);
                     self.held.push(Held { queue: sent.queue, seqs: seqs.to_vec(), span: sent.span, shard });
                 }
                 None
@@ -143,13 +166,14 @@ impl Dispatcher {
     /// Judges records that landed elsewhere, with a map that was listed after they did. `changed`: it explains them.
     pub(super) fn judge_held(&mut self, changed: bool, now: Duration) {
         let held = std::mem::take(&mut self.held);
+        let mut tally = Tally { now, ..Tally::default() };
         for record in held {
             let landed =
                 self.map.as_ref().and_then(|map| map.find(&record.shard)).map(|shard| (shard.first_hash, shard.last_hash));
             match landed {
                 Some((first, last)) if first <= record.span.0 && record.span.1 <= last => {
                     self.queues[record.queue].under_way -= 1;
-                    self.delivered(record.queue, &record.seqs);
+                    self.delivered(record.queue, &record.seqs, &mut tally);
                 }
                 Some(_) => {
                     let count = record.seqs.len() as u64;
@@ -170,6 +194,7 @@ impl Dispatcher {
                 }
             }
         }
+        self.count(tally);
     }
 
     /// A record landed outside its keys' shard though the map says that nothing changed.
@@ -184,35 +209,38 @@ impl Dispatcher {
     }
 
     /// These events are delivered.
-    fn delivered(&mut self, at: usize, seqs: &[u64]) {
-        let wall_ms = self.host.clock.wall_ms();
-        let mut resent = 0;
-        let mut run = (0u64, 0u64);
+    fn delivered(&mut self, at: usize, seqs: &[u64], tally: &mut Tally) {
         for seq in seqs {
-            let slot = *self.queues[at].slot(*seq);
+            let slot = self.queues[at].slot(*seq);
             if slot.position < self.resent_below {
-                resent += 1;
+                tally.resent += 1;
             }
-            let took = wall_ms.saturating_sub(slot.received_ms);
-            if took == run.0 {
-                run.1 += 1;
-            } else {
-                self.observe_delivery(run);
-                run = (took, 1);
+            let took_ms = slot.age_ms(tally.now);
+            if took_ms != tally.took_ms {
+                self.observe_delivery(tally);
+                tally.took_ms = took_ms;
             }
+            tally.took_events += 1;
             self.queues[at].settle(*seq);
         }
-        self.observe_delivery(run);
-        if resent > 0 {
-            self.count_duplicated("restart", resent);
-        }
-        locked(&self.metrics.account).delivered += seqs.len() as u64;
+        tally.delivered += seqs.len() as u64;
         self.pop_settled(at);
     }
 
-    fn observe_delivery(&self, (took_ms, events): (u64, u64)) {
-        if events > 0 {
-            self.metrics.delivery_seconds.observe_n(took_ms as f64 / 1e3, events);
+    fn observe_delivery(&self, tally: &mut Tally) {
+        if tally.took_events > 0 {
+            self.metrics.delivery_seconds.observe_n(tally.took_ms as f64 / 1e3, tally.took_events);
+            tally.took_events = 0;
+        }
+    }
+
+    fn count(&self, mut tally: Tally) {
+        self.observe_delivery(&mut tally);
+        if tally.resent > 0 {
+            self.count_duplicated("restart", tally.resent);
+        }
+        if tally.delivered > 0 {
+            locked(&self.metrics.account).delivered += tally.delivered;
         }
     }
 
@@ -234,7 +262,7 @@ impl Dispatcher {
     /// Lets settled slots at the front go, and tells the marks.
     pub(super) fn pop_settled(&mut self, at: usize) {
         while let Some(slot) = self.queues[at].pop_settled() {
-            self.marks.settled(slot.lane, slot.position);
+            self.marks.settled(slot.lane(), slot.position);
         }
     }
 }

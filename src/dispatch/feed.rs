@@ -10,7 +10,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::queue::{Lag, Slot, SlotState};
+use super::queue::{Lag, NO_CHAIN, Slot, SlotState};
 use super::{Dispatcher, Queue};
 use crate::event::{KeyHash, Position};
 use crate::spool::cursor::Damaged;
@@ -19,8 +19,11 @@ use crate::spool::gather::Chunk;
 use crate::spool::index::Entry;
 use crate::spool::segment::Segment;
 
-/// Chunks swept in one call.
-const SWEEP_CHUNKS_MAX: usize = 32;
+/// Bytes swept in one call.
+const SWEEP_BYTES_MAX: usize = 4 << 20;
+
+/// Bytes swept between two looks at what all queues hold.
+const SWEEP_STEP_BYTES: usize = 512 << 10;
 
 /// What may be sent at once, over all queues, beyond which the sweep waits: half of what may be under
 /// way, and well within the window, so that it is still in memory when it is packed.
@@ -45,13 +48,17 @@ impl Dispatcher {
                 }
             }
         }
-        for _ in 0..SWEEP_CHUNKS_MAX {
-            if !self.wants_more(now) {
-                return more;
+        let (mut swept, mut look_at) = (0, 0);
+        while swept < SWEEP_BYTES_MAX {
+            if swept >= look_at {
+                look_at = swept + SWEEP_STEP_BYTES;
+                if !self.wants_more(now) {
+                    return more;
+                }
             }
             match self.sweep_once(now) {
-                Ok(true) => {}
-                Ok(false) => return more,
+                Ok(0) => return more,
+                Ok(bytes) => swept += bytes,
                 Err(error) => {
                     self.cannot_read(&error, now);
                     return more;
@@ -124,9 +131,9 @@ impl Dispatcher {
             && queue.len() < slots.max(32)
     }
 
-    /// Hands out one chunk. False when all that is durable was handed out.
-    fn sweep_once(&mut self, now: Duration) -> io::Result<bool> {
-        let Some(swept) = self.cursor.next(self.sweep)? else { return Ok(false) };
+    /// Hands out one chunk, of so many bytes (1 at least); 0 when all that is durable was handed out.
+    fn sweep_once(&mut self, now: Duration) -> io::Result<usize> {
+        let Some(swept) = self.cursor.next(self.sweep)? else { return Ok(0) };
         for damaged in &swept.damaged {
             self.enqueue_damaged(*damaged, now);
         }
@@ -148,7 +155,7 @@ impl Dispatcher {
         }
         self.sweep = self.sweep.max(end);
         self.window.push(chunk);
-        Ok(true)
+        Ok(offset.max(1))
     }
 
     fn queue_of(&self, hash: KeyHash) -> usize {
@@ -178,21 +185,20 @@ impl Dispatcher {
         if !self.marks.enqueue(lane, position) {
             return;
         }
+        let received_ms = chunk.created_ms + u64::from(frame.time_ms());
         let slot = Slot {
             position,
-            received_ms: chunk.created_ms + u64::from(frame.time_ms()),
             chunk: number,
             chunk_offset: chunk_offset as u32,
             segment: chunk.segment,
             entry,
             since_ms: now.as_millis() as u32,
-            lane,
+            age_ms: u32::try_from(self.wall_ms.saturating_sub(received_ms)).unwrap_or(u32::MAX),
             hash: frame.hash().0,
             key_len: frame.key_bytes().len() as u16,
             explicit: frame.explicit_hash(),
-            chained: chaining,
             state: SlotState::Waiting,
-            behind: 0,
+            behind: if chaining { 0 } else { NO_CHAIN },
         };
         queue.push(slot);
     }
@@ -215,19 +221,17 @@ impl Dispatcher {
         tracing::error!(segment = %damaged.segment, offset = damaged.entry.offset, "an event is damaged on disk: set aside as dead");
         let slot = Slot {
             position,
-            received_ms: self.host.clock.wall_ms(),
             chunk: self.window.next().wrapping_sub(1),
             chunk_offset: 0,
             segment: damaged.segment,
             entry: damaged.entry,
             since_ms: now.as_millis() as u32,
-            lane: damaged.lane,
-            hash: 0,
+            age_ms: 0,
+            hash: damaged.lane.first_hash(),
             key_len: 0,
             explicit: false,
-            chained: false,
             state: SlotState::Settled,
-            behind: 0,
+            behind: NO_CHAIN,
         };
         self.queues[at].push(slot);
         self.count_dead(1);

@@ -57,7 +57,7 @@ use crate::metrics::{ShardStatus, StreamMetrics, locked};
 use crate::shard_map::{LaneShard, ShardMap};
 use crate::spool::cursor::Cursor;
 
-/// Slots kept in memory for all shards together (80 bytes each); further events stay on disk.
+/// Slots kept in memory for all shards together (64 bytes each); further events stay on disk.
 const SLOTS_MAX: usize = 384 << 10;
 
 /// How long every request fails before status says that delivery is paused: a lost connection alone is not worth it.
@@ -185,6 +185,8 @@ pub struct Dispatcher {
     /// The highest position in any request, plus one.
     sent_high: Position,
     wake_at: Option<Duration>,
+    /// Wall clock at the last `poll`, ms.
+    wall_ms: u64,
 }
 
 impl Dispatcher {
@@ -231,6 +233,7 @@ impl Dispatcher {
             resent_below,
             sent_high: resent_below,
             wake_at: None,
+            wall_ms: 0,
         }
     }
 
@@ -340,7 +343,7 @@ impl Dispatcher {
                 queue
             })
             .collect();
-        self.publish_shards();
+        self.publish_shards(now);
     }
 
     /// Marks of all lanes, moved up to what is known now.
@@ -440,7 +443,7 @@ impl Dispatcher {
     }
 
     /// Writes what status and metrics tell of shards and the oldest event.
-    pub fn publish_shards(&self) {
+    pub fn publish_shards(&self, now: Duration) {
         let shards = self
             .queues
             .iter()
@@ -454,7 +457,9 @@ impl Dispatcher {
             })
             .collect();
         *locked(&self.metrics.shards) = shards;
-        let in_memory = self.queues.iter().filter_map(|queue| queue.oldest().map(|slot| slot.received_ms)).min();
+        let wall_ms = self.host.clock.wall_ms();
+        let age_ms = self.queues.iter().filter_map(|queue| queue.oldest().map(|slot| slot.age_ms(now))).max();
+        let in_memory = age_ms.map(|age_ms| wall_ms.saturating_sub(age_ms));
         // What was not yet read is at most as old as its segment.
         let on_disk = || {
             let from = self.queues.iter().filter_map(|queue| queue.lag.as_ref().map(|lag| lag.from)).min().unwrap_or(self.sweep);

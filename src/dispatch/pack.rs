@@ -8,6 +8,7 @@
 //! before and its wait is over. When one is due, those that have waited half of `linger` go along: so the shards
 //! fall into step and requests are full. While a record is under way the next one grows (self-clocking).
 
+use std::collections::VecDeque;
 use std::io;
 use std::time::Duration;
 
@@ -29,10 +30,22 @@ enum Turn {
     NotYet,
 }
 
+/// What may be sent now as one event a record.
+#[derive(Debug, Default)]
+struct Ready {
+    /// The queues that have something, in the order in which they are served.
+    queues: VecDeque<usize>,
+    /// Records that they may send.
+    records: usize,
+    /// One of them is due: all of it goes.
+    due: bool,
+}
+
 impl Dispatcher {
     /// Feeds the queues and packs all requests that are to leave now.
     pub fn poll(&mut self, now: Duration) -> Vec<Outgoing> {
         self.wake_at = None;
+        self.wall_ms = self.host.clock.wall_ms();
         self.install_map(now);
         let mut out = Vec::new();
         if self.map.is_none() || matches!(self.map_state, MapState::Changed(_)) {
@@ -49,8 +62,9 @@ impl Dispatcher {
             self.wake(self.paused_until);
             return out;
         }
+        let mut ready = if self.aggregating() { Ready::default() } else { self.ready_singles(now) };
         while self.may_send() {
-            let request = if self.aggregating() { self.pack_aggregates(now) } else { self.pack_singles(now) };
+            let request = if self.aggregating() { self.pack_aggregates(now) } else { self.pack_singles(&mut ready, now) };
             if request.is_empty() {
                 break;
             }
@@ -73,7 +87,7 @@ impl Dispatcher {
         let hurry = self.draining || self.pressed || linger.is_zero() || enough || self.queues[at].backoff.failures() > 0;
         let queue = &self.queues[at];
         let Some(front) = queue.front() else { return Turn::NotYet };
-        let waited = Duration::from_millis(u64::from((now.as_millis() as u32).wrapping_sub(front.since_ms)));
+        let waited = Duration::from_millis(u64::from(front.waited_ms(now)));
         let due_in = if hurry { Duration::ZERO } else { linger.saturating_sub(waited) };
         // An aggregate is one record, whatever is in it.
         let records = if self.aggregating() { 1 } else { queue.ready_len() };
@@ -163,31 +177,31 @@ impl Dispatcher {
         Ok(())
     }
 
-    fn pack_singles(&mut self, now: Duration) -> Outgoing {
-        let mut request = self.begin();
-        let mut ready = 0;
-        let mut due = false;
-        for at in 0..self.queues.len() {
+    fn ready_singles(&mut self, now: Duration) -> Ready {
+        let mut ready = Ready::default();
+        for n in 0..self.queues.len() {
+            let at = (self.turn + n) % self.queues.len();
             let queue = &mut self.queues[at];
             if queue.ready_len() == 0 {
                 continue;
             }
             let granted = queue.limiter.records_now(now).min(queue.ready_len());
-            let turn = self.turn(at, now, false);
-            due |= turn == Turn::Due;
-            if self.queues[at].not_before <= now {
-                ready += granted;
+            let may_send = queue.not_before <= now;
+            ready.due |= self.turn(at, now, false) == Turn::Due;
+            if granted > 0 && may_send {
+                ready.records += granted;
+                ready.queues.push_back(at);
             }
         }
-        if !due && ready < REQUEST_RECORDS_MAX {
+        ready
+    }
+
+    fn pack_singles(&mut self, ready: &mut Ready, now: Duration) -> Outgoing {
+        let mut request = self.begin();
+        if !ready.due && ready.records < REQUEST_RECORDS_MAX {
             return request.0;
         }
-        let start = self.turn;
-        'queues: for n in 0..self.queues.len() {
-            let at = (start + n) % self.queues.len();
-            if self.queues[at].not_before > now {
-                continue;
-            }
+        'queues: while let Some(at) = ready.queues.front().copied() {
             let granted = self.queues[at].limiter.records_now(now);
             for _ in 0..granted {
                 let Some(front) = self.queues[at].front() else { break };
@@ -210,7 +224,9 @@ impl Dispatcher {
                     }
                 }
             }
+            ready.queues.pop_front();
         }
+        ready.records = ready.records.saturating_sub(request.0.len());
         self.send(request)
     }
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 use super::backoff::Backoff;
 use super::limiter::Limiter;
 use crate::aggregate::HashKeyed;
-use crate::event::{Lane, Position};
+use crate::event::{KeyHash, Lane, Position};
 use crate::kinesis::ShardRange;
 use crate::spool::index::Entry;
 use crate::spool::segment::SegmentId;
@@ -35,8 +35,6 @@ pub enum SlotState {
 pub struct Slot {
     /// Its position.
     pub position: Position,
-    /// Wall clock at its receipt, ms.
-    pub received_ms: u64,
     /// Number of its chunk in the window (its low bits), and its offset there.
     pub chunk: u32,
     /// Offset of the frame in the chunk.
@@ -47,20 +45,44 @@ pub struct Slot {
     pub entry: Entry,
     /// Dispatcher time at which it was enqueued, ms, wrapping.
     pub since_ms: u32,
-    /// Its lane.
-    pub lane: Lane,
-    /// Its key's hash.
+    /// How old it was then, ms.
+    pub age_ms: u32,
+    /// Its key's hash; of one that no longer checks, some hash of its lane.
     pub hash: u128,
     /// Bytes of its key.
     pub key_len: u16,
     /// Its hash is an explicit hash key.
     pub explicit: bool,
-    /// Its key's events go one after the other.
-    pub chained: bool,
     /// What is known of it.
     pub state: SlotState,
-    /// How far behind it the next event of its key stands that waits for it; 0: none does.
+    /// How far behind it the next event of its key stands that waits for it; 0: none does. [`NO_CHAIN`]: none ever waits.
     pub behind: u32,
+}
+
+/// [`Slot::behind`] of an event whose key's events need not go one after the other.
+pub const NO_CHAIN: u32 = u32::MAX;
+
+// Queues hold hundreds of thousands; and one fills exactly a line of the processor's cache.
+const _: () = assert!(size_of::<Slot>() == 64);
+
+impl Slot {
+    /// Its lane.
+    #[must_use]
+    pub const fn lane(&self) -> Lane {
+        KeyHash(self.hash).lane()
+    }
+
+    /// How old it is, ms.
+    #[must_use]
+    pub fn age_ms(&self, now: Duration) -> u64 {
+        u64::from(self.age_ms) + u64::from(self.waited_ms(now))
+    }
+
+    /// How long it has been in its queue, ms.
+    #[must_use]
+    pub fn waited_ms(&self, now: Duration) -> u32 {
+        (now.as_millis() as u32).wrapping_sub(self.since_ms)
+    }
 }
 
 /// A shard that fell behind the sweep and reads its lanes on its own.
@@ -142,7 +164,6 @@ impl Queue {
     /// The lanes its hashes lie in, both ends included.
     #[must_use]
     pub fn lanes(&self) -> (Lane, Lane) {
-        use crate::event::KeyHash;
         (KeyHash(self.shard.first_hash).lane(), KeyHash(self.shard.last_hash).lane())
     }
 
@@ -221,7 +242,7 @@ impl Queue {
             return;
         }
         self.waiting_bytes += slot.entry.len as usize;
-        if slot.chained
+        if slot.behind != NO_CHAIN
             && let Some(last) = self.chains.insert(slot.hash, seq)
         {
             self.slot_mut(last).behind = (seq - last) as u32;
@@ -263,10 +284,10 @@ impl Queue {
         let slot = self.slot_mut(seq);
         debug_assert_eq!(slot.state, SlotState::UnderWay);
         slot.state = SlotState::Settled;
-        if !slot.chained {
+        let (hash, behind) = (slot.hash, slot.behind);
+        if behind == NO_CHAIN {
             return;
         }
-        let (hash, behind) = (slot.hash, slot.behind);
         if behind > 0 {
             let next = seq + u64::from(behind);
             self.ready_bytes += self.slot(next).entry.len as usize;

@@ -182,7 +182,6 @@ struct Shell {
     interval: Duration,
     /// The least time between two looks at all queues.
     pace: Duration,
-    worked_at: Duration,
     next_checkpoint: Duration,
     next_publish: Duration,
     drain_until: Option<Duration>,
@@ -218,7 +217,6 @@ impl Shell {
             saved: None,
             interval: parts.checkpoint_interval,
             pace: pace.min(PACE_MAX),
-            worked_at: now,
             next_checkpoint: now + parts.checkpoint_interval,
             next_publish: now,
             drain_until: None,
@@ -229,36 +227,40 @@ impl Shell {
     fn run(mut self) -> Ended {
         loop {
             let now = self.clock.monotonic();
-            // Under load something happens every few microseconds, and looking at all queues each time would be most
-            // of the work. Beside `linger` the pace is nothing.
-            let next = self.worked_at + self.pace;
-            if now < next && self.drain_until.is_none() {
-                match self.events.recv_timeout(next - now) {
-                    Ok(event) => self.take(event),
-                    Err(RecvTimeoutError::Timeout) => {}
-                    Err(RecvTimeoutError::Disconnected) => unreachable!("the inbox lives as long as its thread"),
-                }
-                continue;
-            }
-            self.worked_at = now;
             self.work(now);
             if let Some(until) = self.drain_until
                 && (self.dispatcher.is_settled() && self.dispatcher.under_way() == 0 || now >= until)
             {
                 return self.end();
             }
+            if self.drain_until.is_none() && !self.pace.is_zero() {
+                // Under load something happens every few microseconds, and looking at all queues each time would be most
+                // of the work, and waking up for it most of the rest. Beside `linger` the pace is nothing.
+                std::thread::sleep(self.pace);
+                if self.take_all() {
+                    continue;
+                }
+            }
             let wake = [self.dispatcher.wake_at(), Some(self.next_publish), Some(self.next_checkpoint), self.drain_until];
             let wake = wake.into_iter().flatten().min().unwrap_or(now);
-            match self.events.recv_timeout(wake.saturating_sub(now)) {
+            match self.events.recv_timeout(wake.saturating_sub(self.clock.monotonic())) {
                 Ok(event) => self.take(event),
                 Err(RecvTimeoutError::Timeout) => {}
                 // The shell holds a sender itself.
                 Err(RecvTimeoutError::Disconnected) => unreachable!("the inbox lives as long as its thread"),
             }
-            while let Ok(event) = self.events.try_recv() {
-                self.take(event);
-            }
+            self.take_all();
         }
+    }
+
+    /// Takes what has come; whether anything has.
+    fn take_all(&mut self) -> bool {
+        let mut any = false;
+        while let Ok(event) = self.events.try_recv() {
+            self.take(event);
+            any = true;
+        }
+        any
     }
 
     fn take(&mut self, event: Event) {
@@ -293,7 +295,7 @@ impl Shell {
         }
         if now >= self.next_publish {
             self.next_publish = now + PUBLISH_EVERY;
-            self.dispatcher.publish_shards();
+            self.dispatcher.publish_shards(now);
         }
     }
 
@@ -363,7 +365,7 @@ impl Shell {
                 }
             }
         }
-        self.dispatcher.publish_shards();
+        self.dispatcher.publish_shards(self.clock.monotonic());
         drop(self.saver.take());
         if let Some(thread) = self.saver_thread.take()
             && thread.join().is_err()

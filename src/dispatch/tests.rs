@@ -211,7 +211,7 @@ impl History {
             let key = format!("key-{}", if self.random.percent(20) { 0 } else { self.random.below(self.keys) });
             let n = self.accepted.entry(key.clone()).or_default();
             let padding = "x".repeat(self.random.below(120) as usize);
-            batch.push(&key, KeyHash::of_key(&key), false, format!("{n} {padding}").as_bytes());
+            batch.push(&key, None, format!("{n} {padding}").as_bytes());
             *n += 1;
         }
         let permit = running.handle.try_admit(batch.len()).expect("room");
@@ -230,7 +230,10 @@ impl History {
             "INSIDE-THE-LIMITS"
         );
         if !self.faults {
-            return Ok(entries.into_iter().map(|entry| EntryOutcome::Stored { shard: self.model.store(entry) }).collect());
+            return Ok(entries
+                .into_iter()
+                .map(|entry| EntryOutcome::Stored { shard: self.model.store(entry).to_string() })
+                .collect());
         }
         match self.random.below(100) {
             0..5 => return Err(error(ErrorClass::Transient, "connect")),
@@ -249,7 +252,7 @@ impl History {
             outcomes.push(match self.random.below(100) {
                 0..12 => EntryOutcome::Failed(error(ErrorClass::Throttle, "ProvisionedThroughputExceededException")),
                 12..16 => EntryOutcome::Failed(error(ErrorClass::Transient, "InternalFailure")),
-                _ => EntryOutcome::Stored { shard: self.model.store(entry) },
+                _ => EntryOutcome::Stored { shard: self.model.store(entry).to_string() },
             });
         }
         Ok(outcomes)

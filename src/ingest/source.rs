@@ -4,8 +4,7 @@
 //! encode each event into a batch of its stream's spool. All rules of a source that concern an event are here,
 //! so that socket and HTTP cannot differ.
 //!
-//! Owner: sources never change. Each thread has its own scratch memory and its own cache from partition key to
-//! hash (direct-mapped, [`CACHE_SLOTS`] entries of 64 bytes), so that a key that comes again costs no MD5.
+//! Owner: sources never change. Each thread has its own scratch memory.
 //!
 //! Failure: an event that breaks a rule is a [`Reject`], which names the rule and never the event's contents.
 //! Absent on purpose: durability (the caller submits the batch and awaits the receipt) and any I/O.
@@ -15,17 +14,10 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::config::{KeyFallback, Secret, SourceConfig};
-use crate::event::KeyHash;
 use crate::host::{Entropy, Host};
 use crate::ingest::pointer::{PointerError, Pointers, Scratch};
 use crate::limits::{KEY_BYTES_MAX, KEY_CHARS_MAX};
 use crate::spool::{Batch, SpoolHandle};
-
-/// Entries of a thread's key cache. A power of two.
-pub const CACHE_SLOTS: usize = 16 << 10;
-
-/// Longest key that the cache holds; a UUID has 36 bytes.
-const CACHED_KEY_BYTES_MAX: usize = 47;
 
 /// Why an event was refused at the door. Closed: its labels are metric labels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -150,7 +142,7 @@ impl Source {
         if event.len() > self.data_bytes_max {
             return Err(Reject::TooLarge);
         }
-        self.rule.choose(event, |key, hash| batch.push(key, hash, false, event))
+        self.rule.choose(event, |key| batch.push(key, None, event))
     }
 
     /// Appends one event under the key that its frame or request names; the event can then be any bytes.
@@ -163,8 +155,7 @@ impl Source {
         }
         let key = std::str::from_utf8(key).map_err(|_| Reject::KeyNotUtf8)?;
         check_key(key)?;
-        let hash = PER_THREAD.with_borrow_mut(|thread| thread.cache.hash(key));
-        batch.push(key, hash, false, event);
+        batch.push(key, None, event);
         Ok(())
     }
 
@@ -202,9 +193,9 @@ struct KeyRule {
 }
 
 impl KeyRule {
-    /// Hands the event's key and its hash to `take`.
-    fn choose<R>(&self, event: &[u8], take: impl FnOnce(&str, KeyHash) -> R) -> Result<R, Reject> {
-        PER_THREAD.with_borrow_mut(|PerThread { scratch, cache }| {
+    /// Hands the event's key to `take`.
+    fn choose<R>(&self, event: &[u8], take: impl FnOnce(&str) -> R) -> Result<R, Reject> {
+        SCRATCH.with_borrow_mut(|scratch| {
             let found = if self.pointers.is_empty() {
                 None
             } else {
@@ -218,13 +209,13 @@ impl KeyRule {
             match (found, self.fallback) {
                 (Some(key), _) => {
                     check_key(key)?;
-                    Ok(take(key, cache.hash(key)))
+                    Ok(take(key))
                 }
                 (None, KeyFallback::Random) => {
                     // Spread is all that is asked of it, not identity: 32 bits, so that it costs few bytes.
                     let text = hex(self.entropy.next_u64() as u32);
                     let key = std::str::from_utf8(&text).expect("hex digits are ASCII");
-                    Ok(take(key, KeyHash::of_key(key)))
+                    Ok(take(key))
                 }
                 (None, KeyFallback::Reject) => Err(Reject::NoKey),
             }
@@ -236,61 +227,7 @@ fn hex(number: u32) -> [u8; 8] {
     std::array::from_fn(|at| b"0123456789abcdef"[(number >> (28 - 4 * at)) as usize & 15])
 }
 
-thread_local!(static PER_THREAD: RefCell<PerThread> = RefCell::new(PerThread::default()));
-
-#[derive(Default)]
-struct PerThread {
-    scratch: Scratch,
-    cache: KeyCache,
-}
-
-/// Direct-mapped: a key has one place, and the last key that fell there holds it.
-struct KeyCache(Box<[CacheSlot]>);
-
-#[derive(Clone, Copy)]
-struct CacheSlot {
-    hash: KeyHash,
-    /// 0: free (no key is empty).
-    length: u8,
-    key: [u8; CACHED_KEY_BYTES_MAX],
-}
-
-const _: () = assert!(size_of::<CacheSlot>() == 64 && CACHE_SLOTS.is_power_of_two());
-
-impl Default for KeyCache {
-    fn default() -> Self {
-        let free = CacheSlot { hash: KeyHash(0), length: 0, key: [0; CACHED_KEY_BYTES_MAX] };
-        Self(vec![free; CACHE_SLOTS].into_boxed_slice())
-    }
-}
-
-impl KeyCache {
-    fn hash(&mut self, key: &str) -> KeyHash {
-        let bytes = key.as_bytes();
-        if bytes.len() > CACHED_KEY_BYTES_MAX {
-            return KeyHash::of_key(key);
-        }
-        let slot = &mut self.0[place(bytes)];
-        if usize::from(slot.length) != bytes.len() || &slot.key[..bytes.len()] != bytes {
-            slot.hash = KeyHash::of_key(key);
-            slot.length = bytes.len() as u8;
-            slot.key[..bytes.len()].copy_from_slice(bytes);
-        }
-        slot.hash
-    }
-}
-
-/// A slot for a key: multiply and fold, eight bytes at a time. Spread is all that is asked of it.
-fn place(key: &[u8]) -> usize {
-    let mut state = key.len() as u64;
-    let mut words = key.chunks_exact(8);
-    let mut add = |word: u64| state = (state.rotate_left(23) ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    for word in &mut words {
-        add(word.try_into().map_or(0, u64::from_le_bytes));
-    }
-    add(words.remainder().iter().fold(0, |word, byte| word << 8 | u64::from(*byte)));
-    (state >> 48) as usize & (CACHE_SLOTS - 1)
-}
+thread_local!(static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch::default()));
 
 /// All sources of an agent, as the listeners share them.
 #[derive(Clone, Debug)]
@@ -369,17 +306,13 @@ impl Sources {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
 
     fn rule(pointers: &[&str], fallback: KeyFallback) -> KeyRule {
         KeyRule { pointers: Pointers::compile(pointers).unwrap(), fallback, entropy: Host::real().entropy }
     }
 
     fn key(rule: &KeyRule, event: &[u8]) -> Result<String, Reject> {
-        rule.choose(event, |key, hash| {
-            assert_eq!(hash, KeyHash::of_key(key));
-            key.to_owned()
-        })
+        rule.choose(event, str::to_owned)
     }
 
     #[test]
@@ -437,15 +370,5 @@ mod tests {
         let labels: std::collections::BTreeSet<&str> = all.iter().map(|reject| reject.label()).collect();
         assert_eq!(labels.len(), all.len());
         assert!(all.iter().all(|reject| !reject.to_string().contains('\n')));
-    }
-
-    proptest! {
-        #[test]
-        fn the_cache_never_answers_with_another_keys_hash(keys in prop::collection::vec("[ab]{1,3}|[a-c]{30,60}", 1..300)) {
-            let mut cache = KeyCache::default();
-            for key in &keys {
-                prop_assert_eq!(cache.hash(key), KeyHash::of_key(key));
-            }
-        }
     }
 }

@@ -15,9 +15,7 @@
 mod classify;
 mod client;
 
-use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -35,7 +33,6 @@ use super::{
 };
 use crate::config::StreamConfig;
 use crate::event::ShardId;
-use crate::metrics::locked;
 
 /// Bytes that one GetRecords asks for, by way of its record limit. The service itself stops at 10 MiB, emulators do not.
 const PAGE_BYTES: u64 = 8 << 20;
@@ -121,8 +118,6 @@ pub struct AwsKinesis {
     client: OnceCell<Client>,
     /// Mean size of the records of the last page, so that the next one asks for about [`PAGE_BYTES`].
     record_bytes: AtomicU64,
-    /// Shard ids that answers named so far, so that a record's answer shares one instead of making its own.
-    shard_ids: Mutex<HashSet<ShardId>>,
 }
 
 impl AwsKinesis {
@@ -142,13 +137,7 @@ impl AwsKinesis {
     /// As [`AwsKinesis::connect`], for callers that have no stream of the configuration.
     #[must_use]
     pub fn open(target: Target) -> Self {
-        Self {
-            target,
-            fixed_credentials: None,
-            client: OnceCell::new(),
-            record_bytes: AtomicU64::new(PAGE_BYTES / 100),
-            shard_ids: Mutex::default(),
-        }
+        Self { target, fixed_credentials: None, client: OnceCell::new(), record_bytes: AtomicU64::new(PAGE_BYTES / 100) }
     }
 
     /// As [`AwsKinesis::open`], with credentials given instead of looked up.
@@ -208,8 +197,7 @@ impl AwsKinesis {
         if output.records.len() != sent {
             return Err(classify::bad_answer(format!("{} outcomes for {sent} records", output.records.len())));
         }
-        let mut shard_ids = locked(&self.shard_ids);
-        Ok(output.records.into_iter().map(|record| entry_outcome(record, &mut shard_ids)).collect())
+        Ok(output.records.into_iter().map(entry_outcome).collect())
     }
 
     async fn list(&self) -> Result<Vec<ShardRange>, PutError> {
@@ -350,20 +338,13 @@ fn request_entry(entry: PutEntry) -> Result<PutRecordsRequestEntry, PutError> {
         .map_err(|error| PutError { class: ErrorClass::Poison, code: "Entry".into(), message: error.to_string() })
 }
 
-fn entry_outcome(entry: PutRecordsResultEntry, known: &mut HashSet<ShardId>) -> EntryOutcome {
+fn entry_outcome(entry: PutRecordsResultEntry) -> EntryOutcome {
     // kinesis-local writes `"ErrorCode": null` on good records and some emulators an empty string: neither is an error.
     if let Some(code) = entry.error_code.filter(|code| !code.is_empty()) {
         return EntryOutcome::Failed(classify::entry(code, entry.error_message.unwrap_or_default()));
     }
     match (entry.sequence_number, entry.shard_id) {
-        (Some(sequence), Some(shard)) if !sequence.is_empty() && !shard.is_empty() => {
-            if let Some(known) = known.get(shard.as_str()) {
-                return EntryOutcome::Stored { shard: known.clone() };
-            }
-            let shard = ShardId::from(shard.as_str());
-            known.insert(shard.clone());
-            EntryOutcome::Stored { shard }
-        }
+        (Some(sequence), Some(shard)) if !sequence.is_empty() && !shard.is_empty() => EntryOutcome::Stored { shard },
         _ => EntryOutcome::Failed(classify::bad_answer("a record with neither sequence number and shard nor error code".into())),
     }
 }
@@ -416,13 +397,13 @@ mod tests {
     #[test]
     fn a_good_record_is_one_with_a_sequence_number_and_a_shard() {
         let stored = PutRecordsResultEntry::builder().sequence_number("1").shard_id("shardId-000000000000").build();
-        assert_eq!(entry_outcome(stored, &mut HashSet::new()), EntryOutcome::Stored { shard: "shardId-000000000000".into() });
+        assert_eq!(entry_outcome(stored), EntryOutcome::Stored { shard: "shardId-000000000000".into() });
         for odd in [
             PutRecordsResultEntry::builder().build(),
             PutRecordsResultEntry::builder().shard_id("shardId-000000000000").build(),
             PutRecordsResultEntry::builder().sequence_number("1").build(),
         ] {
-            let EntryOutcome::Failed(error) = entry_outcome(odd, &mut HashSet::new()) else { panic!("stored without proof") };
+            let EntryOutcome::Failed(error) = entry_outcome(odd) else { panic!("stored without proof") };
             assert_eq!(error.class, ErrorClass::UnknownOutcome);
         }
     }

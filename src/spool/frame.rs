@@ -171,6 +171,25 @@ pub fn encode(out: &mut Vec<u8>, key: &str, hash: KeyHash, explicit: bool, data:
     out.extend_from_slice(data);
 }
 
+/// Gives the frames that [`encode`] wrote, one after the other, the hash of their keys, but for those with an explicit
+/// hash key. Many at once cost a fifth of what they cost one by one.
+pub fn hash_keys(frames: &mut [u8]) {
+    let mut at = 0;
+    let mut starts = Vec::new();
+    let mut keys = Vec::new();
+    while let Some(frame) = Frame::parse(&frames[at..]) {
+        if !frame.explicit_hash() {
+            starts.push(at);
+            keys.push(frame.key_bytes());
+        }
+        at += frame.len();
+    }
+    let hashes = KeyHash::of_keys(&keys);
+    for (start, hash) in starts.into_iter().zip(hashes) {
+        frames[start + 16..start + 32].copy_from_slice(&hash.0.to_le_bytes());
+    }
+}
+
 /// Completes the frame that begins `bytes`; returns its length.
 ///
 /// # Panics
@@ -236,6 +255,23 @@ mod tests {
                 prop_assert!(frame.len() <= bytes.len());
             }
         }
+    }
+
+    #[test]
+    fn frames_without_an_explicit_hash_key_get_the_hash_of_their_key() {
+        let keys: Vec<String> = (1..40).map(|n| "k".repeat(n)).collect();
+        let mut bytes = Vec::new();
+        for (n, key) in keys.iter().enumerate() {
+            encode(&mut bytes, key, KeyHash(n as u128), n % 5 == 0, b"data");
+        }
+        hash_keys(&mut bytes);
+        let mut at = 0;
+        for (n, key) in keys.iter().enumerate() {
+            let frame = Frame::parse(&bytes[at..]).expect("as many as were written");
+            assert_eq!(frame.hash(), if n % 5 == 0 { KeyHash(n as u128) } else { KeyHash::of_key(key) });
+            at += frame.len();
+        }
+        assert_eq!(at, bytes.len());
     }
 
     #[test]

@@ -86,12 +86,13 @@ impl Drop for Batch {
 }
 
 impl Batch {
-    /// Appends one event. `hash` is the key's MD5, or with `explicit` the explicit hash key.
+    /// Appends one event, with an explicit hash key if it has one; otherwise its key is hashed when the batch is
+    /// submitted, together with the others.
     ///
     /// # Panics
     /// If `key` is empty or over 1,024 bytes: the sources refuse those.
-    pub fn push(&mut self, key: &str, hash: KeyHash, explicit: bool, data: &[u8]) {
-        frame::encode(&mut self.bytes, key, hash, explicit, data);
+    pub fn push(&mut self, key: &str, explicit: Option<KeyHash>, data: &[u8]) {
+        frame::encode(&mut self.bytes, key, explicit.unwrap_or_default(), explicit.is_some(), data);
         self.count += 1;
     }
 
@@ -263,6 +264,8 @@ struct Gathering {
     receipts: Vec<(u64, oneshot::Sender<Position>)>,
     permits: Vec<Permit>,
     closing: bool,
+    /// The commit thread wants no wake-up before this many bytes are here.
+    quiet_below: usize,
     /// The dispatcher freed disk space since the commit thread last looked.
     space_freed: bool,
 }
@@ -358,6 +361,7 @@ impl SpoolHandle {
     /// Hands a batch to the commit thread. Never blocks. Batches that one task submits one after the other get
     /// positions in that order. An empty batch is durable as soon as what came before it is.
     pub fn submit(&self, mut batch: Batch, mut permit: Permit) -> Receipt {
+        frame::hash_keys(&mut batch.bytes);
         let (sender, receipt) = oneshot::channel();
         // What was admitted and not needed goes back at once.
         let spare = permit.held.num_permits().saturating_sub(batch.len().max(1));
@@ -379,8 +383,11 @@ impl SpoolHandle {
             }
             _ => gathering.parts.push((std::mem::take(&mut batch.bytes), batch.count)),
         }
+        let enough = gathering.bytes >= gathering.quiet_below;
         drop(gathering);
-        self.shared.arrived.notify_one();
+        if enough {
+            self.shared.arrived.notify_one();
+        }
         Receipt(receipt)
     }
 
@@ -451,6 +458,7 @@ impl Shared {
         }
         if stream && gathering.bytes < STREAM_BYTES && !gathering.closing {
             let few = |held: &mut Gathering| held.bytes < STREAM_BYTES && !held.closing;
+            gathering.quiet_below = STREAM_BYTES;
             gathering = self.arrived.wait_timeout_while(gathering, STREAM_WAIT, few).unwrap_or_else(PoisonError::into_inner).0;
         }
         let closing = gathering.closing;

@@ -33,7 +33,7 @@ fn write(dir: &Path, from: u64, to: u64) {
     for n in from..to {
         let mut batch = opened.handle.batch();
         let key = format!("user-{}", n % 17);
-        batch.push(&key, KeyHash::of_key(&key), false, format!("event {n}").as_bytes());
+        batch.push(&key, None, format!("event {n}").as_bytes());
         let receipt = opened.handle.submit(batch, opened.handle.try_admit(100).expect("room"));
         assert_eq!(receipt.wait(), Ok(Position(n)));
     }

@@ -39,7 +39,7 @@ impl World {
     fn submit(&self, datas: &[&[u8]]) -> Receipt {
         let mut batch = self.handle.batch();
         for data in datas {
-            batch.push("user", KeyHash::of_key("user"), false, data);
+            batch.push("user", None, data);
         }
         let permit = self.handle.try_admit(batch.len()).expect("room in the budget");
         self.handle.submit(batch, permit)
@@ -202,7 +202,7 @@ fn what_was_submitted_before_the_close_is_still_committed() {
 fn what_was_admitted_and_not_needed_goes_back_at_once_and_the_rest_when_it_is_durable() {
     let mut world = World::large();
     let mut batch = world.handle.batch();
-    batch.push("user", KeyHash::of_key("user"), false, b"data");
+    batch.push("user", None, b"data");
     let bytes = batch.len();
     let receipt = world.handle.submit(batch, world.handle.try_admit(100_000).expect("room"));
     assert_eq!(world.free_permits(), INGEST_BYTES_MAX - bytes);
@@ -222,7 +222,7 @@ fn buffers_come_back_from_batches_submitted_copied_or_dropped_and_giants_are_fre
     assert_eq!(pooled(), 1, "dropped, not submitted");
     let mut dropped = world.handle.batch();
     assert_eq!(pooled(), 0);
-    dropped.push("user", KeyHash::of_key("user"), false, b"forgotten");
+    dropped.push("user", None, b"forgotten");
     drop(dropped);
     assert!(world.handle.batch().is_empty(), "a reused buffer is empty");
     drop((world.submit(&[b"first"]), world.submit(&[b"copied to the first"])));
