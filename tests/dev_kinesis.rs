@@ -84,7 +84,7 @@ async fn put_all(dev: &DevKinesis, entries: Vec<PutEntry>) {
     let shards = client.list_shards().await.unwrap();
     for entry in entries {
         let hash = entry.explicit_hash_key.unwrap_or_else(|| KeyHash::of_key(&entry.partition_key).0);
-        let predicted = open_shard(&shards, hash).id.to_string();
+        let predicted = open_shard(&shards, hash).id.clone();
         let outcomes = client.put_records(vec![entry]).await.unwrap();
         assert_eq!(outcomes, [EntryOutcome::Stored { shard: predicted }]);
     }

@@ -237,18 +237,18 @@ async fn each_record_of_a_partly_failed_request_gets_its_own_outcome() {
     let classes: Vec<_> = outcomes
         .iter()
         .map(|outcome| match outcome {
-            EntryOutcome::Stored { shard } => Ok(shard.as_str()),
+            EntryOutcome::Stored { shard } => Ok(shard.to_string()),
             EntryOutcome::Failed(error) => Err(error.class),
         })
         .collect();
     assert_eq!(
         classes,
         [
-            Ok("shardId-000000000001"),
+            Ok("shardId-000000000001".into()),
             Err(ErrorClass::Throttle),
             Err(ErrorClass::Transient),
             Err(ErrorClass::Throttle),
-            Ok("shardId-000000000000"),
+            Ok("shardId-000000000000".into()),
             Err(ErrorClass::UnknownOutcome),
         ]
     );

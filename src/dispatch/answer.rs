@@ -11,7 +11,6 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::{Dispatcher, FAILING_TOLD_AFTER, Held, Request, STRANGE_LANDINGS_MAX, Sent};
-use crate::event::ShardId;
 use crate::kinesis::{EntryOutcome, ErrorClass, PutError};
 use crate::metrics::locked;
 
@@ -22,6 +21,10 @@ const PAYLOAD_UNIT_BYTES: usize = 25 << 10;
 #[derive(Debug, Default)]
 struct Tally {
     now: Duration,
+    /// Records stored, their bytes, and what they are billed as.
+    records: u64,
+    bytes: u64,
+    payload_units: u64,
     delivered: u64,
     /// Of these, sent before the last restart as well.
     resent: u64,
@@ -94,10 +97,10 @@ impl Dispatcher {
                 queue.backoff.succeed();
                 queue.last_good = now;
                 queue.records += 1;
-                self.metrics.put_records.fetch_add(1, Ordering::Relaxed);
-                self.metrics.put_bytes.fetch_add(sent.billed as u64, Ordering::Relaxed);
-                self.metrics.put_payload_units.fetch_add(sent.billed.div_ceil(PAYLOAD_UNIT_BYTES) as u64, Ordering::Relaxed);
-                let predicted = *queue.shard.id.0 == *shard;
+                tally.records += 1;
+                tally.bytes += sent.billed as u64;
+                tally.payload_units += sent.billed.div_ceil(PAYLOAD_UNIT_BYTES) as u64;
+                let predicted = queue.shard.id == shard;
                 if !predicted {
                     self.map_stale();
                 }
@@ -105,7 +108,6 @@ impl Dispatcher {
                     self.queues[sent.queue].under_way -= 1;
                     self.delivered(sent.queue, seqs, tally);
                 } else {
-                    let shard = ShardId::from(&*shard);
                     self.held.push(Held { queue: sent.queue, seqs: seqs.to_vec(), span: sent.span, shard });
                 }
                 None
@@ -236,6 +238,9 @@ impl Dispatcher {
 
     fn count(&self, mut tally: Tally) {
         self.observe_delivery(&mut tally);
+        self.metrics.put_records.fetch_add(tally.records, Ordering::Relaxed);
+        self.metrics.put_bytes.fetch_add(tally.bytes, Ordering::Relaxed);
+        self.metrics.put_payload_units.fetch_add(tally.payload_units, Ordering::Relaxed);
         if tally.resent > 0 {
             self.count_duplicated("restart", tally.resent);
         }

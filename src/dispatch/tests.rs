@@ -230,10 +230,7 @@ impl History {
             "INSIDE-THE-LIMITS"
         );
         if !self.faults {
-            return Ok(entries
-                .into_iter()
-                .map(|entry| EntryOutcome::Stored { shard: self.model.store(entry).to_string() })
-                .collect());
+            return Ok(entries.into_iter().map(|entry| EntryOutcome::Stored { shard: self.model.store(entry) }).collect());
         }
         match self.random.below(100) {
             0..5 => return Err(error(ErrorClass::Transient, "connect")),
@@ -252,7 +249,7 @@ impl History {
             outcomes.push(match self.random.below(100) {
                 0..12 => EntryOutcome::Failed(error(ErrorClass::Throttle, "ProvisionedThroughputExceededException")),
                 12..16 => EntryOutcome::Failed(error(ErrorClass::Transient, "InternalFailure")),
-                _ => EntryOutcome::Stored { shard: self.model.store(entry).to_string() },
+                _ => EntryOutcome::Stored { shard: self.model.store(entry) },
             });
         }
         Ok(outcomes)

@@ -15,7 +15,9 @@
 mod classify;
 mod client;
 
+use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -33,6 +35,7 @@ use super::{
 };
 use crate::config::StreamConfig;
 use crate::event::ShardId;
+use crate::metrics::locked;
 
 /// Bytes that one GetRecords asks for, by way of its record limit. The service itself stops at 10 MiB, emulators do not.
 const PAGE_BYTES: u64 = 8 << 20;
@@ -118,7 +121,13 @@ pub struct AwsKinesis {
     client: OnceCell<Client>,
     /// Mean size of the records of the last page, so that the next one asks for about [`PAGE_BYTES`].
     record_bytes: AtomicU64,
+    /// Shard ids that answers named so far, so that a record's answer shares one instead of making its own, and is
+    /// compared by address with the one that was listed.
+    shard_ids: Mutex<ShardIds>,
 }
+
+/// One name for each shard, shared. Looked up for every record, so hashed quickly.
+type ShardIds = HashSet<ShardId, foldhash::fast::RandomState>;
 
 impl AwsKinesis {
     /// Prepares a stream as configured. Does no I/O and cannot fail: what is wrong is told by the calls, as
@@ -137,7 +146,13 @@ impl AwsKinesis {
     /// As [`AwsKinesis::connect`], for callers that have no stream of the configuration.
     #[must_use]
     pub fn open(target: Target) -> Self {
-        Self { target, fixed_credentials: None, client: OnceCell::new(), record_bytes: AtomicU64::new(PAGE_BYTES / 100) }
+        Self {
+            target,
+            fixed_credentials: None,
+            client: OnceCell::new(),
+            record_bytes: AtomicU64::new(PAGE_BYTES / 100),
+            shard_ids: Mutex::default(),
+        }
     }
 
     /// As [`AwsKinesis::open`], with credentials given instead of looked up.
@@ -197,7 +212,8 @@ impl AwsKinesis {
         if output.records.len() != sent {
             return Err(classify::bad_answer(format!("{} outcomes for {sent} records", output.records.len())));
         }
-        Ok(output.records.into_iter().map(entry_outcome).collect())
+        let mut shard_ids = locked(&self.shard_ids);
+        Ok(output.records.into_iter().map(|record| entry_outcome(record, &mut shard_ids)).collect())
     }
 
     async fn list(&self) -> Result<Vec<ShardRange>, PutError> {
@@ -213,7 +229,9 @@ impl AwsKinesis {
             let departure = Departure::default();
             let output = self.answer(&departure, request.customize().interceptor(departure.clone()).send()).await?;
             for shard in output.shards.unwrap_or_default() {
-                ranges.push(shard_range(shard)?);
+                let mut range = shard_range(shard)?;
+                range.id = shared(&range.id.0, &mut locked(&self.shard_ids));
+                ranges.push(range);
             }
             match output.next_token {
                 Some(next) if !next.is_empty() => token = Some(next),
@@ -338,13 +356,25 @@ fn request_entry(entry: PutEntry) -> Result<PutRecordsRequestEntry, PutError> {
         .map_err(|error| PutError { class: ErrorClass::Poison, code: "Entry".into(), message: error.to_string() })
 }
 
-fn entry_outcome(entry: PutRecordsResultEntry) -> EntryOutcome {
+/// The one id of that name.
+fn shared(name: &str, known: &mut ShardIds) -> ShardId {
+    if let Some(id) = known.get(name) {
+        return id.clone();
+    }
+    let id = ShardId::from(name);
+    known.insert(id.clone());
+    id
+}
+
+fn entry_outcome(entry: PutRecordsResultEntry, known: &mut ShardIds) -> EntryOutcome {
     // kinesis-local writes `"ErrorCode": null` on good records and some emulators an empty string: neither is an error.
     if let Some(code) = entry.error_code.filter(|code| !code.is_empty()) {
         return EntryOutcome::Failed(classify::entry(code, entry.error_message.unwrap_or_default()));
     }
     match (entry.sequence_number, entry.shard_id) {
-        (Some(sequence), Some(shard)) if !sequence.is_empty() && !shard.is_empty() => EntryOutcome::Stored { shard },
+        (Some(sequence), Some(shard)) if !sequence.is_empty() && !shard.is_empty() => {
+            EntryOutcome::Stored { shard: shared(&shard, known) }
+        }
         _ => EntryOutcome::Failed(classify::bad_answer("a record with neither sequence number and shard nor error code".into())),
     }
 }
@@ -397,13 +427,18 @@ mod tests {
     #[test]
     fn a_good_record_is_one_with_a_sequence_number_and_a_shard() {
         let stored = PutRecordsResultEntry::builder().sequence_number("1").shard_id("shardId-000000000000").build();
-        assert_eq!(entry_outcome(stored), EntryOutcome::Stored { shard: "shardId-000000000000".into() });
+        assert_eq!(
+            entry_outcome(stored, &mut ShardIds::default()),
+            EntryOutcome::Stored { shard: "shardId-000000000000".into() }
+        );
         for odd in [
             PutRecordsResultEntry::builder().build(),
             PutRecordsResultEntry::builder().shard_id("shardId-000000000000").build(),
             PutRecordsResultEntry::builder().sequence_number("1").build(),
         ] {
-            let EntryOutcome::Failed(error) = entry_outcome(odd) else { panic!("stored without proof") };
+            let EntryOutcome::Failed(error) = entry_outcome(odd, &mut ShardIds::default()) else {
+                panic!("stored without proof")
+            };
             assert_eq!(error.class, ErrorClass::UnknownOutcome);
         }
     }

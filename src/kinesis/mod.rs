@@ -40,8 +40,8 @@ impl PutEntry {
 pub enum EntryOutcome {
     /// Stored, in this shard. The shard may differ from the predicted one (see "the reshard trap").
     Stored {
-        /// Where it lies: the shard's name. Taken from the answer as it is, since there is one for each record.
-        shard: String,
+        /// Where it lies.
+        shard: ShardId,
     },
     /// Not stored.
     Failed(PutError),

@@ -449,7 +449,7 @@ impl Stream {
         let id = shard.range.id.clone();
         let PutEntry { partition_key, explicit_hash_key, data } = entry;
         shard.accepted.push(Accepted { request, partition_key, explicit_hash_key, data, shard: id.clone() });
-        EntryOutcome::Stored { shard: id.to_string() }
+        EntryOutcome::Stored { shard: id }
     }
 }
 

@@ -46,7 +46,7 @@ async fn shards_share_the_hash_space_and_keep_their_order() {
     let first: Vec<_> = kinesis.accepted(&shards[0].id).into_iter().map(|record| record.data).collect();
     assert_eq!(first, [b"1", b"3"]);
     // MD5("abc") begins with 0x90: the middle third.
-    assert_eq!(outcomes[3], EntryOutcome::Stored { shard: shards[1].id.to_string() });
+    assert_eq!(outcomes[3], EntryOutcome::Stored { shard: shards[1].id.clone() });
     assert_eq!(kinesis.accepted_count(), 4);
 }
 
