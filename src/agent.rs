@@ -25,7 +25,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::admin::{self, AdminState};
-use crate::checkpoint::{Checkpoint, MarkStore, SledMarks, StoreError};
+use crate::checkpoint::{Checkpoint, MarkStore, SledMarks};
 use crate::config::{Config, StreamConfig};
 use crate::dispatch::run::{Ended, Event, Inbox, Parts, SentLog};
 use crate::dispatch::{DispatchOptions, Dispatcher, run};
@@ -48,13 +48,6 @@ pub enum StartError {
         /// What is wrong.
         error: OpenError,
     },
-    /// A stream's marks: not even a new store can be made.
-    Marks {
-        /// The stream.
-        stream: String,
-        /// What is wrong.
-        error: StoreError,
-    },
     /// The socket.
     Socket(unix::BindError),
     /// The HTTP port.
@@ -71,7 +64,6 @@ impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Spool { stream, error } => write!(f, "spool of stream {stream}: {error}"),
-            Self::Marks { stream, error } => write!(f, "marks of stream {stream}: {error}"),
             Self::Socket(error) => error.fmt(f),
             Self::Http(error) => error.fmt(f),
             Self::Admin(error) => error.fmt(f),
@@ -275,18 +267,17 @@ fn start_stream(config: &Config, stream: &StreamConfig, host: &Host, api: Arc<dy
     };
     spool::prepare(host, &options).map_err(failed)?;
 
-    let marks_failed = |error| StartError::Marks { stream: stream.name.clone(), error };
-    let mut store = SledMarks::open(&dir.join("ledger")).map_err(marks_failed)?;
+    let mut store = SledMarks::open(&dir.join("ledger"));
     let loaded = store.load();
     let metrics = Arc::<StreamMetrics>::default();
     let durable = loaded.as_ref().map_or(Position(0), |checkpoint| checkpoint.durable);
     let opened = spool::open(host, &options, durable, &metrics).map_err(failed)?;
     let next = opened.writer.next();
     let sent_path = dir.join("ledger.sent");
-    let (sent_log, sent_high) = SentLog::open(host, &sent_path).map_err(|error| io("opening", &sent_path, error))?;
+    let (sent_log, sent_high) = SentLog::open(host, &sent_path);
     // With the marks lost, all that is there is sent again, however long ago it was sent first.
     let marks_lost = loaded.is_none() && next > Position(0);
-    let resent_below = if marks_lost { next } else { sent_high };
+    let resent_below = if marks_lost { next } else { sent_high.min(next) };
 
     let mut checkpoint = loaded.unwrap_or_default();
     let shared = Arc::clone(opened.handle.shared());
@@ -294,7 +285,9 @@ fn start_stream(config: &Config, stream: &StreamConfig, host: &Host, api: Arc<dy
     let pending = count_pending(&mut cursor, &checkpoint.marks).map_err(|error| io("reading", &dir, error))?;
     checkpoint = Checkpoint { clean: false, durable: next, dead: checkpoint.dead + opened.damaged_events, ..checkpoint };
     // What was found dead is known from now on, and what was durable stays so.
-    store.save(&checkpoint).map_err(marks_failed)?;
+    if let Err(error) = store.save(&checkpoint) {
+        tracing::error!(stream = stream.name, %error, "the marks cannot be saved: events are taken and delivered, but no disk space is freed, and a restart sends again");
+    }
     {
         let mut account = locked(&metrics.account);
         account.accepted = next.0;

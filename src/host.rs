@@ -321,6 +321,15 @@ pub fn rename_dir(from: &Path, to: &Path) -> io::Result<()> {
     fs::rename(from, to)
 }
 
+/// What tells a file from another that has its name later: device and inode. For `checkpoint`, as [`rename_dir`].
+///
+/// # Errors
+/// As the file system says.
+pub fn file_id(path: &Path) -> io::Result<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt as _;
+    fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
 /// An exclusive advisory lock on a file, held until the value is dropped or the process ends.
 #[derive(Debug)]
 pub struct DirLock(#[expect(dead_code, reason = "held for its lock")] fs::File);

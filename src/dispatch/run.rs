@@ -20,7 +20,7 @@ use super::Dispatcher;
 use super::outgoing::Outgoing;
 use crate::checkpoint::{Checkpoint, MarkStore};
 use crate::event::Position;
-use crate::host::{Clock, File, Host};
+use crate::host::{Clock, File, Files, Host};
 use crate::kinesis::{EntryOutcome, ErrorClass, KinesisApi, PutError, ShardRange};
 use crate::metrics::locked;
 
@@ -81,33 +81,58 @@ pub struct Ended {
 }
 
 /// The file in which the dispatcher notes how far sending went since the last checkpoint, so that after a crash
-/// the events that may be sent twice can be counted. Written without sync: it survives a kill, and if a power cut
-/// takes it, only the count is too low.
+/// the events that may be sent twice can be counted. Written without sync: it survives a kill, and if a power cut or
+/// a person takes it, only the count is too low.
 #[derive(Debug)]
 pub struct SentLog {
-    file: Arc<dyn File>,
+    file: Option<Arc<dyn File>>,
     noted: Position,
+    bytes: u64,
+    /// Told once.
+    failing: bool,
 }
 
+/// Beyond this the file is begun anew. It gets so long only while no checkpoint can be saved.
+const SENT_LOG_BYTES_MAX: u64 = 1 << 20;
+
 impl SentLog {
-    /// Opens or creates it; tells how far sending went.
-    ///
-    /// # Errors
-    /// As the file system says.
-    pub fn open(host: &Host, path: &Path) -> std::io::Result<(Self, Position)> {
-        let file = match host.files.open(path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => host.files.create(path)?,
+    /// Opens or creates it; tells how far sending went. One that cannot be read is set aside; without any, nothing is noted.
+    #[must_use]
+    pub fn open(host: &Host, path: &Path) -> (Self, Position) {
+        let files = host.files.as_ref();
+        let found = match Self::read(files, path) {
+            Err(error) => {
+                tracing::warn!(%error, path = %path.display(), "the note of what was sent is damaged: set aside; the count of repeated events may be low");
+                files.rename(path, &path.with_extension("sent.damaged")).and_then(|()| Self::read(files, path))
+            }
+            found => found,
+        };
+        let (file, high) = match found {
+            Ok((file, high)) => (Some(file), high),
+            Err(error) => {
+                tracing::warn!(%error, path = %path.display(), "what is sent is not noted; after a crash the count of repeated events will be low");
+                (None, Position(0))
+            }
+        };
+        (Self { file, noted: Position(0), bytes: 0, failing: false }, high)
+    }
+
+    fn read(files: &dyn Files, path: &Path) -> std::io::Result<(Arc<dyn File>, Position)> {
+        let file = match files.open(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => files.create(path)?,
             other => other?,
         };
-        let mut bytes = vec![0; file.len()? as usize];
-        file.read_exact_at(&mut bytes, 0)?;
+        let len = file.len()?;
+        let mut bytes = vec![0; len.min(2 * SENT_LOG_BYTES_MAX) as usize];
+        let from = len - bytes.len() as u64;
+        file.read_exact_at(&mut bytes, from)?;
         // At any offset: an append that was torn leaves what follows it out of step.
         let entries = bytes.windows(12).filter_map(|entry| {
             let (position, crc) = entry.split_first_chunk::<8>()?;
             (crc32fast::hash(position).to_le_bytes() == crc).then(|| Position(u64::from_le_bytes(*position)))
         });
         let high = entries.max().unwrap_or_default();
-        Ok((Self { file, noted: Position(0) }, high))
+        Ok((file, high))
     }
 
     /// Sending went as far as `high`. A failure is a warning: only the count of repeated events suffers.
@@ -115,18 +140,31 @@ impl SentLog {
         if high <= self.noted {
             return;
         }
+        if self.bytes > SENT_LOG_BYTES_MAX {
+            self.cut();
+        }
         self.noted = high;
+        let Some(file) = &self.file else { return };
         let position = high.0.to_le_bytes();
-        if let Err(error) = self.file.append(&[&position, &crc32fast::hash(&position).to_le_bytes()]) {
-            tracing::warn!(%error, "noting what is sent failed; after a crash the count of repeated events may be low");
+        self.bytes += 12;
+        if let Err(error) = file.append(&[&position, &crc32fast::hash(&position).to_le_bytes()]) {
+            if !self.failing {
+                tracing::warn!(%error, "noting what is sent failed; after a crash the count of repeated events may be low");
+            }
+            self.failing = true;
+        }
+    }
+
+    fn cut(&mut self) {
+        self.bytes = 0;
+        if let Some(Err(error)) = self.file.as_ref().map(|file| file.set_len(0)) {
+            tracing::warn!(%error, "the note of what was sent could not be cut");
         }
     }
 
     /// A checkpoint was saved: what it does not cover is noted anew.
     fn restart(&mut self, high: Position) {
-        if let Err(error) = self.file.set_len(0) {
-            tracing::warn!(%error, "the note of what was sent could not be cut");
-        }
+        self.cut();
         self.noted = Position(0);
         if high > Position(0) {
             self.note(high);
@@ -194,11 +232,17 @@ impl Shell {
         let mut store = parts.store;
         let answers = inbox.clone();
         let saver_thread = std::thread::Builder::new().name(format!("marks-{}", parts.stream)).spawn(move || {
+            let mut failing = false;
             while let Ok(checkpoint) = checkpoints.recv() {
                 let saved = store.save(&checkpoint);
-                if let Err(error) = &saved {
-                    tracing::error!(%error, "the marks could not be saved; trying again");
+                match &saved {
+                    Err(error) if !failing => {
+                        tracing::error!(%error, "the marks cannot be saved: delivery goes on, no disk space is freed, a restart would send again; trying again and again");
+                    }
+                    Ok(()) if failing => tracing::info!("the marks can be saved again"),
+                    _ => {}
                 }
+                failing = saved.is_err();
                 answers.tell(Event::Saved(checkpoint, saved.is_ok()));
             }
         })?;
@@ -412,14 +456,14 @@ mod tests {
     fn how_far_sending_went_is_found_behind_a_torn_note() {
         let dir = tempfile::tempdir().expect("temp dir");
         let path = dir.path().join("ledger.sent");
-        let (mut log, high) = SentLog::open(&Host::real(), &path).expect("open");
+        let (mut log, high) = SentLog::open(&Host::real(), &path);
         assert_eq!(high, Position(0));
         log.note(Position(7));
-        log.file.append(&[b"torn!"]).expect("append");
+        log.file.as_ref().expect("a file").append(&[b"torn!"]).expect("append");
         log.note(Position(9));
-        let (mut log, high) = SentLog::open(&Host::real(), &path).expect("open again");
+        let (mut log, high) = SentLog::open(&Host::real(), &path);
         assert_eq!(high, Position(9));
         log.restart(Position(0));
-        assert_eq!(SentLog::open(&Host::real(), &path).expect("once more").1, Position(0));
+        assert_eq!(SentLog::open(&Host::real(), &path).1, Position(0));
     }
 }

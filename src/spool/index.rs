@@ -241,7 +241,7 @@ impl Footer {
         file.read_exact_at(&mut bytes, len - FOOTER_BYTES as u64)?;
         let Some(footer) = Self::decode(&bytes) else { return Ok(None) };
         let index_bytes = (DIRECTORY_BYTES + FOOTER_BYTES) as u64 + u64::from(footer.frames) * 8;
-        if footer.frames_end + index_bytes != len || footer.end < footer.base {
+        if footer.frames_end.checked_add(index_bytes) != Some(len) || footer.end < footer.base {
             return Ok(None);
         }
         let mut bytes = vec![0; DIRECTORY_BYTES];
