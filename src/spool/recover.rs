@@ -160,7 +160,9 @@ pub fn scan(file: &dyn File, base: Position, stop: Position, durable: Position, 
                 let frame = Frame::parse(window.at(at, len)?).expect("checked just now");
                 let (position, lane, time, start) =
                     (frame.position(), frame.hash().lane(), frame.time_ms(), frame.commit_start());
-                (position >= found.end).then_some((len, position, lane, time, start))
+                // An index counts in 32 bits from the base: what lies further off was never written here.
+                let far = position.0.saturating_sub(base.0) > u64::from(u32::MAX);
+                (position >= found.end && !far).then_some((len, position, lane, time, start))
             }
             None => None,
         };
@@ -319,14 +321,30 @@ pub fn recover(host: &Host, segments_dir: &Path, aside_dir: &Path, durable: Posi
         doing("sealing", &path, seal(&segment, file.as_ref(), last_ms))?;
         recovered.segments.push(segment);
     }
-    // After a kill the entry of the newest file may be in memory only, and what it holds is about to be delivered.
-    doing("syncing", segments_dir, files.sync_dir(segments_dir))?;
     if durable > recovered.next {
         // Receipted once, says the checkpoint, and no longer there: never give these positions to other events.
         recovered.damaged_events += durable.0 - recovered.next.0;
         recovered.next = durable;
+        // A file that begins there says so to the next opening, which then does not count them again.
+        let segment = begin_empty(host, segments_dir, recovered.next_id, durable)?;
+        recovered.next_id = segment.id.next();
+        recovered.segments.push(segment);
     }
+    // After a kill the entry of the newest file may be in memory only, and what it holds is about to be delivered.
+    doing("syncing", segments_dir, files.sync_dir(segments_dir))?;
     Ok(recovered)
+}
+
+/// A sealed segment without frames, which says where positions go on.
+fn begin_empty(host: &Host, dir: &Path, id: SegmentId, base: Position) -> Result<Segment, OpenError> {
+    let header = SegmentHeader { id, base, created_ms: host.clock.wall_ms() };
+    let path = dir.join(id.file_name());
+    let file = doing("creating", &path, host.files.create(&path))?;
+    doing("writing", &path, file.append(&[&header.encode()]))?;
+    let (index, frames_end) = (Index::Memory(ActiveIndex::default()), SEGMENT_HEADER_BYTES as u64);
+    let segment = Segment::new(&header, path, Extent { end: base, frames_end, file_bytes: frames_end, index });
+    doing("sealing", &segment.path, seal(&segment, file.as_ref(), header.created_ms))?;
+    Ok(segment)
 }
 
 /// What a damaged header said, as far as the footer or the first frame tells it. The creation time is lost: a later one
