@@ -274,10 +274,19 @@ fn start_stream(config: &Config, stream: &StreamConfig, host: &Host, api: Arc<dy
     let opened = spool::open(host, &options, durable, &metrics).map_err(failed)?;
     let next = opened.writer.next();
     let sent_path = dir.join("ledger.sent");
-    let (sent_log, sent_high) = SentLog::open(host, &sent_path);
+    let (mut sent_log, sent_high) = SentLog::open(host, &sent_path);
     // With the marks lost, all that is there is sent again, however long ago it was sent first.
     let marks_lost = loaded.is_none() && next > Position(0);
-    let resent_below = if marks_lost { next } else { sent_high.min(next) };
+    let clean = loaded.as_ref().is_some_and(|checkpoint| checkpoint.clean);
+    let resent_below = match (marks_lost, clean) {
+        (true, _) => next,
+        // What is past a mark was never sent.
+        (false, true) => Position(0),
+        (false, false) => sent_high.min(next),
+    };
+    if loaded.is_some() && !clean {
+        tracing::info!(stream = stream.name, "the last end was no clean one, or its last marks are lost: what was sent after these marks were saved is sent again");
+    }
 
     let mut checkpoint = loaded.unwrap_or_default();
     let shared = Arc::clone(opened.handle.shared());
@@ -287,6 +296,9 @@ fn start_stream(config: &Config, stream: &StreamConfig, host: &Host, api: Arc<dy
     // What was found dead is known from now on, and what was durable stays so.
     if let Err(error) = store.save(&checkpoint) {
         tracing::error!(stream = stream.name, %error, "the marks cannot be saved: events are taken and delivered, but no disk space is freed, and a restart sends again");
+    }
+    if clean {
+        sent_log.restart(Position(0));
     }
     {
         let mut account = locked(&metrics.account);

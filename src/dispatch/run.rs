@@ -162,8 +162,8 @@ impl SentLog {
         }
     }
 
-    /// A checkpoint was saved: what it does not cover is noted anew.
-    fn restart(&mut self, high: Position) {
+    /// A checkpoint was saved: sending is noted anew from `high` on.
+    pub fn restart(&mut self, high: Position) {
         self.cut();
         self.noted = Position(0);
         if high > Position(0) {
@@ -380,10 +380,8 @@ impl Shell {
         self.saving = false;
         if durable {
             self.dispatcher.on_saved(&checkpoint);
-            // Events past its marks may be under way.
-            let high = if checkpoint.clean { Position(0) } else { self.dispatcher.sent_high() };
-            let settled = checkpoint.marks.iter().all(|mark| *mark >= high);
-            self.sent_log.restart(if settled { Position(0) } else { high });
+            // Also where all of it is settled: should this checkpoint be lost and an older one be found, it still tells.
+            self.sent_log.restart(self.dispatcher.sent_high());
             self.saved = Some(*checkpoint);
         }
     }

@@ -288,10 +288,11 @@ pub fn recover(host: &Host, segments_dir: &Path, aside_dir: &Path, durable: Posi
             continue;
         }
         let scan = doing("scanning", &path, scan(file.as_ref(), header.base, stop, durable, !last))?;
-        if scan.index.is_empty() && !intact {
-            // Normally its first group was torn before it was synced, and it never held a receipt. Set aside rather than
-            // removed: neither header nor frames are there to prove it.
-            tracing::warn!(segment = %id, bytes = file_bytes, "a segment without header and frames is set aside");
+        // Normally a file without either: its first group was torn before it was synced, and it never held a receipt. Or one
+        // that claims to begin behind its successor, which no writer of ours leaves. Set aside rather than removed: nothing
+        // in it proves what it is.
+        if scan.index.is_empty() && !intact || header.base > stop {
+            tracing::warn!(segment = %id, bytes = file_bytes, "a segment without header and frames, or out of order, is set aside");
             let aside = aside_dir.join(format!("unreadable-{id}.seg"));
             doing("setting aside", &path, files.rename(&path, &aside))?;
             recovered.torn_bytes += file_bytes;
