@@ -335,6 +335,7 @@ fn start_stream(config: &Config, stream: &StreamConfig, host: &Host, api: Arc<dy
         runtime: tokio::runtime::Handle::current(),
         store: Box::new(store),
         checkpoint_interval: config.spool.checkpoint_interval,
+        segment_bytes: config.spool.segment_bytes,
         sent_log,
         stream: stream.name.clone(),
     };

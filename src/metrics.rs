@@ -139,6 +139,8 @@ pub struct StreamMetrics {
     pub duplicated: Mutex<BTreeMap<&'static str, u64>>,
     /// Bytes of all segment files.
     pub spool_bytes: AtomicU64,
+    /// Segments that were made smaller because little of them was pending.
+    pub rewritten_segments: AtomicU64,
     /// Wall clock (ms) of the oldest pending event; 0 when none.
     pub oldest_pending_ms: AtomicU64,
     /// One fdatasync with its write.

@@ -353,13 +353,15 @@ fn the_table_in_frame_rs_agrees_with_the_bytes() {
 #[test]
 fn the_table_in_segment_rs_agrees_with_the_bytes() {
     let table = table(include_str!("../src/spool/segment.rs"), SEGMENT_HEADER_BYTES);
-    let header =
-        SegmentHeader { id: SegmentId(0x1122_3344), base: Position(0x5566_7788_99aa_bbcc), created_ms: 0x0102_0304_0506 };
-    let bytes = header.encode();
+    let (id, base, created_ms) = (SegmentId(0x1122_3344), Position(0x5566_7788_99aa_bbcc), 0x0102_0304_0506);
+    let bytes = SegmentHeader { id, base, created_ms, rewritten: false }.encode();
+    let rewritten = SegmentHeader { id, base, created_ms, rewritten: true };
     let magic = field(&table, "magic `FBYSEGMT`");
     assert_eq!(&bytes[magic.offset..magic.offset + magic.bytes], b"FBYSEGMT");
     assert_eq!(field(&table, "version, 1").of(&bytes), 1);
-    assert_eq!(field(&table, "flags, 0").of(&bytes), 0);
+    let flags = field(&table, "flags: 1 rewritten");
+    assert_eq!((flags.of(&bytes), flags.of(&rewritten.encode())), (0, 1));
+    assert_eq!(SegmentHeader::decode(&rewritten.encode()), Ok(rewritten));
     assert_eq!(field(&table, "segment id").of(&bytes), 0x1122_3344);
     assert_eq!(field(&table, "base: position").of(&bytes), 0x5566_7788_99aa_bbcc);
     assert_eq!(field(&table, "creation time").of(&bytes), 0x0102_0304_0506);

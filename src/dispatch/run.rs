@@ -18,11 +18,13 @@ use std::time::Duration;
 
 use super::Dispatcher;
 use super::outgoing::Outgoing;
+use super::rewriter::{self, Rewriter};
 use crate::checkpoint::{Checkpoint, MarkStore};
 use crate::event::Position;
 use crate::host::{Clock, File, Files, Host};
 use crate::kinesis::{EntryOutcome, ErrorClass, KinesisApi, PutError, ShardRange};
 use crate::metrics::locked;
+use crate::spool::rewrite::Rewritten;
 
 /// The most that `linger` makes of the dispatcher's pace.
 const PACE_MAX: Duration = Duration::from_millis(2);
@@ -46,6 +48,8 @@ pub enum Event {
     Listed(Result<Vec<ShardRange>, PutError>),
     /// A checkpoint is durable, or could not be made so.
     Saved(Box<Checkpoint>, bool),
+    /// The rewriter looked: a segment's copy, if one was made.
+    Rewritten(Option<Box<Rewritten>>),
     /// No more events come: deliver what is there until then (dispatcher time), then end.
     Drain(Duration),
 }
@@ -187,6 +191,8 @@ pub struct Parts {
     pub store: Box<dyn MarkStore>,
     /// How often.
     pub checkpoint_interval: Duration,
+    /// Size at which segments are sealed, bytes.
+    pub segment_bytes: u64,
     /// What was sent since.
     pub sent_log: SentLog,
     /// For the threads' names.
@@ -224,6 +230,7 @@ struct Shell {
     next_publish: Duration,
     drain_until: Option<Duration>,
     sent_log: SentLog,
+    rewriter: Rewriter,
 }
 
 impl Shell {
@@ -246,6 +253,8 @@ impl Shell {
                 answers.tell(Event::Saved(checkpoint, saved.is_ok()));
             }
         })?;
+        let table = Arc::clone(&parts.dispatcher.shared().table);
+        let rewriter = rewriter::start(&parts.host, table, parts.segment_bytes, &parts.stream, inbox.clone())?;
         let now = parts.host.clock.monotonic();
         let pace = parts.dispatcher.linger() / 50;
         Ok(Self {
@@ -265,6 +274,7 @@ impl Shell {
             next_publish: now,
             drain_until: None,
             sent_log: parts.sent_log,
+            rewriter,
         })
     }
 
@@ -314,6 +324,7 @@ impl Shell {
             Event::Answered { id, answer } => self.dispatcher.on_answer(id, answer, now),
             Event::Listed(answer) => self.dispatcher.on_map(answer, now),
             Event::Saved(checkpoint, durable) => self.on_saved(checkpoint, durable),
+            Event::Rewritten(copy) => self.on_rewritten(copy),
             Event::Drain(until) => {
                 self.drain_until = Some(until);
                 self.dispatcher.drain();
@@ -369,6 +380,7 @@ impl Shell {
         }
         let checkpoint = self.dispatcher.checkpoint(stopping);
         if self.saved.as_ref() == Some(&checkpoint) {
+            self.look_for_rewriting();
             return;
         }
         if let Some(saver) = &self.saver {
@@ -383,11 +395,31 @@ impl Shell {
             // Also where all of it is settled: should this checkpoint be lost and an older one be found, it still tells.
             self.sent_log.restart(self.dispatcher.sent_high());
             self.saved = Some(*checkpoint);
+            self.look_for_rewriting();
+        }
+    }
+
+    /// Lets the rewriter see whether something is to be done, by the marks that are durable.
+    fn look_for_rewriting(&mut self) {
+        if let Some(saved) = &self.saved {
+            self.rewriter.look(&saved.marks, self.dispatcher.swept());
+        }
+    }
+
+    fn on_rewritten(&mut self, copy: Option<Box<Rewritten>>) {
+        self.rewriter.done();
+        if let Some(copy) = copy
+            && self.dispatcher.swap_in(&copy)
+        {
+            self.rewriter.renamed();
+            // There may be more of its kind.
+            self.look_for_rewriting();
         }
     }
 
     /// The last checkpoint, and the end.
     fn end(mut self) -> Ended {
+        self.rewriter.stop();
         let wait = Duration::from_secs(10);
         let mut clean = false;
         // One may be under way already; the last one must come after it.

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use super::frame::Frame;
 use super::gather::{Chunk, Shared};
 use super::index::Entry;
-use super::recover::scan;
+use super::recover::{scan, scan_rewritten};
 use super::segment::{Index, Segment, SegmentId};
 use crate::event::{LANES, Lane, Position};
 use crate::host::{File, Files};
@@ -89,12 +89,19 @@ impl Cursor {
         Ok(file)
     }
 
-    /// Forgets a file that is about to be removed.
+    /// Forgets a file that is removed, or was replaced by its rewriting.
     pub fn forget(&mut self, segment: SegmentId) {
         self.open.retain(|(id, _)| *id != segment);
+        if self.place.is_some_and(|(_, id, _)| id == segment) {
+            self.place = None;
+        }
+        if self.span.0 == segment {
+            self.span.2.clear();
+        }
     }
 
-    /// The next chunk that holds `position` or what follows it; `None` when all that is durable was read.
+    /// The next chunk that holds `position` or what follows it; `None` when all that is durable was read. Where nothing is
+    /// left between `position` and the end of what is durable, or the hot tail, the chunk is empty and begins there.
     ///
     /// # Errors
     /// The device's.
@@ -109,6 +116,7 @@ impl Cursor {
         if position >= until {
             return Ok(None);
         }
+        let asked = position;
         let mut position = position;
         loop {
             let Some(segment) = self.shared.table.holding(position) else { return Ok(None) };
@@ -116,7 +124,10 @@ impl Cursor {
                 return Ok(Some(swept));
             }
             if position >= until {
-                return Ok(None);
+                // Positions that a rewriting left out, or that were damaged.
+                let first = position.min(until);
+                let chunk = Chunk::cold(Vec::new(), first, 0, segment.id, 0, segment.created_ms);
+                return Ok((first > asked).then(|| Swept { chunk: Arc::new(chunk), damaged: Vec::new() }));
             }
         }
     }
@@ -211,14 +222,19 @@ impl Cursor {
         };
         if !footer.entries_check(file)? {
             tracing::error!(segment = %segment.id, "the index of a segment is damaged; it is made anew from the frames");
-            let found = scan(file, segment.base, footer.end, footer.end, true)?;
+            let found = if footer.has_gaps() {
+                scan_rewritten(file, segment.base, footer.end)?
+            } else {
+                scan(file, segment.base, footer.end, footer.end, true)?
+            };
             segment.extent().index = Index::Memory(found.index);
         }
         segment.set_entries_checked();
         Ok(())
     }
 
-    fn lane_entries(segment: &Segment, file: &dyn File, first: Lane, last: Lane) -> io::Result<Vec<(Lane, Entry)>> {
+    /// The frames of the lanes `first..=last`: by lane, or by position where the index is in memory.
+    pub(super) fn lane_entries(segment: &Segment, file: &dyn File, first: Lane, last: Lane) -> io::Result<Vec<(Lane, Entry)>> {
         Self::check_entries(segment, file)?;
         let (footer, directory) = {
             let extent = segment.extent();

@@ -11,7 +11,8 @@
 //! whole from the first bad frame on, so that no later event of it overtakes an earlier one.
 //!
 //! *BORING-RECOVERY*: each step moves forward; nothing loops, and a second crash during recovery finds the
-//! same state. Failure: I/O errors are returned and stop the start; damage never does. What it will not do:
+//! same state. A file that a rewriting did not finish (`rewrite.rs`) is removed; gaps between the positions of a rewritten
+//! segment are no damage. Failure: I/O errors are returned and stop the start; damage never does. What it will not do:
 //! guess at bytes, or touch a file of another version.
 
 use std::fmt;
@@ -148,6 +149,18 @@ pub struct Scan {
 /// # Errors
 /// The device's.
 pub fn scan(file: &dyn File, base: Position, stop: Position, durable: Position, sealed_off: bool) -> io::Result<Scan> {
+    walk(file, base, stop, durable, sealed_off, false)
+}
+
+/// The same for a rewritten segment: positions have gaps, and all of it was durable before it got its name.
+///
+/// # Errors
+/// The device's.
+pub fn scan_rewritten(file: &dyn File, base: Position, stop: Position) -> io::Result<Scan> {
+    walk(file, base, stop, Position(u64::MAX), true, true)
+}
+
+fn walk(file: &dyn File, base: Position, stop: Position, durable: Position, sealed_off: bool, gaps: bool) -> io::Result<Scan> {
     let mut window = Window::new(file)?;
     let mut at = SEGMENT_HEADER_BYTES as u64;
     let mut found =
@@ -170,7 +183,14 @@ pub fn scan(file: &dyn File, base: Position, stop: Position, durable: Position, 
             if unproven.is_none() && !sealed_off && found.end >= durable {
                 unproven = Some((at, found.end, found.damage.len(), found.damaged_events));
             }
-            let next = resync(&mut window, at + 1, found.end, stop)?;
+            // Relative positions are u32. A dense file of this length holds at most so many frames, and a position
+            // further on is a coincidence of bytes.
+            let most = if gaps { u64::from(u32::MAX) } else { window.len / (FRAME_HEADER_BYTES as u64 + 1) };
+            let next = resync(&mut window, at + 1, found.end, Position(found.end.0.saturating_add(most).min(stop.0)))?;
+            if gaps {
+                let until = next.unwrap_or(window.len);
+                found.damaged_events += shaped_frames(&mut window, at, until, found.end, stop)?.max(u64::from(next.is_some()));
+            }
             let Some(next) = next else { break };
             found.damage.push((at, next - at));
             at = next;
@@ -182,7 +202,9 @@ pub fn scan(file: &dyn File, base: Position, stop: Position, durable: Position, 
         if commit_start {
             unproven = None;
         }
-        found.damaged_events += position.0 - found.end.0;
+        if !gaps {
+            found.damaged_events += position.0 - found.end.0;
+        }
         found.index.push(lane, (position.0 - base.0) as u32, Entry { offset: at as u32, len: len as u32 });
         found.end = Position(position.0 + 1);
         found.last_time_ms = time;
@@ -208,16 +230,31 @@ fn good_frame(window: &mut Window<'_>, at: u64) -> io::Result<Option<usize>> {
     Ok(Frame::check(window.at(at, len)?).map(|frame| frame.len()))
 }
 
+/// How many frames seem to lie in a damaged stretch of a rewritten segment, where positions do not tell: those whose header
+/// is whole enough to go on by.
+fn shaped_frames(window: &mut Window<'_>, from: u64, until: u64, after: Position, stop: Position) -> io::Result<u64> {
+    let (mut at, mut frames) = (from, 0);
+    while let Some(len) = Frame::peek_len(window.at(at, FRAME_HEADER_BYTES)?) {
+        if !(FRAME_HEADER_BYTES + 1..=FRAME_BYTES_MAX).contains(&len) || at + len as u64 > until {
+            break;
+        }
+        let shaped = Frame::parse(window.at(at, len)?).is_some_and(|frame| frame.position() >= after && frame.position() < stop);
+        if !shaped {
+            break;
+        }
+        frames += 1;
+        at += len as u64;
+    }
+    Ok(frames)
+}
+
 /// The next offset at which a good frame with a position in `after..stop` lies.
 fn resync(window: &mut Window<'_>, from: u64, after: Position, stop: Position) -> io::Result<Option<u64>> {
-    // A file of this length holds at most so many frames: a position further on is a coincidence of bytes.
-    let most = after.0.saturating_add(window.len / (FRAME_HEADER_BYTES as u64 + 1)).min(stop.0.saturating_sub(1));
     let mut at = from;
     while at + FRAME_HEADER_BYTES as u64 <= window.len {
         let chunk = window.at(at, Window::STEP)?;
-        let hit = (0..chunk.len().saturating_sub(FRAME_HEADER_BYTES - 1)).find(|offset| {
-            Frame::peek_position(&chunk[*offset..]).is_some_and(|position| position >= after && position.0 <= most)
-        });
+        let hit = (0..chunk.len().saturating_sub(FRAME_HEADER_BYTES - 1))
+            .find(|offset| Frame::peek_position(&chunk[*offset..]).is_some_and(|position| position >= after && position < stop));
         let searched = chunk.len().saturating_sub(FRAME_HEADER_BYTES - 1).max(1) as u64;
         match hit {
             Some(offset) => {
@@ -242,6 +279,13 @@ pub fn recover(host: &Host, segments_dir: &Path, aside_dir: &Path, durable: Posi
     let files = host.files.as_ref();
     let names = doing("listing", segments_dir, files.list(segments_dir))?;
     let ids: Vec<SegmentId> = names.iter().filter_map(|name| SegmentId::of_file_name(name)).collect();
+    for id in names.iter().filter_map(|name| SegmentId::of_new_file_name(name)) {
+        // The segment itself is still there, whole. What cannot be removed costs its space only.
+        let path = segments_dir.join(id.new_file_name());
+        if let Err(error) = files.remove(&path) {
+            tracing::warn!(segment = %id, %error, "what an unfinished rewriting left could not be removed");
+        }
+    }
     // Headers first: a segment ends where the next one begins.
     let mut found = Vec::new();
     for (at, id) in ids.iter().enumerate() {
@@ -273,7 +317,8 @@ pub fn recover(host: &Host, segments_dir: &Path, aside_dir: &Path, durable: Posi
         let stop = bases[at + 1..].iter().flatten().next().copied().unwrap_or(Position(u64::MAX));
         // Without a header and a first frame to tell, positions go on where the last segment ended.
         let intact = header.is_some();
-        let header = header.unwrap_or(SegmentHeader { id, base: recovered.next, created_ms: host.clock.wall_ms() });
+        let made = SegmentHeader { id, base: recovered.next, created_ms: host.clock.wall_ms(), rewritten: false };
+        let header = header.unwrap_or(made);
         let file_bytes = doing("reading", &path, file.len())?;
         let sealed = if intact { doing("reading", &path, Footer::read(file.as_ref()))? } else { None };
         if let Some((footer, directory)) = sealed.filter(|(footer, _)| footer.base == header.base && footer.end <= stop) {
@@ -287,7 +332,12 @@ pub fn recover(host: &Host, segments_dir: &Path, aside_dir: &Path, durable: Posi
             recovered.segments.push(Segment::new(&header, path, extent));
             continue;
         }
-        let scan = doing("scanning", &path, scan(file.as_ref(), header.base, stop, durable, !last))?;
+        let scanned = if header.rewritten {
+            scan_rewritten(file.as_ref(), header.base, stop)
+        } else {
+            scan(file.as_ref(), header.base, stop, durable, !last)
+        };
+        let scan = doing("scanning", &path, scanned)?;
         // Normally a file without either: its first group was torn before it was synced, and it never held a receipt. Or one
         // that claims to begin behind its successor, which no writer of ours leaves. Set aside rather than removed: nothing
         // in it proves what it is.
@@ -305,7 +355,7 @@ pub fn recover(host: &Host, segments_dir: &Path, aside_dir: &Path, durable: Posi
         // Counted here, once: the index that is written now makes the next opening skip this.
         recovered.damaged_events += scan.damaged_events;
         // Its end was cut off, if the next file is its neighbour; others between them were covered and removed.
-        if ids.get(at + 1) == Some(&id.next()) && stop.0 < u64::MAX {
+        if ids.get(at + 1) == Some(&id.next()) && stop.0 < u64::MAX && !header.rewritten {
             recovered.damaged_events += stop.0.saturating_sub(scan.end.0);
         }
         recovered.next = scan.end;
@@ -352,7 +402,8 @@ fn begin_empty(host: &Host, dir: &Path, id: SegmentId, base: Position) -> Result
 /// stands in, so that events seem younger than they are, never older.
 fn header_from_content(host: &Host, file: &dyn File, id: SegmentId) -> io::Result<Option<SegmentHeader>> {
     if let Some((footer, _)) = Footer::read(file)? {
-        return Ok(Some(SegmentHeader { id, base: footer.base, created_ms: footer.last_ms }));
+        let rewritten = footer.has_gaps();
+        return Ok(Some(SegmentHeader { id, base: footer.base, created_ms: footer.last_ms, rewritten }));
     }
     let mut window = Window::new(file)?;
     let at = SEGMENT_HEADER_BYTES as u64;
@@ -361,7 +412,7 @@ fn header_from_content(host: &Host, file: &dyn File, id: SegmentId) -> io::Resul
     }
     let Some(len) = good_frame(&mut window, at)? else { return Ok(None) };
     let first = Frame::parse(window.at(at, len)?).expect("checked just now");
-    Ok(Some(SegmentHeader { id, base: first.position(), created_ms: host.clock.wall_ms() }))
+    Ok(Some(SegmentHeader { id, base: first.position(), created_ms: host.clock.wall_ms(), rewritten: false }))
 }
 
 /// Keeps damaged bytes for inspection. Best effort: recovery goes on without.
