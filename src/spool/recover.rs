@@ -11,8 +11,9 @@
 //! whole from the first bad frame on, so that no later event of it overtakes an earlier one.
 //!
 //! *BORING-RECOVERY*: each step moves forward; nothing loops, and a second crash during recovery finds the
-//! same state. Failure: I/O errors are returned and stop the start; damage never does. What it will not do:
-//! guess at bytes, or touch a file of another version.
+//! same state. Failure: I/O errors are returned and stop the start; damage never does, and neither does a full disk,
+//! which only delivery can empty: an index that finds no room stays in memory. What it will not do: guess at bytes, or
+//! touch a file of another version.
 
 use std::fmt;
 use std::io;
@@ -316,7 +317,14 @@ pub fn recover(host: &Host, segments_dir: &Path, aside_dir: &Path, durable: Posi
         }
         // The frames first: after a kill they may be in the page cache only, and an index must not outlive its frames.
         doing("syncing", &path, file.sync_data())?;
-        doing("sealing", &path, seal(&segment, file.as_ref(), last_ms))?;
+        if let Err(error) = seal(&segment, file.as_ref(), last_ms) {
+            // On a full disk there is no room for an index, and only delivery makes room: a start must not need any. The
+            // index stays in memory, and the next opening scans again.
+            tracing::warn!(segment = %id, %error, "a segment could not be sealed while opening; its index stays in memory");
+            if let Err(error) = file.set_len(scan.frames_end) {
+                tracing::warn!(segment = %id, %error, "what was written of its index could not be cut off; the next opening will");
+            }
+        }
         recovered.segments.push(segment);
     }
     // After a kill the entry of the newest file may be in memory only, and what it holds is about to be delivered.

@@ -123,7 +123,10 @@ impl Reader {
         };
         for damaged in &swept.damaged {
             met.push((damaged.segment, u64::from(damaged.entry.offset)));
-            let position = self.sweep;
+            let position = damaged.position;
+            if position < self.sweep {
+                continue;
+            }
             self.sweep = Position(position.0 + 1);
             if !self.lags(damaged.lane) {
                 self.enqueue(damaged.lane, position, Turn::Dead);
@@ -196,10 +199,15 @@ impl Reader {
                         lag.from = Position(position.0 + 1);
                     }
                 } else {
-                    met.push((id, u64::from(entry.offset)));
-                    let position = lag.from.max(segment.base);
-                    turns.push((position, Turn::Dead));
-                    lag.from = Position(position.0 + 1);
+                    let position = self.cursor.damaged_position(&segment, entry)?;
+                    if position >= self.sweep {
+                        return Ok(true);
+                    }
+                    if position >= lag.from {
+                        met.push((id, u64::from(entry.offset)));
+                        turns.push((position, Turn::Dead));
+                        lag.from = Position(position.0 + 1);
+                    }
                 }
                 lag.entries.pop();
             }
