@@ -243,7 +243,7 @@ pub fn recover(host: &Host, segments_dir: &Path, aside_dir: &Path, durable: Posi
     let ids: Vec<SegmentId> = names.iter().filter_map(|name| SegmentId::of_file_name(name)).collect();
     // Headers first: a segment ends where the next one begins.
     let mut found = Vec::new();
-    for (at, id) in ids.iter().enumerate() {
+    for id in &ids {
         let path = segments_dir.join(id.file_name());
         let file = doing("opening", &path, files.open(&path))?;
         let mut bytes = [0; SEGMENT_HEADER_BYTES];
@@ -258,9 +258,9 @@ pub fn recover(host: &Host, segments_dir: &Path, aside_dir: &Path, durable: Posi
                 });
             }
         };
-        found.push((*id, path, file, header, at + 1 == ids.len()));
+        found.push((*id, path, file, header));
     }
-    let bases: Vec<Option<Position>> = found.iter().map(|(_, _, _, header, _)| header.map(|header| header.base)).collect();
+    let bases: Vec<Option<Position>> = found.iter().map(|(_, _, _, header)| header.map(|header| header.base)).collect();
     let mut recovered = Recovered {
         segments: Vec::new(),
         next: Position(0),
@@ -268,7 +268,7 @@ pub fn recover(host: &Host, segments_dir: &Path, aside_dir: &Path, durable: Posi
         damaged_events: 0,
         torn_bytes: 0,
     };
-    for (at, (id, path, file, header, last)) in found.into_iter().enumerate() {
+    for (at, (id, path, file, header)) in found.into_iter().enumerate() {
         let stop = bases[at + 1..].iter().flatten().next().copied().unwrap_or(Position(u64::MAX));
         // Without a header and a first frame to tell, positions go on where the last segment ended.
         let intact = header.is_some();
@@ -286,7 +286,10 @@ pub fn recover(host: &Host, segments_dir: &Path, aside_dir: &Path, durable: Posi
             recovered.segments.push(Segment::new(&header, path, extent));
             continue;
         }
-        let scan = doing("scanning", &path, scan(file.as_ref(), header.base, stop, durable, !last))?;
+        // Only a later segment that tells where it begins proves what was durable before it: of several tries at one group
+        // whose files were given up, a power cut may bring back any, each torn.
+        let sealed_off = stop.0 < u64::MAX;
+        let scan = doing("scanning", &path, scan(file.as_ref(), header.base, stop, durable, sealed_off))?;
         if scan.index.is_empty() && !intact {
             // Normally its first group was torn before it was synced, and it never held a receipt. Set aside rather than
             // removed: neither header nor frames are there to prove it.

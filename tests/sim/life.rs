@@ -24,6 +24,7 @@ use forebay::host::{Host, mix64};
 use forebay::spool::cursor::Cursor;
 use forebay::spool::frame;
 use forebay::spool::gather::commit_loop;
+use forebay::spool::index::DIRECTORY_BYTES;
 use forebay::spool::{OpenError, Opened, SpoolOptions, open, prepare, remove_covered};
 
 use crate::fault_files::{EIO, EMFILE, ENOSPC, Fault, FaultFiles, Met, Op, OpRecord, Pending, SeededEntropy, SimClock, is_death};
@@ -216,7 +217,7 @@ impl Life {
             self.clock.advance(Duration::from_millis(passed));
             match self.draw(40) {
                 0..=11 => self.commit(&mut process)?,
-                12..=16 => drop(self.sweep(&mut process)?),
+                13..=16 => drop(self.sweep(&mut process)?),
                 17..=19 => self.read_lane(&mut process)?,
                 20..=24 => self.send(&mut process)?,
                 25..=28 => self.answer(&mut process),
@@ -225,7 +226,12 @@ impl Life {
                 33 => process.opened.writer.seal(),
                 34 => self.fall_behind(&mut process),
                 35 => self.add_fault(),
-                36 => self.mishap(&mut process),
+                36 if self.on(Kind::Death) => {
+                    // The power goes within one of the next operations.
+                    let stop = self.files.ops() + self.draw(8);
+                    self.files.stop_at(stop);
+                }
+                36 | 12 => self.mishap(&mut process),
                 37 => self.files.heal(),
                 38 if self.draw(2) == 0 => {
                     self.clean_stop(process)?;
@@ -260,6 +266,8 @@ impl Life {
         let host = self.host();
         let saved = self.saved();
         let mut refused = 0;
+        let full = |met: &Met| met.get("disk full").copied().unwrap_or_default();
+        let (full_before, fired_before) = (full(&self.files.met()), self.files.faults_fired());
         let opened = loop {
             let fired = self.files.faults_fired();
             self.files.set_budget(Some(OPEN_OPERATIONS_MAX));
@@ -290,6 +298,9 @@ impl Life {
         let damaged = if self.plant == Plant::DamageUntold { 0 } else { opened.damaged_events };
         let next = opened.writer.next();
         self.tell(|| format!("open: next {next}, {damaged} damaged, torn {}", opened.torn_bytes));
+        if full(&self.files.met()) > full_before || self.files.faults_fired() > fired_before {
+            self.promises.told_again += damaged;
+        }
         self.files.set_quiet(true);
         let checked = self.check(&opened, &host, damaged, &saved);
         self.files.set_quiet(false);
@@ -610,7 +621,9 @@ impl Life {
             (Some((_, _, position, _)), _) if position >= self.promises.last_group => return,
             (Some((at, _, position, _)), Some(id)) => {
                 self.files.meet("bit of a frame flipped");
-                self.promises.hit(id, at, position);
+                let last = held.last().is_some_and(|(last, _, _, _)| *last == at);
+                let open_end = last && bytes.len() < at as usize + DIRECTORY_BYTES;
+                self.promises.hit(id, at, position, open_end);
             }
             _ if frames_only => return,
             _ => self.files.meet("bit beside frames flipped"),
@@ -640,7 +653,8 @@ impl Life {
                 batch.push(&key, explicit.then_some(hash), &data_of(id));
             }
             let count = u64::from(batch.count());
-            let permit = opened.handle.try_admit(batch.len()).map_err(|_| Broken("NO-BLOCKING: an idle spool admits nothing".into()))?;
+            let permit =
+                opened.handle.try_admit(batch.len()).map_err(|_| Broken("NO-BLOCKING: an idle spool admits nothing".into()))?;
             receipts.push((first, count, opened.handle.submit(batch, permit)));
         }
         opened.handle.close();

@@ -69,7 +69,8 @@ impl From<io::Error> for ReadError {
 
 fn event(frame: &Frame<'_>) -> Result<Turn, ReadError> {
     let id = id_of(frame.data());
-    id.map(Turn::Event).ok_or_else(|| ReadError::Broken(Broken(format!("NOTHING-LOST: nobody sent what lies at {}", frame.position()))))
+    id.map(Turn::Event)
+        .ok_or_else(|| ReadError::Broken(Broken(format!("NOTHING-LOST: nobody sent what lies at {}", frame.position()))))
 }
 
 impl Reader {
