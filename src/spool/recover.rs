@@ -12,8 +12,9 @@
 //!
 //! *BORING-RECOVERY*: each step moves forward; nothing loops, and a second crash during recovery finds the
 //! same state. A file that a rewriting did not finish (`rewrite.rs`) is removed; gaps between the positions of a rewritten
-//! segment are no damage. Failure: I/O errors are returned and stop the start; damage never does. What it will not do:
-//! guess at bytes, or touch a file of another version.
+//! segment are no damage. Failure: I/O errors are returned and stop the start; damage never does, and neither does a full
+//! disk, which only delivery can empty: an index that finds no room stays in memory. What it will not do: guess at bytes,
+//! or touch a file of another version.
 
 use std::fmt;
 use std::io;
@@ -288,7 +289,7 @@ pub fn recover(host: &Host, segments_dir: &Path, aside_dir: &Path, durable: Posi
     }
     // Headers first: a segment ends where the next one begins.
     let mut found = Vec::new();
-    for (at, id) in ids.iter().enumerate() {
+    for id in &ids {
         let path = segments_dir.join(id.file_name());
         let file = doing("opening", &path, files.open(&path))?;
         let mut bytes = [0; SEGMENT_HEADER_BYTES];
@@ -303,9 +304,9 @@ pub fn recover(host: &Host, segments_dir: &Path, aside_dir: &Path, durable: Posi
                 });
             }
         };
-        found.push((*id, path, file, header, at + 1 == ids.len()));
+        found.push((*id, path, file, header));
     }
-    let bases: Vec<Option<Position>> = found.iter().map(|(_, _, _, header, _)| header.map(|header| header.base)).collect();
+    let bases: Vec<Option<Position>> = found.iter().map(|(_, _, _, header)| header.map(|header| header.base)).collect();
     let mut recovered = Recovered {
         segments: Vec::new(),
         next: Position(0),
@@ -313,7 +314,7 @@ pub fn recover(host: &Host, segments_dir: &Path, aside_dir: &Path, durable: Posi
         damaged_events: 0,
         torn_bytes: 0,
     };
-    for (at, (id, path, file, header, last)) in found.into_iter().enumerate() {
+    for (at, (id, path, file, header)) in found.into_iter().enumerate() {
         let stop = bases[at + 1..].iter().flatten().next().copied().unwrap_or(Position(u64::MAX));
         // Without a header and a first frame to tell, positions go on where the last segment ended.
         let intact = header.is_some();
@@ -332,10 +333,13 @@ pub fn recover(host: &Host, segments_dir: &Path, aside_dir: &Path, durable: Posi
             recovered.segments.push(Segment::new(&header, path, extent));
             continue;
         }
+        // Only a later segment that tells where it begins proves what was durable before it: of several tries at one group
+        // whose files were given up, a power cut may bring back any, each torn.
+        let sealed_off = stop.0 < u64::MAX;
         let scanned = if header.rewritten {
             scan_rewritten(file.as_ref(), header.base, stop)
         } else {
-            scan(file.as_ref(), header.base, stop, durable, !last)
+            scan(file.as_ref(), header.base, stop, durable, sealed_off)
         };
         let scan = doing("scanning", &path, scanned)?;
         // Normally a file without either: its first group was torn before it was synced, and it never held a receipt. Or one
@@ -369,7 +373,14 @@ pub fn recover(host: &Host, segments_dir: &Path, aside_dir: &Path, durable: Posi
         }
         // The frames first: after a kill they may be in the page cache only, and an index must not outlive its frames.
         doing("syncing", &path, file.sync_data())?;
-        doing("sealing", &path, seal(&segment, file.as_ref(), last_ms))?;
+        if let Err(error) = seal(&segment, file.as_ref(), last_ms) {
+            // On a full disk there is no room for an index, and only delivery makes room: a start must not need any. The
+            // index stays in memory, and the next opening scans again.
+            tracing::warn!(segment = %id, %error, "a segment could not be sealed while opening; its index stays in memory");
+            if let Err(error) = file.set_len(scan.frames_end) {
+                tracing::warn!(segment = %id, %error, "what was written of its index could not be cut off; the next opening will");
+            }
+        }
         recovered.segments.push(segment);
     }
     if durable > recovered.next {
@@ -377,9 +388,13 @@ pub fn recover(host: &Host, segments_dir: &Path, aside_dir: &Path, durable: Posi
         recovered.damaged_events += durable.0 - recovered.next.0;
         recovered.next = durable;
         // A file that begins there says so to the next opening, which then does not count them again.
-        let segment = begin_empty(host, segments_dir, recovered.next_id, durable)?;
-        recovered.next_id = segment.id.next();
-        recovered.segments.push(segment);
+        let id = recovered.next_id;
+        recovered.next_id = id.next();
+        match begin_empty(host, segments_dir, id, durable) {
+            Ok(segment) => recovered.segments.push(segment),
+            // On a full disk: the next opening counts them again.
+            Err(error) => tracing::warn!(%error, "where positions go on could not be written"),
+        }
     }
     // After a kill the entry of the newest file may be in memory only, and what it holds is about to be delivered.
     doing("syncing", segments_dir, files.sync_dir(segments_dir))?;
@@ -388,7 +403,7 @@ pub fn recover(host: &Host, segments_dir: &Path, aside_dir: &Path, durable: Posi
 
 /// A sealed segment without frames, which says where positions go on.
 fn begin_empty(host: &Host, dir: &Path, id: SegmentId, base: Position) -> Result<Segment, OpenError> {
-    let header = SegmentHeader { id, base, created_ms: host.clock.wall_ms() };
+    let header = SegmentHeader { id, base, created_ms: host.clock.wall_ms(), rewritten: false };
     let path = dir.join(id.file_name());
     let file = doing("creating", &path, host.files.create(&path))?;
     doing("writing", &path, file.append(&[&header.encode()]))?;
