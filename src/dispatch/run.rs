@@ -335,6 +335,9 @@ impl Shell {
     fn on_saved(&mut self, checkpoint: Box<Checkpoint>, durable: bool) {
         self.saving = false;
         if durable {
+            // Told before files go by them: who looks behind a removal finds the marks that allowed it.
+            let saved = Some((self.clock.wall_ms(), Arc::new((*checkpoint).clone())));
+            *locked(&self.dispatcher.metrics.saved_marks) = saved;
             self.dispatcher.on_saved(&checkpoint);
             // Events past its marks may be under way.
             let high = if checkpoint.clean { Position(0) } else { self.dispatcher.sent_high() };

@@ -33,7 +33,9 @@ pub mod cursor;
 pub mod frame;
 pub mod gather;
 pub mod index;
+pub mod inspect;
 pub mod recover;
+pub mod replay;
 pub mod segment;
 #[cfg(test)]
 #[allow(clippy::disallowed_methods, reason = "tests damage files behind the spool's back")]
