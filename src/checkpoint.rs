@@ -170,8 +170,12 @@ pub fn peek(dir: &Path) -> Result<Option<Checkpoint>, StoreError> {
     let named = |doing: &str, path: &Path, error: std::io::Error| StoreError(format!("{doing} {}: {error}", path.display()));
     std::fs::DirBuilder::new().mode(0o700).create(&copy).map_err(|error| named("creating", &copy, error))?;
     let read = copy_tree(dir, &copy).map_err(|error| named("copying", dir, error)).and_then(|()| {
-        let mut store = SledMarks { dir: copy.clone(), db: open_sled(&copy)? };
-        Ok(store.load())
+        // What sled logs of a copy would name files that are gone when it is read.
+        tracing::subscriber::with_default(tracing::subscriber::NoSubscriber::default(), || {
+            let db = open_sled(&copy)
+                .map_err(|error| StoreError(error.0.replace(&copy.display().to_string(), &dir.display().to_string())))?;
+            Ok(SledMarks { dir: copy.clone(), db }.load())
+        })
     });
     if let Err(error) = std::fs::remove_dir_all(&copy) {
         tracing::warn!(copy = %copy.display(), %error, "a copy of the marks could not be removed");

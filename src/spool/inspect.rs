@@ -382,7 +382,8 @@ impl SpoolDir {
                 (state, events, last_ms, extent_of(found, file_bytes))
             }
         };
-        let damage = (extent.end.0 - header.base.0).saturating_sub(events);
+        let missing = (extent.end.0 - header.base.0).saturating_sub(events);
+        let damage = if rewritten(header) { 0 } else { missing };
         let segment = Segment::new(header, head.path.clone(), extent);
         Ok(Seen { segment, state, events, last_ms, damage, header_damaged: head.header.is_err(), file_bytes })
     }

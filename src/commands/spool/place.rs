@@ -193,14 +193,29 @@ fn is_same(one: &Path, other: &Path) -> bool {
 /// # Errors
 /// A sentence for a person.
 pub async fn get<T: DeserializeOwned>(admin: SocketAddr, path: &str) -> Result<T, String> {
-    ask(admin, path, None).await
+    ask(admin, path, None).await.map_err(|error| error.text)
+}
+
+/// Why the agent did not do what it was asked.
+#[derive(Clone, Debug)]
+pub struct AskError {
+    /// The sentence for a person.
+    pub text: String,
+    /// It may do it later (503).
+    pub later: bool,
+}
+
+impl From<String> for AskError {
+    fn from(text: String) -> Self {
+        Self { text, later: false }
+    }
 }
 
 /// Asks the admin listener, with a body as POST.
 ///
 /// # Errors
 /// A sentence for a person: no agent, or what it answered.
-pub async fn ask<T: DeserializeOwned>(admin: SocketAddr, path: &str, body: Option<String>) -> Result<T, String> {
+pub async fn ask<T: DeserializeOwned>(admin: SocketAddr, path: &str, body: Option<String>) -> Result<T, AskError> {
     let (method, wait) = match body {
         None => ("GET", ASK_TIMEOUT),
         // A slice may wait for room, and for a slow disk.
@@ -213,12 +228,14 @@ pub async fn ask<T: DeserializeOwned>(admin: SocketAddr, path: &str, body: Optio
     if status != StatusCode::OK {
         let said = serde_json::from_slice::<serde_json::Value>(&body).ok();
         let said = said.and_then(|said| said["error"].as_str().map(str::to_owned)).unwrap_or_else(|| status.to_string());
-        return Err(match status {
+        let text = match status {
             StatusCode::NOT_FOUND => format!("the agent at {admin} does not know {path} ({said}); is it of an older version?"),
             _ => format!("the agent at {admin} says: {said}"),
-        });
+        };
+        return Err(AskError { text, later: status == StatusCode::SERVICE_UNAVAILABLE });
     }
-    serde_json::from_slice(&body).map_err(|error| format!("what answers at {admin} is not forebay's admin listener ({error})"))
+    let answer = serde_json::from_slice(&body);
+    answer.map_err(|error| format!("what answers at {admin} is not forebay's admin listener ({error})").into())
 }
 
 impl Place {

@@ -94,7 +94,11 @@ pub(super) async fn run(place: Place, args: SpoolReplayArgs, config: Option<&Con
         });
         format!("{all}\n")
     } else {
-        format!("replayed {} events, {}; {how}\n", count(events), bytes(data_bytes))
+        let gone = match there.events.saturating_sub(events) {
+            missing if missing > 0 && error.is_none() => format!(", {} were settled and removed meanwhile", count(missing)),
+            _ => String::new(),
+        };
+        format!("replayed {} events, {}{gone}; {how}\n", count(events), bytes(data_bytes))
     };
     let exit = print(&text)?;
     match error {
@@ -120,7 +124,13 @@ fn count_there(
         Ok(ControlFlow::Continue(()))
     })?;
     there.damaged = walked.damaged;
-    let end = there.last.map_or(walked.next, |(last, _)| Position(last.0 + 1));
+    let end = match there.last {
+        Some((last, _)) => Position(last.0 + 1),
+        None => {
+            let seen = place.spool.segments(&heads, checkpoint.durable)?;
+            seen.last().map_or(begin, |seen| seen.segment.extent().end)
+        }
+    };
     Ok((there, end, begin))
 }
 
@@ -184,14 +194,14 @@ async fn live(agent: &LiveAgent, select: &Select, there: &There) -> Done {
             }
             Ok(_) => return Err((events, data_bytes, format!("the agent does not go on at position {from}; report it"))),
             // No room at the moment, perhaps.
-            Err(error) if error.contains("takes nothing now") && tries < TRIES_MAX => {
+            Err(error) if error.later && tries < TRIES_MAX => {
                 tries += 1;
-                bar.suspend(|| eprintln!("forebay spool replay: {error}; waiting"));
+                bar.suspend(|| eprintln!("forebay spool replay: {}; waiting", error.text));
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
             Err(error) => {
                 bar.finish_and_clear();
-                return Err((events, data_bytes, format!("{error}; go on with --from {from} --to {}", select.to.0)));
+                return Err((events, data_bytes, format!("{}; go on with --from {from} --to {}", error.text, select.to.0)));
             }
         }
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::place::Place;
-use super::{Failed, print, progress};
+use super::{Failed, Sum, print, progress};
 use crate::commands::status::{bytes, count};
 use crate::exit::Exit;
 use crate::spool::inspect::verify::{Finding, Level, Verified};
@@ -26,6 +26,8 @@ pub(super) async fn run(place: Place, json: bool) -> Result<Exit, Failed> {
     let exit = if verified.good { Exit::Good } else { Exit::Failed };
     let text = if json {
         let mut all = serde_json::to_value(&verified).map_err(|error| error.to_string())?;
+        all["account"] =
+            verified.pending.map_or(serde_json::Value::Null, |pending| Sum::of(&marks, verified.accepted, pending).json());
         all["stream"] = place.spool.stream().into();
         all["dir"] = place.spool.dir().display().to_string().into();
         all["marks"] = marks.json();
@@ -33,13 +35,14 @@ pub(super) async fn run(place: Place, json: bool) -> Result<Exit, Failed> {
         format!("{all:#}\n")
     } else {
         let mut out = format!("{}\n{}\n", place.title(), marks.line());
-        report(&mut out, &verified, seconds).expect("a String takes all");
+        let account = verified.pending.map(|pending| Sum::of(&marks, verified.accepted, pending));
+        report(&mut out, &verified, account, seconds).expect("a String takes all");
         out
     };
     print(&text).map(|_| exit)
 }
 
-fn report(out: &mut String, verified: &Verified, seconds: f64) -> std::fmt::Result {
+fn report(out: &mut String, verified: &Verified, account: Option<Sum>, seconds: f64) -> std::fmt::Result {
     for finding in &verified.findings {
         writeln!(out)?;
         tell(out, finding)?;
@@ -53,13 +56,14 @@ fn report(out: &mut String, verified: &Verified, seconds: f64) -> std::fmt::Resu
         count(verified.events),
         bytes(verified.bytes)
     )?;
-    if let Some(pending) = verified.pending {
-        writeln!(out, "pending by the marks: {} events of {} ever accepted", count(pending), count(verified.next))?;
+    if let Some(account) = account {
+        account.write(out);
     }
-    let others = format!("{} warnings, {} notes", count(of(Level::Warning)), count(of(Level::Note)));
+    let several = |n: u64, what: &str| format!("{} {what}{}", count(n), if n == 1 { "" } else { "s" });
+    let others = format!("{}, {}", several(of(Level::Warning), "warning"), several(of(Level::Note), "note"));
     match of(Level::Error) {
         0 => writeln!(out, "good: nothing is wrong ({others})"),
-        errors => writeln!(out, "BAD: {} errors, {others}", count(errors)),
+        errors => writeln!(out, "BAD: {}, {others}", several(errors, "error")),
     }
 }
 

@@ -124,8 +124,8 @@ pub struct Verified {
     pub events: u64,
     /// Bytes that were read.
     pub bytes: u64,
-    /// Where positions go on.
-    pub next: u64,
+    /// Where positions go on: what was ever accepted.
+    pub accepted: u64,
     /// Events at or past their lane's mark; `None` without marks.
     pub pending: Option<u64>,
     /// All that was found, in the order of files and offsets.
@@ -183,6 +183,7 @@ impl SpoolDir {
         verifier.neighbours(&after);
         verifier.marks(next);
         verifier.balance(next, &after);
+        let accepted = next.max(verifier.durable()).0;
         let pending = verifier.before.checkpoint.is_some().then_some(verifier.pending);
         let segments = verifier.heads.len() as u64;
         let Verifier { findings, events, .. } = verifier;
@@ -191,7 +192,7 @@ impl SpoolDir {
             segments,
             events,
             bytes: self.read.load(Ordering::Relaxed) - started,
-            next: next.0,
+            accepted,
             pending,
             findings,
         })
@@ -410,7 +411,7 @@ impl Verifier<'_> {
                 let finding = self.find(Level::Error, Kind::Frame, at, what);
                 finding.at(start, end - start).positions = positions;
                 finding
-                    .means(&format!("the {lost} events of these positions, if they are not settled yet, are counted as dead when they are met; what follows is read"))
+                    .means(&format!("{}, if not settled yet, counted as dead when met; what follows is read", events(lost)))
                     .remedy("a copy of the file from before, put in its place while the agent is stopped, brings them back; look at the disk's health");
             }
         }
@@ -458,8 +459,9 @@ impl Verifier<'_> {
         };
         if found.end < expected && expected.0 < u64::MAX {
             let lost = expected.0 - found.end.0;
-            let by = if last { "the marks know" } else { "the next file begins after" };
-            let finding = self.find(Level::Error, Kind::Truncated, at, format!("the file ends {lost} events before what {by}"));
+            let than = if last { "what the marks know" } else { "the next file begins" };
+            let what = format!("the file ends {} before {than}", events(lost));
+            let finding = self.find(Level::Error, Kind::Truncated, at, what);
             finding.at(found.frames_end, tail).positions = Some([found.end.0, expected.0]);
             finding
                 .means("these events were receipted; those of them that are not settled yet are lost, and the next start counts them as dead")
@@ -637,4 +639,9 @@ impl Finding {
         text.clone_into(&mut self.remedy);
         self
     }
+}
+
+/// `1 event`, `2 events`.
+fn events(n: u64) -> String {
+    format!("{n} event{}", if n == 1 { "" } else { "s" })
 }
