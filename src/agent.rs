@@ -24,6 +24,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::admin::spool::SpoolDoor;
 use crate::admin::{self, AdminState};
 use crate::checkpoint::{Checkpoint, MarkStore, SledMarks};
 use crate::config::{Config, StreamConfig};
@@ -180,6 +181,15 @@ impl Agent {
             let named = streams.iter().map(|stream| (stream.name.clone(), Arc::clone(&stream.metrics))).collect();
             let mut state = AdminState::new(named, draining.clone(), Arc::clone(&host.clock));
             state.allowed_hosts.clone_from(&config.listen.allowed_hosts);
+            state.spools = streams
+                .iter()
+                .map(|stream| SpoolDoor {
+                    name: stream.name.clone(),
+                    dir: spool_dir(&config.spool.dir, &stream.name),
+                    handle: stream.handle.clone(),
+                    host: host.clone(),
+                })
+                .collect();
             admin_tasks.spawn(admin::serve(listener, Arc::new(state), admin_shutdown));
         }
         Ok(Self { streams, doors, admin: admin_tasks, draining, admin_stop, host, http: http_address, admin_address })
@@ -300,6 +310,7 @@ fn start_stream(config: &Config, stream: &StreamConfig, host: &Host, api: Arc<dy
     if clean {
         sent_log.restart(Position(0));
     }
+    *locked(&metrics.saved_marks) = Some((host.clock.wall_ms(), Arc::new(checkpoint.clone())));
     {
         let mut account = locked(&metrics.account);
         account.accepted = next.0;

@@ -201,6 +201,56 @@ impl SledMarks {
     }
 }
 
+/// The last saved checkpoint of the store in `dir`, read from a copy of its files: the store itself is not opened, so that
+/// looking changes nothing and waits for nobody. The copy of a store in use may be torn, or a little old. `Ok(None)` when
+/// there is no store, or none that holds a checkpoint.
+///
+/// # Errors
+/// When the copy cannot be made, or sled cannot read it.
+#[allow(clippy::disallowed_methods, reason = "sled's own files, and a copy that only this function sees")]
+pub fn peek(dir: &Path) -> Result<Option<Checkpoint>, StoreError> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    static COPIES: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+    if !dir.join("db").exists() {
+        return Ok(None);
+    }
+    let number = COPIES.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let copy = std::env::temp_dir().join(format!("forebay-marks-{}-{number}", std::process::id()));
+    let named = |doing: &str, path: &Path, error: std::io::Error| StoreError(format!("{doing} {}: {error}", path.display()));
+    std::fs::DirBuilder::new().mode(0o700).create(&copy).map_err(|error| named("creating", &copy, error))?;
+    let read = copy_tree(dir, &copy).map_err(|error| named("copying", dir, error)).and_then(|()| {
+        // What sled logs of a copy would name files that are gone when it is read.
+        tracing::subscriber::with_default(tracing::subscriber::NoSubscriber::default(), || {
+            let db = open_sled(&copy)
+                .map_err(|error| StoreError(error.0.replace(&copy.display().to_string(), &dir.display().to_string())))?;
+            Ok(SledMarks { dir: copy.clone(), db }.load())
+        })
+    });
+    if let Err(error) = std::fs::remove_dir_all(&copy) {
+        tracing::warn!(copy = %copy.display(), %error, "a copy of the marks could not be removed");
+    }
+    read
+}
+
+#[allow(clippy::disallowed_methods, reason = "as in `peek`")]
+fn copy_tree(from: &Path, to: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        let copied = if entry.file_type()?.is_dir() {
+            std::fs::create_dir(&target).and_then(|()| copy_tree(&entry.path(), &target))
+        } else {
+            std::fs::copy(entry.path(), &target).map(drop)
+        };
+        match copied {
+            // sled removes what it has replaced.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            other => other?,
+        }
+    }
+    Ok(())
+}
+
 fn unused_name(dir: &Path) -> PathBuf {
     let name = |n: u32| dir.with_extension(format!("damaged-{n}"));
     (1..u32::MAX).map(name).find(|path| !path.exists()).unwrap_or_else(|| name(0))

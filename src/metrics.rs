@@ -9,7 +9,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::checkpoint::Checkpoint;
 
 /// Bucket bounds, in seconds, of all latency histograms; +Inf is implied.
 pub const LATENCY_BOUNDS_SECONDS: [f64; 18] = [
@@ -163,6 +165,8 @@ pub struct StreamMetrics {
     pub shards: Mutex<Vec<ShardStatus>>,
     /// Why the stream is paused, empty when it is not. Shown by status and readiness' body.
     pub paused_reason: Mutex<String>,
+    /// The last saved marks, and the wall clock (ms) then: what another process cannot read while sled is open.
+    pub saved_marks: Mutex<Option<(u64, Arc<Checkpoint>)>>,
     /// The spool can make events durable.
     pub writable: AtomicBool,
     /// The spool is at `max_bytes` (or the disk is full) and holds events back.

@@ -8,6 +8,7 @@ pub mod config;
 pub mod demo;
 pub mod run;
 pub mod send;
+pub mod spool;
 pub mod status;
 pub mod tail;
 

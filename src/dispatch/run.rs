@@ -391,6 +391,9 @@ impl Shell {
     fn on_saved(&mut self, checkpoint: Box<Checkpoint>, durable: bool) {
         self.saving = false;
         if durable {
+            // Told before files go by them: who looks behind a removal finds the marks that allowed it.
+            let saved = Some((self.clock.wall_ms(), Arc::new((*checkpoint).clone())));
+            *locked(&self.dispatcher.metrics.saved_marks) = saved;
             self.dispatcher.on_saved(&checkpoint);
             // Also where all of it is settled: should this checkpoint be lost and an older one be found, it still tells.
             self.sent_log.restart(self.dispatcher.sent_high());

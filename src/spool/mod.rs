@@ -35,7 +35,9 @@ pub mod cursor;
 pub mod frame;
 pub mod gather;
 pub mod index;
+pub mod inspect;
 pub mod recover;
+pub mod replay;
 pub mod rewrite;
 pub mod segment;
 #[cfg(test)]

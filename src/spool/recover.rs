@@ -98,7 +98,7 @@ pub fn doing<T>(what: impl fmt::Display, path: &Path, result: io::Result<T>) -> 
 }
 
 /// Reads a file forward through one buffer.
-struct Window<'a> {
+pub(super) struct Window<'a> {
     file: &'a dyn File,
     len: u64,
     start: u64,
@@ -108,12 +108,12 @@ struct Window<'a> {
 impl<'a> Window<'a> {
     const STEP: usize = 1 << 20;
 
-    fn new(file: &'a dyn File) -> io::Result<Self> {
+    pub(super) fn new(file: &'a dyn File) -> io::Result<Self> {
         Ok(Self { file, len: file.len()?, start: 0, bytes: Vec::new() })
     }
 
     /// Up to `want` bytes at `offset`; fewer only at the end of the file.
-    fn at(&mut self, offset: u64, want: usize) -> io::Result<&[u8]> {
+    pub(super) fn at(&mut self, offset: u64, want: usize) -> io::Result<&[u8]> {
         let want = want.min((self.len - offset.min(self.len)) as usize);
         let held = self.start..self.start + self.bytes.len() as u64;
         if offset < held.start || offset + want as u64 > held.end {
@@ -415,7 +415,7 @@ fn begin_empty(host: &Host, dir: &Path, id: SegmentId, base: Position) -> Result
 
 /// What a damaged header said, as far as the footer or the first frame tells it. The creation time is lost: a later one
 /// stands in, so that events seem younger than they are, never older.
-fn header_from_content(host: &Host, file: &dyn File, id: SegmentId) -> io::Result<Option<SegmentHeader>> {
+pub(super) fn header_from_content(host: &Host, file: &dyn File, id: SegmentId) -> io::Result<Option<SegmentHeader>> {
     if let Some((footer, _)) = Footer::read(file)? {
         let rewritten = footer.has_gaps();
         return Ok(Some(SegmentHeader { id, base: footer.base, created_ms: footer.last_ms, rewritten }));
