@@ -96,7 +96,7 @@ impl World {
 
     /// Events that were submitted, durable or not.
     pub fn submitted(&self) -> u64 {
-        self.metrics.accepted_by_source.lock().unwrap().values().sum()
+        self.handle.gathered() + self.metrics.accepted_by_source.lock().unwrap().values().sum::<u64>()
     }
 
     /// Rejected events of one reason.
@@ -135,6 +135,7 @@ pub fn config(name: &str) -> SourceConfig {
         partition_key_fallback: KeyFallback::Reject,
         keys: Vec::new(),
         max_event_bytes: EVENT_BYTES_MAX,
+        spool_quota: None,
     }
 }
 
