@@ -595,6 +595,7 @@ pub fn commit_loop(shared: &Arc<Shared>, mut writer: Writer) {
     shared.metrics.writable.store(true, Ordering::Relaxed);
     shared.metrics.spool_bytes.store(shared.table.bytes(), Ordering::Relaxed);
     let mut keeper = Keeper { shared, writer, room: Room::default(), episode: None, timer: SyncTimer::default() };
+    keeper.look_before_the_first();
     let mut stream = false;
     loop {
         let mut group = match shared.next_group(stream, keeper.patience(clock.monotonic())) {
@@ -669,6 +670,14 @@ impl Keeper<'_> {
                 _ => self.room.limit(self.shared, cost),
             };
             metrics.set_full(now_by);
+        }
+    }
+
+    /// A spool that has no room from the start says so before somebody's event finds out.
+    fn look_before_the_first(&mut self) {
+        let cost = self.writer.cost(1, 0);
+        if let Some(limit) = self.room.limit(self.shared, cost) {
+            self.begin_episode(limit, cost);
         }
     }
 

@@ -3,6 +3,8 @@
 //! Batches are submitted before the commit thread runs wherever a test is about groups, so that it decides what a
 //! group is, and not the scheduler.
 
+mod policies;
+
 use std::thread::JoinHandle;
 
 use super::*;
