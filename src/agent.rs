@@ -27,7 +27,7 @@ use tokio::task::JoinSet;
 use crate::admin::spool::SpoolDoor;
 use crate::admin::{self, AdminState};
 use crate::checkpoint::{Checkpoint, MarkStore, SledMarks};
-use crate::config::{Config, StreamConfig};
+use crate::config::{Config, StreamConfig, SyncClass};
 use crate::dispatch::run::{Ended, Event, Inbox, Parts, SentLog};
 use crate::dispatch::{DispatchOptions, Dispatcher, run};
 use crate::event::{LANES, Position};
@@ -37,7 +37,7 @@ use crate::kinesis::KinesisApi;
 use crate::metrics::{StreamMetrics, locked};
 use crate::spool::cursor::Cursor;
 use crate::spool::gather::commit_loop;
-use crate::spool::{self, OpenError, SpoolHandle, SpoolOptions};
+use crate::spool::{self, OpenError, Policy, SpoolHandle, SpoolOptions};
 
 /// Why an agent does not start. Each names its place and the remedy.
 #[derive(Debug)]
@@ -282,6 +282,14 @@ fn start_stream(config: &Config, stream: &StreamConfig, host: &Host, api: Arc<dy
     let metrics = Arc::<StreamMetrics>::default();
     let durable = loaded.as_ref().map_or(Position(0), |checkpoint| checkpoint.durable);
     let opened = spool::open(host, &options, durable, &metrics).map_err(failed)?;
+    opened.handle.set_policy(Policy::of(&config.spool));
+    if config.spool.sync != SyncClass::Always {
+        tracing::warn!(
+            stream = stream.name,
+            sync = %config.spool.sync,
+            "spool.sync is weaker than \"always\": a power cut or a kernel crash may cost events that have a receipt"
+        );
+    }
     let next = opened.writer.next();
     let sent_path = dir.join("ledger.sent");
     let (mut sent_log, sent_high) = SentLog::open(host, &sent_path);
