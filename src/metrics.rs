@@ -161,6 +161,12 @@ pub struct StreamMetrics {
     pub shards: Mutex<Vec<ShardStatus>>,
     /// Why the stream is paused, empty when it is not. Shown by status and readiness' body.
     pub paused_reason: Mutex<String>,
+    /// Dead letters that are kept.
+    pub dead_letters: AtomicU64,
+    /// Bytes of all files of dead letters.
+    pub dead_letter_bytes: AtomicU64,
+    /// Why no dead letters can be written, empty when they can. Their events stay pending.
+    pub dead_reason: Mutex<String>,
     /// The spool can make events durable.
     pub writable: AtomicBool,
     /// The spool is at `max_bytes` (or the disk is full) and holds events back.
