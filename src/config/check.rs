@@ -145,6 +145,7 @@ pub(crate) fn build(in_force: &InForce) -> Config {
             max_bytes: spool.bytes("max_bytes"),
             segment_bytes: spool.bytes("segment_bytes"),
             checkpoint_interval: spool.time("checkpoint_interval"),
+            dead_max_bytes: spool.bytes("dead_max_bytes"),
         },
         streams: in_force.all(SectionKind::Stream).map(build_stream).collect(),
         sources: in_force.all(SectionKind::Source).map(build_source).collect(),
@@ -173,6 +174,7 @@ fn build_stream(stream: &Section) -> StreamConfig {
         request_bytes_max: usize_of(stream.bytes("request_bytes_max")),
         requests_max: usize_of(stream.count("requests_max")),
         request_timeout: stream.time("request_timeout"),
+        ttl: stream.time("ttl"),
     }
 }
 

@@ -238,6 +238,8 @@ pub struct SpoolConfig {
     pub segment_bytes: u64,
     /// How often the marks are made durable. Default 200 ms, 10 ms to 60 s. Bounds duplicates after a crash.
     pub checkpoint_interval: Duration,
+    /// Ceiling for one stream's dead letters. Default 1 GiB, 1 MiB to 1 PiB.
+    pub dead_max_bytes: u64,
 }
 
 /// How events become records.
@@ -287,6 +289,8 @@ pub struct StreamConfig {
     pub requests_max: usize,
     /// Time after which an unanswered PutRecords counts as "outcome unknown". Default 10 s, 100 ms to 5 min.
     pub request_timeout: Duration,
+    /// Events older than this become dead letters. Default zero, which is off; at most 30 days.
+    pub ttl: Duration,
 }
 
 /// Where a source's partition keys come from when no pointer yields one.

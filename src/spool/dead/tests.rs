@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::desk::{DeadLetters, Selection};
 use super::*;
 use crate::event::KeyHash;
-use crate::host::{Files as _, mix64};
+use crate::host::mix64;
 use crate::spool::tests::fault_files::{EIO, Fault, FaultFiles, Op, Pending, SimClock, sim_host};
 
 const DIR: &str = "/spool/dead";
