@@ -36,6 +36,7 @@ use crate::ingest::{Source, Sources, http, unix};
 use crate::kinesis::KinesisApi;
 use crate::metrics::{StreamMetrics, locked};
 use crate::spool::cursor::Cursor;
+use crate::spool::dead::desk::DeadLetters;
 use crate::spool::gather::commit_loop;
 use crate::spool::{self, OpenError, Policy, SpoolHandle, SpoolOptions};
 
@@ -345,8 +346,14 @@ fn start_stream(config: &Config, stream: &StreamConfig, host: &Host, api: Arc<dy
         "spool open"
     );
 
-    let dispatcher =
+    let mut dispatcher =
         Dispatcher::new(DispatchOptions::of(stream), host.clone(), cursor, Arc::clone(&metrics), &checkpoint, resent_below);
+    let dead_dir = spool::dead_dir(&dir);
+    let letters = DeadLetters::open(host, &dead_dir, config.spool.dead_max_bytes, &metrics).map_err(failed)?;
+    let letters = Arc::new(letters);
+    let known = letters.store().unsettled(marks_lost);
+    let kept = known.and_then(|known| dispatcher.keep_letters(Arc::clone(&letters), &known));
+    kept.map_err(|error| io("reading", &dead_dir, error))?;
     let parts = Parts {
         dispatcher,
         host: host.clone(),

@@ -167,6 +167,12 @@ pub struct StreamMetrics {
     pub paused_reason: Mutex<String>,
     /// The last saved marks, and the wall clock (ms) then: what another process cannot read while sled is open.
     pub saved_marks: Mutex<Option<(u64, Arc<Checkpoint>)>>,
+    /// Dead letters that are kept.
+    pub dead_letters: AtomicU64,
+    /// Bytes of all files of dead letters.
+    pub dead_letter_bytes: AtomicU64,
+    /// Why no dead letters can be written, empty when they can. Their events stay pending.
+    pub dead_reason: Mutex<String>,
     /// The spool can make events durable.
     pub writable: AtomicBool,
     /// There is no room for new events: `max_bytes`, the reserve or the disk. Set by [`StreamMetrics::set_full`].

@@ -178,6 +178,7 @@ pub(crate) fn build(in_force: &InForce) -> Config {
                 _ => OnFull::Block,
             },
             reserve: spool.bytes_if_given("reserve"),
+            dead_max_bytes: spool.bytes("dead_max_bytes"),
         },
         streams: in_force.all(SectionKind::Stream).map(build_stream).collect(),
         sources: in_force.all(SectionKind::Source).map(|source| build_source(source, spool.bytes("max_bytes"))).collect(),
@@ -206,6 +207,7 @@ fn build_stream(stream: &Section) -> StreamConfig {
         request_bytes_max: usize_of(stream.bytes("request_bytes_max")),
         requests_max: usize_of(stream.count("requests_max")),
         request_timeout: stream.time("request_timeout"),
+        ttl: stream.time("ttl"),
     }
 }
 

@@ -244,6 +244,8 @@ pub struct SpoolConfig {
     pub on_full: OnFull,
     /// Free bytes that the spool leaves on its file system. `None`: 256 MiB, or a twentieth of a smaller disk.
     pub reserve: Option<u64>,
+    /// Ceiling for one stream's dead letters. Default 1 GiB, 1 MiB to 1 PiB.
+    pub dead_max_bytes: u64,
 }
 
 /// What a receipt means. Every receipt's class is told: in the answer to a hello, in an HTTP header, in status.
@@ -350,6 +352,8 @@ pub struct StreamConfig {
     pub requests_max: usize,
     /// Time after which an unanswered PutRecords counts as "outcome unknown". Default 10 s, 100 ms to 5 min.
     pub request_timeout: Duration,
+    /// Events older than this become dead letters. Default zero, which is off; at most 30 days.
+    pub ttl: Duration,
 }
 
 /// Where a source's partition keys come from when no pointer yields one.

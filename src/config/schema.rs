@@ -359,9 +359,15 @@ static SPOOL: [Key; 7] = [
         "With less free than this on the disk of the spool, there is no room for new events, so that delivery, marks and dead \
          letters can go on; not set: 256MiB, or a twentieth of a disk below 5GiB.",
     ),
+    key(
+        "dead_max_bytes",
+        Kind::Bytes { min: MIB, max: 1 << 50 },
+        Fallback::Toml("\"1GiB\""),
+        "Ceiling for one stream's dead letters, beside max_bytes; when it is reached, no event expires.",
+    ),
 ];
 
-static STREAM: [Key; 13] = [
+static STREAM: [Key; 14] = [
     key("name", Kind::Text(&STREAM_NAME), Fallback::Required, "The Kinesis data stream, by name or ARN."),
     key(
         "region",
@@ -409,6 +415,12 @@ static STREAM: [Key; 13] = [
         Kind::Time { min: Duration::from_millis(100), max: Duration::from_secs(300) },
         Fallback::Toml("\"10s\""),
         "Time after which an unanswered request counts as \"may have been stored\" and is sent again.",
+    ),
+    key(
+        "ttl",
+        Kind::Time { min: Duration::ZERO, max: Duration::from_secs(30 * 86_400) },
+        Fallback::Toml("\"0s\""),
+        "Events older than this become dead letters instead of being sent; \"0s\": none does.",
     ),
 ];
 

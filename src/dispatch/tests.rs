@@ -2,6 +2,8 @@
 //! fails, reshards and answers out of turn, crashes in between; and a reader by KCL's rules that checks the
 //! promises by name. One seed is one history: `FOREBAY_SEED=7 cargo test dispatch::tests` runs that one alone.
 
+mod expiry;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -14,6 +16,7 @@ use crate::event::KeyHash;
 use crate::host::{Clock, Entropy, mix64};
 use crate::kinesis::{EntryOutcome, ErrorClass, PutEntry};
 use crate::shard_map::even_shards;
+use crate::spool::dead::desk::DeadLetters;
 use crate::spool::gather::commit_loop;
 use crate::spool::rewrite::Rewritten;
 use crate::spool::{self, SpoolHandle, SpoolOptions};
@@ -144,6 +147,7 @@ struct History {
     faults: bool,
     /// Hashes of a shard that takes nothing.
     dead: Option<std::ops::RangeInclusive<u128>>,
+    dead_max_bytes: u64,
 }
 
 struct Running {
@@ -172,6 +176,7 @@ impl History {
             requests_max: 1 + random.below(6) as usize,
             // Small, so that queues fill and lag.
             slots_max: 64 << random.below(8),
+            ttl: Duration::ZERO,
         };
         let model = Model::new(1 + random.below(7) as u32);
         let keys = 1 + random.below(40);
@@ -189,6 +194,7 @@ impl History {
             counted_before: 0,
             faults: true,
             dead: None,
+            dead_max_bytes: 1 << 30,
         }
     }
 
@@ -206,10 +212,19 @@ impl History {
         {
             let mut account = metrics.account.lock().expect("not poisoned");
             account.accepted = next.0;
-            account.delivered = next.0 - pending;
+            account.expired = self.saved.expired;
+            account.dead = self.saved.dead;
+            account.dropped = self.saved.dropped;
+            account.delivered = next.0 - pending - account.expired - account.dead - account.dropped;
         }
         let dispatcher =
             Dispatcher::new(self.options.clone(), self.host.clone(), cursor, Arc::clone(&metrics), &self.saved, sent_high);
+        let dead = spool::dead_dir(self.dir.path());
+        let letters = DeadLetters::open(&self.host, &dead, self.dead_max_bytes, &metrics).expect("open letters");
+        let letters = Arc::new(letters);
+        let known = letters.store().unsettled(false).expect("read letters");
+        let mut dispatcher = dispatcher;
+        dispatcher.keep_letters(letters, &known).expect("read");
         let writer = opened.writer;
         let commit = std::thread::spawn(move || commit_loop(&shared, writer));
         Running { handle: opened.handle, commit, dispatcher, metrics, under_way: Vec::new(), listing: None, copy: None }

@@ -15,7 +15,7 @@
 //! | `segments/NNNNNNNNNN.new` | what is alive of a segment, before it takes its place (`rewrite.rs`) | the rewriting thread |
 //! | `ledger/` | sled: the marks (`checkpoint.rs`); may be lost | the checkpoint thread |
 //! | `ledger.sent` | how far sending went since the last checkpoint; may be lost | the dispatcher |
-//! | `dead/` | what was set aside | recovery, the dispatcher |
+//! | `dead/` | dead letters (`dead.rs`), and bytes that recovery set aside | the dispatcher, recovery |
 //!
 //! Write: `admit` (bytes against a budget), `submit` (into the gathering group), one fdatasync for all who wait,
 //! receipts, hot tail (`gather.rs`, `commit.rs`). Read: forward through everything, from memory while it is hot,
@@ -32,6 +32,7 @@
 
 pub mod commit;
 pub mod cursor;
+pub mod dead;
 pub mod frame;
 pub mod gather;
 pub mod index;
@@ -90,6 +91,12 @@ pub struct Opened {
 #[must_use]
 pub fn segments_dir(dir: &Path) -> PathBuf {
     dir.join("segments")
+}
+
+/// Where a spool's dead letters are.
+#[must_use]
+pub fn dead_dir(dir: &Path) -> PathBuf {
+    dir.join("dead")
 }
 
 /// Creates or checks the spool's directory: format, version, name of the stream.
