@@ -91,7 +91,7 @@ impl<'a> Feed<'a> {
 
 /// A segment file as the writer makes it, but for what the instructions spoil.
 fn build_segment(feed: &mut Feed<'_>, id: SegmentId, base: u64) -> (Vec<u8>, u64) {
-    let header = SegmentHeader { id, base: Position(base), created_ms: 1_700_000_000_000 };
+    let header = SegmentHeader { id, base: Position(base), created_ms: 1_700_000_000_000, rewritten: false };
     let mut bytes = header.encode().to_vec();
     match feed.one_of(16) {
         0 => bytes.clear(),

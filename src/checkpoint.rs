@@ -221,9 +221,10 @@ pub fn peek(dir: &Path) -> Result<Option<Checkpoint>, StoreError> {
     let read = copy_tree(dir, &copy).map_err(|error| named("copying", dir, error)).and_then(|()| {
         // What sled logs of a copy would name files that are gone when it is read.
         tracing::subscriber::with_default(tracing::subscriber::NoSubscriber::default(), || {
-            let db = open_sled(&copy)
-                .map_err(|error| StoreError(error.0.replace(&copy.display().to_string(), &dir.display().to_string())))?;
-            Ok(SledMarks { dir: copy.clone(), db }.load())
+            let said = |error: String| StoreError(error.replace(&copy.display().to_string(), &dir.display().to_string()));
+            let worker = Worker::open(&copy).map_err(|unopened| said(unopened.error))?;
+            let bytes = worker.ask(Ask::Load).map_err(said)?;
+            Ok(bytes.as_deref().and_then(Checkpoint::decode))
         })
     });
     if let Err(error) = std::fs::remove_dir_all(&copy) {

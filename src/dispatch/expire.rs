@@ -24,9 +24,8 @@ use super::Dispatcher;
 use super::outgoing::Outgoing;
 use super::queue::{Slot, SlotState};
 use crate::checkpoint::Checkpoint;
-use crate::event::{Lane, Position};
+use crate::event::Lane;
 use crate::metrics::{Account, locked};
-use crate::spool::cursor::Damaged;
 use crate::spool::dead::desk::DeadLetters;
 use crate::spool::dead::{Known, Letter, Reason};
 

@@ -8,6 +8,8 @@
 //! [`Damaged`], with its lane, and reading goes on behind it; index entries that no longer check are made anew from
 //! the frames, since a wrong one would hide a good event; only the device's own errors are errors.
 
+mod damage;
+
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;

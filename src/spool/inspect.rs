@@ -27,7 +27,7 @@ use super::recover::{OpenError, Scan, Window, doing, header_from_content, scan};
 use super::segment::{Extent, HeaderError, Index, SEGMENT_HEADER_BYTES, Segment, SegmentHeader, SegmentId, SegmentTable};
 use super::{FORMAT_LINE, segments_dir};
 use crate::event::{LANES, Lane, Position};
-use crate::host::{File, Files, Host};
+use crate::host::{File, Files, Host, Space};
 
 /// Files that can be looked at only.
 #[derive(Debug)]
@@ -64,6 +64,10 @@ impl Files for ReadOnly {
 
     fn create_dir_all(&self, _: &Path) -> io::Result<()> {
         refused()
+    }
+
+    fn space(&self, path: &Path) -> io::Result<Space> {
+        self.0.space(path)
     }
 }
 
