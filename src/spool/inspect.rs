@@ -23,7 +23,7 @@ use super::cursor::Cursor;
 use super::frame::Frame;
 use super::gather::SpoolHandle;
 use super::index::{ActiveIndex, Entry, Footer};
-use super::recover::{OpenError, Scan, Window, doing, header_from_content, scan};
+use super::recover::{OpenError, Scan, Window, doing, header_from_content, scan, scan_rewritten};
 use super::segment::{Extent, HeaderError, Index, SEGMENT_HEADER_BYTES, Segment, SegmentHeader, SegmentId, SegmentTable};
 use super::{FORMAT_LINE, segments_dir};
 use crate::event::{LANES, Lane, Position};
@@ -550,8 +550,8 @@ impl SpoolDir {
 }
 
 /// Gaps between this segment's positions are no damage.
-fn rewritten(_: &SegmentHeader) -> bool {
-    false
+fn rewritten(header: &SegmentHeader) -> bool {
+    header.rewritten
 }
 
 /// Walks the frames of one segment as recovery would.
@@ -562,7 +562,11 @@ fn scan_segment(
     durable: Position,
     sealed_off: bool,
 ) -> io::Result<Scan> {
-    scan(file, header.base, stop, durable, sealed_off)
+    if header.rewritten {
+        scan_rewritten(file, header.base, stop)
+    } else {
+        scan(file, header.base, stop, durable, sealed_off)
+    }
 }
 
 /// What is known of a segment that was scanned.
