@@ -32,7 +32,7 @@ use serde_json::Value;
 use sink::{Mode, Options, Sink, number_of};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_forebay");
-const EVENTS: u64 = 45_000;
+const EVENTS: u64 = 100_000;
 const USERS: u64 = 300;
 
 fn event(number: u64) -> String {
@@ -170,7 +170,7 @@ fn looking_into_a_stopped_agents_spool_tells_what_was_sent_and_changes_nothing()
     let ls = json(&stdout);
     assert_eq!((&ls["stream"], &ls["marks"]["origin"]), (&"events".into(), &"saved".into()));
     let segments = ls["segments"].as_array().unwrap();
-    assert!(segments.len() >= 3, "{stdout}");
+    assert!(segments.len() >= 4, "{stdout}");
     let mut next = 0;
     for segment in segments {
         assert_eq!(segment["base"], next);
@@ -190,7 +190,7 @@ fn looking_into_a_stopped_agents_spool_tells_what_was_sent_and_changes_nothing()
     let (code, stdout, stderr) = spool(dir, &["verify"]);
     assert_eq!((code, stderr.as_str()), (0, ""), "{stdout}");
     assert!(stdout.contains("good: nothing is wrong") && stdout.contains("GB/s"), "{stdout}");
-    assert!(stdout.contains("accepted 45,000 = delivered 0 + pending 45,000 + dead 0"), "EXACT-ACCOUNT: {stdout}");
+    assert!(stdout.contains("accepted 100,000 = delivered 0 + pending 100,000 + dead 0"), "EXACT-ACCOUNT: {stdout}");
 
     let (code, stdout, stderr) = spool(dir, &["cat", "--ndjson"]);
     assert_eq!((code, stderr.as_str()), (0, ""));
@@ -521,7 +521,7 @@ fn errors_name_the_place_and_the_remedy() {
     tells(&at("root/one"), &["cat", "--from", "9", "--to", "9"], 64, &["the range is empty"]);
     tells(&at("root/one"), &["cat", "--from", "yesterday"], 64, &["2026-11-20T10:00:00Z", "2h"]);
     tells(&at("root/one"), &["replay", "--yes"], 64, &["--from and --to"]);
-    tells(&at("root/one"), &["replay", "--from", "99999999", "--yes"], 1, &["nothing of this range", "positions 0 up to 45000"]);
+    tells(&at("root/one"), &["replay", "--from", "99999999", "--yes"], 1, &["nothing of this range", "positions 0 up to 100000"]);
 
     let config = at("forebay.toml");
     fs::write(&config, format!("[listen]\nadmin = \"{}\"\n[spool]\ndir = {:?}\n", nobody(), at("root"))).unwrap();
