@@ -4,6 +4,7 @@
 //! place and ends with exit code 1; a replay delivers exactly once more, and the account stays exact.
 
 #![allow(clippy::disallowed_methods, reason = "it watches a real process with real files, and damages them")]
+#![allow(clippy::unwrap_used, reason = "a panic is how a test's helpers report")]
 
 #[path = "common/agent.rs"]
 #[allow(dead_code, reason = "each test binary uses its own part of the helpers")]
