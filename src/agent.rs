@@ -26,8 +26,8 @@ use tokio::task::JoinSet;
 
 use crate::admin::spool::SpoolDoor;
 use crate::admin::{self, AdminState};
-use crate::checkpoint::{Checkpoint, MarkStore, SledMarks, StoreError};
-use crate::config::{Config, StreamConfig};
+use crate::checkpoint::{Checkpoint, MarkStore, SledMarks};
+use crate::config::{Config, StreamConfig, SyncClass};
 use crate::dispatch::run::{Ended, Event, Inbox, Parts, SentLog};
 use crate::dispatch::{DispatchOptions, Dispatcher, run};
 use crate::event::{LANES, Position};
@@ -36,8 +36,9 @@ use crate::ingest::{Source, Sources, http, unix};
 use crate::kinesis::KinesisApi;
 use crate::metrics::{StreamMetrics, locked};
 use crate::spool::cursor::Cursor;
+use crate::spool::dead::desk::DeadLetters;
 use crate::spool::gather::commit_loop;
-use crate::spool::{self, OpenError, SpoolHandle, SpoolOptions};
+use crate::spool::{self, OpenError, Policy, SpoolHandle, SpoolOptions};
 
 /// Why an agent does not start. Each names its place and the remedy.
 #[derive(Debug)]
@@ -48,13 +49,6 @@ pub enum StartError {
         stream: String,
         /// What is wrong.
         error: OpenError,
-    },
-    /// A stream's marks: not even a new store can be made.
-    Marks {
-        /// The stream.
-        stream: String,
-        /// What is wrong.
-        error: StoreError,
     },
     /// The socket.
     Socket(unix::BindError),
@@ -72,7 +66,6 @@ impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Spool { stream, error } => write!(f, "spool of stream {stream}: {error}"),
-            Self::Marks { stream, error } => write!(f, "marks of stream {stream}: {error}"),
             Self::Socket(error) => error.fmt(f),
             Self::Http(error) => error.fmt(f),
             Self::Admin(error) => error.fmt(f),
@@ -285,18 +278,37 @@ fn start_stream(config: &Config, stream: &StreamConfig, host: &Host, api: Arc<dy
     };
     spool::prepare(host, &options).map_err(failed)?;
 
-    let marks_failed = |error| StartError::Marks { stream: stream.name.clone(), error };
-    let mut store = SledMarks::open(&dir.join("ledger")).map_err(marks_failed)?;
+    let mut store = SledMarks::open(&dir.join("ledger"));
     let loaded = store.load();
     let metrics = Arc::<StreamMetrics>::default();
     let durable = loaded.as_ref().map_or(Position(0), |checkpoint| checkpoint.durable);
     let opened = spool::open(host, &options, durable, &metrics).map_err(failed)?;
+    opened.handle.set_policy(Policy::of(&config.spool));
+    if config.spool.sync != SyncClass::Always {
+        tracing::warn!(
+            stream = stream.name,
+            sync = %config.spool.sync,
+            "spool.sync is weaker than \"always\": a power cut or a kernel crash may cost events that have a receipt"
+        );
+    }
     let next = opened.writer.next();
     let sent_path = dir.join("ledger.sent");
-    let (sent_log, sent_high) = SentLog::open(host, &sent_path).map_err(|error| io("opening", &sent_path, error))?;
+    let (mut sent_log, sent_high) = SentLog::open(host, &sent_path);
     // With the marks lost, all that is there is sent again, however long ago it was sent first.
     let marks_lost = loaded.is_none() && next > Position(0);
-    let resent_below = if marks_lost { next } else { sent_high };
+    let clean = loaded.as_ref().is_some_and(|checkpoint| checkpoint.clean);
+    let resent_below = match (marks_lost, clean) {
+        (true, _) => next,
+        // What is past a mark was never sent.
+        (false, true) => Position(0),
+        (false, false) => sent_high.min(next),
+    };
+    if loaded.is_some() && !clean {
+        tracing::info!(
+            stream = stream.name,
+            "the last end was no clean one, or its last marks are lost: what was sent after these marks were saved is sent again"
+        );
+    }
 
     let mut checkpoint = loaded.unwrap_or_default();
     let shared = Arc::clone(opened.handle.shared());
@@ -304,7 +316,12 @@ fn start_stream(config: &Config, stream: &StreamConfig, host: &Host, api: Arc<dy
     let pending = count_pending(&mut cursor, &checkpoint.marks).map_err(|error| io("reading", &dir, error))?;
     checkpoint = Checkpoint { clean: false, durable: next, dead: checkpoint.dead + opened.damaged_events, ..checkpoint };
     // What was found dead is known from now on, and what was durable stays so.
-    store.save(&checkpoint).map_err(marks_failed)?;
+    if let Err(error) = store.save(&checkpoint) {
+        tracing::error!(stream = stream.name, %error, "the marks cannot be saved: events are taken and delivered, but no disk space is freed, and a restart sends again");
+    }
+    if clean {
+        sent_log.restart(Position(0));
+    }
     *locked(&metrics.saved_marks) = Some((host.clock.wall_ms(), Arc::new(checkpoint.clone())));
     {
         let mut account = locked(&metrics.account);
@@ -332,8 +349,14 @@ fn start_stream(config: &Config, stream: &StreamConfig, host: &Host, api: Arc<dy
         "spool open"
     );
 
-    let dispatcher =
+    let mut dispatcher =
         Dispatcher::new(DispatchOptions::of(stream), host.clone(), cursor, Arc::clone(&metrics), &checkpoint, resent_below);
+    let dead_dir = spool::dead_dir(&dir);
+    let letters = DeadLetters::open(host, &dead_dir, config.spool.dead_max_bytes, &metrics).map_err(failed)?;
+    let letters = Arc::new(letters);
+    let known = letters.store().unsettled(marks_lost);
+    let kept = known.and_then(|known| dispatcher.keep_letters(Arc::clone(&letters), &known));
+    kept.map_err(|error| io("reading", &dead_dir, error))?;
     let parts = Parts {
         dispatcher,
         host: host.clone(),
@@ -341,6 +364,7 @@ fn start_stream(config: &Config, stream: &StreamConfig, host: &Host, api: Arc<dy
         runtime: tokio::runtime::Handle::current(),
         store: Box::new(store),
         checkpoint_interval: config.spool.checkpoint_interval,
+        segment_bytes: config.spool.segment_bytes,
         sent_log,
         stream: stream.name.clone(),
     };

@@ -115,6 +115,18 @@ pub enum Kind {
         /// Longest.
         max: Duration,
     },
+    /// When written events are synced: `always`, `os`, or `interval:TIME` with a time in this range.
+    Sync {
+        /// Shortest.
+        min: Duration,
+        /// Longest.
+        max: Duration,
+    },
+    /// A part of another size: a size, or whole percent of it.
+    Share {
+        /// The key of that size, with its section.
+        of: &'static str,
+    },
     /// A whole number, both ends included.
     Count {
         /// Smallest.
@@ -156,6 +168,11 @@ impl Kind {
             Self::Time { min, max } => {
                 format!("a time from {} to {}, such as \"{}\"", show_time(*min), show_time(*max), show_time(*max))
             }
+            Self::Sync { min, max } => {
+                let (min, max) = (show_time(*min), show_time(*max));
+                format!("\"always\", \"os\", or \"interval:\" with a time from {min} to {max}, such as \"interval:50ms\"")
+            }
+            Self::Share { of } => format!("a size, such as \"2GiB\", or whole percent of {of} from \"1%\" to \"100%\""),
             Self::Count { min, max } => format!("a whole number from {min} to {max}"),
             Self::Texts(rule) => format!("a list, each of it {}", rule.allowed),
             Self::Ids => format!("a list of user ids from 0 to {}, such as [1000, 1001]", u32::MAX),
@@ -296,7 +313,7 @@ static LISTEN: [Key; 6] = [
     ),
 ];
 
-static SPOOL: [Key; 6] = [
+static SPOOL: [Key; 8] = [
     key(
         "dir",
         Kind::Text(&PATH),
@@ -323,19 +340,34 @@ static SPOOL: [Key; 6] = [
     ),
     key(
         "sync",
-        Kind::Choice { offered: &["always"], later: &["interval", "os"] },
+        Kind::Sync { min: Duration::from_millis(1), max: Duration::from_secs(10) },
         Fallback::Toml("\"always\""),
-        "What a receipt means: \"always\", that the event is on disk (fdatasync).",
+        "What a receipt means: \"always\", the event is on disk (fdatasync); \"interval:TIME\", it is written, and synced at most \
+         that much later; \"os\", it is written, and synced when its file is sealed.",
     ),
     key(
         "on_full",
-        Kind::Choice { offered: &["block"], later: &["reject", "drop_oldest"] },
+        Kind::Choice { offered: &["block", "reject"], later: &["drop_oldest"] },
         Fallback::Toml("\"block\""),
-        "What happens at max_bytes: \"block\", senders wait and nothing accepted is thrown away.",
+        "What happens to new events while there is no room: \"block\", senders wait; \"reject\", they are refused at once, and \
+         plain socket clients lose them. Nothing accepted is thrown away by either.",
+    ),
+    key(
+        "reserve",
+        Kind::Bytes { min: 0, max: 1 << 50 },
+        Fallback::Unset,
+        "With less free than this on the disk of the spool, there is no room for new events, so that delivery, marks and dead \
+         letters can go on; not set: 256MiB, or a twentieth of a disk below 5GiB.",
+    ),
+    key(
+        "dead_max_bytes",
+        Kind::Bytes { min: MIB, max: 1 << 50 },
+        Fallback::Toml("\"1GiB\""),
+        "Ceiling for one stream's dead letters, beside max_bytes; when it is reached, no event expires.",
     ),
 ];
 
-static STREAM: [Key; 13] = [
+static STREAM: [Key; 14] = [
     key("name", Kind::Text(&STREAM_NAME), Fallback::Required, "The Kinesis data stream, by name or ARN."),
     key(
         "region",
@@ -384,9 +416,15 @@ static STREAM: [Key; 13] = [
         Fallback::Toml("\"10s\""),
         "Time after which an unanswered request counts as \"may have been stored\" and is sent again.",
     ),
+    key(
+        "ttl",
+        Kind::Time { min: Duration::ZERO, max: Duration::from_secs(30 * 86_400) },
+        Fallback::Toml("\"0s\""),
+        "Events older than this become dead letters instead of being sent; \"0s\": none does.",
+    ),
 ];
 
-static SOURCE: [Key; 8] = [
+static SOURCE: [Key; 9] = [
     key("name", Kind::Text(&SOURCE_NAME), Fallback::Required, "Its name: /ingest/NAME over HTTP, source=NAME on the socket."),
     key(
         "kind",
@@ -419,6 +457,13 @@ static SOURCE: [Key; 8] = [
         Kind::Bytes { min: 1, max: limits::EVENT_BYTES_MAX as u64 },
         Fallback::Toml("\"1022KiB\""),
         "The largest event taken; more would not fit a Kinesis record with the longest key.",
+    ),
+    key(
+        "spool_quota",
+        Kind::Share { of: "spool.max_bytes" },
+        Fallback::Unset,
+        "The most that undelivered events of this source may take of its stream's spool; at it, on_full holds for this source \
+         alone. Not set: all of it.",
     ),
 ];
 

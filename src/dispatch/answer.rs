@@ -249,17 +249,6 @@ impl Dispatcher {
         }
     }
 
-    /// This event is dead.
-    pub(super) fn settle_dead(&mut self, at: usize, seq: u64) {
-        self.queues[at].settle(seq);
-        self.count_dead(1);
-        self.pop_settled(at);
-    }
-
-    pub(super) fn count_dead(&self, events: u64) {
-        locked(&self.metrics.account).dead += events;
-    }
-
     fn count_duplicated(&self, reason: &'static str, events: u64) {
         *locked(&self.metrics.duplicated).entry(reason).or_default() += events;
     }

@@ -101,7 +101,7 @@ impl Dispatcher {
         starving && usable < SWEEP_TARGET_BYTES
     }
 
-    fn cannot_read(&mut self, error: &io::Error, now: Duration) {
+    pub(super) fn cannot_read(&mut self, error: &io::Error, now: Duration) {
         tracing::error!(%error, "the spool cannot be read; trying again");
         self.wake(now + Duration::from_secs(1));
     }
@@ -199,15 +199,19 @@ impl Dispatcher {
             explicit: frame.explicit_hash(),
             state: SlotState::Waiting,
             behind: if chaining { 0 } else { NO_CHAIN },
+            attempts: 0,
         };
         queue.push(slot);
     }
 
-    /// A frame that no longer checks takes its place in the order of its lane, as a dead letter.
+    /// A frame that no longer checks takes its place in the order of its lane: it is found out again when it is packed.
     fn enqueue_damaged(&mut self, damaged: Damaged, now: Duration) {
         // Its hash is unknown: of a lane's several queues the first one accounts for it.
         let at = self.queue_of(KeyHash(damaged.lane.first_hash()));
-        let position = self.sweep;
+        let position = damaged.position;
+        if position < self.sweep {
+            return;
+        }
         self.sweep = Position(position.0 + 1);
         if self.queues[at].lag.is_none() {
             self.enqueue_dead(at, damaged, position, now);
@@ -218,7 +222,6 @@ impl Dispatcher {
         if !self.marks.enqueue(damaged.lane, position) {
             return;
         }
-        tracing::error!(segment = %damaged.segment, offset = damaged.entry.offset, "an event is damaged on disk: set aside as dead");
         let slot = Slot {
             position,
             chunk: self.window.next().wrapping_sub(1),
@@ -230,12 +233,11 @@ impl Dispatcher {
             hash: damaged.lane.first_hash(),
             key_len: 0,
             explicit: false,
-            state: SlotState::Settled,
+            state: SlotState::Waiting,
             behind: NO_CHAIN,
+            attempts: 0,
         };
         self.queues[at].push(slot);
-        self.count_dead(1);
-        self.pop_settled(at);
     }
 
     /// Reads on in the lanes of a shard that lags. True when there is more to read at once.
@@ -325,9 +327,22 @@ impl Dispatcher {
                 }
                 lag.from = lag.from.max(Position(position.0 + 1));
             } else if self.queue_of(KeyHash(lane.first_hash())) == at {
-                let position = lag.from.max(segment.base);
-                lag.from = Position(position.0 + 1);
-                dead.push((slots.len(), Damaged { segment: id, entry, lane }, position));
+                let position = match self.cursor.damaged_position(&segment, entry) {
+                    Ok(position) => position,
+                    Err(error) => {
+                        failed = Some(error);
+                        break;
+                    }
+                };
+                if position >= self.sweep {
+                    joined = Some(());
+                    break;
+                }
+                // One that lies behind what was read before is settled already.
+                if position >= lag.from {
+                    lag.from = Position(position.0 + 1);
+                    dead.push((slots.len(), Damaged { segment: id, entry, lane, position }, position));
+                }
             }
             lag.entries.pop();
         }

@@ -24,8 +24,8 @@ pub struct Marks {
     marks: Box<[Position; LANES]>,
     outstanding: Vec<u32>,
     shared: BTreeMap<Lane, Shared>,
-    /// Settled events past their lane's mark, from before the last reshard: not to be enqueued again.
-    settled_before: HashSet<u64>,
+    /// Settled events past their lane's mark, from before the last reshard or start: not to be enqueued again.
+    settled_before: HashSet<(u64, Lane)>,
 }
 
 impl Marks {
@@ -49,7 +49,9 @@ impl Marks {
 
     /// An event met by the sweep or a lag is to be enqueued; false when it is settled already.
     pub fn enqueue(&mut self, lane: Lane, position: Position) -> bool {
-        if position < self.marks[lane.index()] || (!self.settled_before.is_empty() && self.settled_before.contains(&position.0)) {
+        if position < self.marks[lane.index()]
+            || (!self.settled_before.is_empty() && self.settled_before.contains(&(position.0, lane)))
+        {
             return false;
         }
         let outstanding = &mut self.outstanding[lane.index()];
@@ -92,20 +94,42 @@ impl Marks {
             *held = (*held).max(mark);
         }
         if !self.settled_before.is_empty() {
-            let lowest = self.marks.iter().min().copied().unwrap_or_default();
-            self.settled_before.retain(|position| *position >= lowest.0);
+            let marks = &self.marks;
+            self.settled_before.retain(|(position, lane)| *position >= marks[lane.index()].0);
         }
     }
 
     /// Begins anew with other queues: nothing is outstanding, `settled` are positions that were settled in
     /// slots that had not left yet, `shared` the lanes that several shards have now.
-    pub fn restart(&mut self, settled: impl IntoIterator<Item = u64>, shared: impl IntoIterator<Item = Lane>) {
-        for lane in std::mem::take(&mut self.shared).into_values() {
-            self.settled_before.extend(lane.settled_ahead);
+    pub fn restart(&mut self, settled: impl IntoIterator<Item = (u64, Lane)>, shared: impl IntoIterator<Item = Lane>) {
+        for (lane, held) in std::mem::take(&mut self.shared) {
+            self.settled_before.extend(held.settled_ahead.into_iter().map(|position| (position, lane)));
         }
         self.settled_before.extend(settled);
         self.outstanding.fill(0);
         self.shared = shared.into_iter().map(|lane| (lane, Shared::default())).collect();
+    }
+
+    /// This event is settled, though its lane's mark is not past it: it is not to be enqueued.
+    pub fn note_settled(&mut self, lane: Lane, position: Position) {
+        self.settled_before.insert((position.0, lane));
+    }
+
+    /// Events in `from..to`, at or past their lanes' marks, that are settled and have left their queues.
+    #[must_use]
+    pub fn settled_ahead(&self, from: Position, to: Position) -> u64 {
+        let mut ahead: HashSet<(u64, Lane)> = self.settled_before.iter().copied().collect();
+        ahead.extend(self.shared.iter().flat_map(|(lane, held)| held.settled_ahead.iter().map(|position| (*position, *lane))));
+        let counts = |(position, lane): &&(u64, Lane)| (from.0.max(self.of(*lane).0)..to.0).contains(position);
+        ahead.iter().filter(counts).count() as u64
+    }
+
+    /// Everything below `to` is settled, in all lanes, and nothing is outstanding.
+    pub fn raise(&mut self, to: Position) {
+        debug_assert!(self.outstanding.iter().all(|outstanding| *outstanding == 0), "nothing is outstanding without a map");
+        for mark in self.marks.iter_mut() {
+            *mark = (*mark).max(to);
+        }
     }
 }
 
@@ -157,7 +181,7 @@ mod tests {
         assert!(marks.enqueue(LANE, Position(1)) && marks.enqueue(LANE, Position(2)));
         marks.settled(LANE, Position(2));
         marks.advance(&floors(10));
-        marks.restart([8], []);
+        marks.restart([(8, LANE)], []);
         assert!(marks.enqueue(LANE, Position(1)));
         assert!(!marks.enqueue(LANE, Position(2)) && !marks.enqueue(LANE, Position(8)));
     }

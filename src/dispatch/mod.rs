@@ -26,12 +26,14 @@
 
 mod answer;
 pub mod backoff;
+mod expire;
 mod feed;
 pub mod limiter;
 pub mod marks;
 pub mod outgoing;
 mod pack;
 pub mod queue;
+pub mod rewriter;
 pub mod run;
 #[cfg(test)]
 mod tests;
@@ -43,6 +45,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use self::backoff::Backoff;
+use self::expire::Endings;
 use self::marks::Marks;
 use self::queue::{Lag, Queue, SlotState};
 use self::window::Window;
@@ -83,6 +86,8 @@ pub struct DispatchOptions {
     pub requests_max: usize,
     /// Slots kept in memory; for tests smaller than the default.
     pub slots_max: usize,
+    /// Events older than this become dead letters instead of being sent; zero: none does.
+    pub ttl: Duration,
 }
 
 impl DispatchOptions {
@@ -97,6 +102,7 @@ impl DispatchOptions {
             request_bytes_max: config.request_bytes_max,
             requests_max: config.requests_max,
             slots_max: SLOTS_MAX,
+            ttl: config.ttl,
         }
     }
 }
@@ -187,6 +193,8 @@ pub struct Dispatcher {
     wake_at: Option<Duration>,
     /// Wall clock at the last `poll`, ms.
     wall_ms: u64,
+    /// Events that end without being delivered.
+    endings: Endings,
 }
 
 impl Dispatcher {
@@ -234,6 +242,7 @@ impl Dispatcher {
             sent_high: resent_below,
             wake_at: None,
             wall_ms: 0,
+            endings: Endings::default(),
         }
     }
 
@@ -317,11 +326,11 @@ impl Dispatcher {
         }
         let Some(map) = &self.map else { return };
         let old = std::mem::take(&mut self.queues);
-        let settled: Vec<u64> = old
+        let settled: Vec<(u64, Lane)> = old
             .iter()
             .flat_map(Queue::slots)
             .filter(|slot| slot.state == SlotState::Settled)
-            .map(|slot| slot.position.0)
+            .map(|slot| (slot.position.0, slot.lane()))
             .collect();
         let shared = (0..LANES as u16).map(Lane).filter(|lane| map.lane(*lane) == LaneShard::Several);
         self.marks.restart(settled, shared);
@@ -365,7 +374,7 @@ impl Dispatcher {
         if self.map.is_some() {
             self.advance_marks();
         }
-        let account = *locked(&self.metrics.account);
+        let account = self.counted_at_marks();
         let durable = self.cursor.shared().tail.durable();
         Checkpoint {
             clean: stopping && self.requests.is_empty() && self.held.is_empty(),
@@ -391,6 +400,7 @@ impl Dispatcher {
             }
             Err(error) => tracing::warn!(%error, "a settled segment could not be removed; trying again later"),
         }
+        self.tidy_letters(saved);
     }
 
     /// All that was receipted is settled.

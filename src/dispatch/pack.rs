@@ -47,6 +47,7 @@ impl Dispatcher {
         self.wake_at = None;
         self.wall_ms = self.host.clock.wall_ms();
         self.install_map(now);
+        self.give_up(now);
         let mut out = Vec::new();
         if self.map.is_none() || matches!(self.map_state, MapState::Changed(_)) {
             return out;
@@ -54,6 +55,7 @@ impl Dispatcher {
         if self.feed(now) {
             self.wake(now);
         }
+        self.expire(now);
         // An aggregate packed by a map that is known to be wrong may be dropped by its consumer.
         if self.aggregating() && !matches!(self.map_state, MapState::Fresh) {
             return out;
@@ -131,7 +133,7 @@ impl Dispatcher {
                 self.turn = at;
                 break;
             }
-            if let Err(error) = self.pack_aggregate(at, &mut request.0, &mut request.1) {
+            if let Err(error) = self.pack_aggregate(at, &mut request.0, &mut request.1, now) {
                 tracing::error!(%error, "the spool cannot be read; trying again");
                 self.queues[at].not_before = now + Duration::from_secs(1);
             }
@@ -140,21 +142,24 @@ impl Dispatcher {
     }
 
     /// Packs one record of a queue, as large as its ceiling allows.
-    fn pack_aggregate(&mut self, at: usize, request: &mut Outgoing, sent: &mut Request) -> io::Result<()> {
+    fn pack_aggregate(&mut self, at: usize, request: &mut Outgoing, sent: &mut Request, now: Duration) -> io::Result<()> {
         let mut frames: Vec<FrameRef> = Vec::new();
         let mut span = (u128::MAX, 0);
         let mut first_hash = None;
         let mut single_billed = 0;
         while let Some(seq) = self.queues[at].nth_ready(frames.len()) {
             let slot = *self.queues[at].slot(seq);
+            if self.is_expired(&slot, now) {
+                // The next batch of letters takes it.
+                break;
+            }
             let found = match self.frame(&slot, request) {
                 // What was planned so far is a record; the next try begins with this event.
                 Err(_) if !frames.is_empty() => break,
                 other => other?,
             };
             let Some(frame_ref) = found else {
-                if frames.is_empty() {
-                    self.settle_unreadable(at);
+                if frames.is_empty() && self.settle_unreadable(at, now) {
                     continue;
                 }
                 break;
@@ -205,6 +210,9 @@ impl Dispatcher {
             let granted = self.queues[at].limiter.records_now(now);
             for _ in 0..granted {
                 let Some(front) = self.queues[at].front() else { break };
+                if self.is_expired(front, now) {
+                    break;
+                }
                 let most = (front.entry.len as usize).saturating_sub(FRAME_HEADER_BYTES);
                 if !self.queues[at].limiter.has_bytes() {
                     break;
@@ -216,7 +224,8 @@ impl Dispatcher {
                 let slot = *front;
                 match self.frame(&slot, &mut request.0) {
                     Ok(Some(frame_ref)) => self.pack_single(at, &slot, frame_ref, &mut request),
-                    Ok(None) => self.settle_unreadable(at),
+                    Ok(None) if self.settle_unreadable(at, now) => {}
+                    Ok(None) => break,
                     Err(error) => {
                         tracing::error!(%error, "the spool cannot be read; trying again");
                         self.queues[at].not_before = now + Duration::from_secs(1);
@@ -270,7 +279,11 @@ impl Dispatcher {
     }
 
     /// A reference to a slot's frame, from the window or read from disk; `None` when it no longer checks.
-    fn frame(&mut self, slot: &Slot, request: &mut Outgoing) -> io::Result<Option<FrameRef>> {
+    pub(super) fn frame(&mut self, slot: &Slot, request: &mut Outgoing) -> io::Result<Option<FrameRef>> {
+        if slot.key_len == 0 {
+            // Met as damaged already; an event has a key.
+            return Ok(None);
+        }
         if let Some(chunk) = self.window.get(slot.chunk) {
             return Ok(Some(request.hot_frame(slot, chunk)));
         }
@@ -281,16 +294,5 @@ impl Dispatcher {
         let offset = buffer.len();
         let good = self.cursor.read_frame(&segment, slot.entry, buffer)?;
         Ok(good.then(|| Outgoing::cold_frame(slot, offset)))
-    }
-
-    /// The first ready event of a queue no longer checks: it is dead.
-    fn settle_unreadable(&mut self, at: usize) {
-        let mut taken = Vec::new();
-        self.queues[at].take(1, &mut taken);
-        for seq in taken {
-            let slot = *self.queues[at].slot(seq);
-            tracing::error!(segment = %slot.segment, offset = slot.entry.offset, "an event is damaged on disk: set aside as dead");
-            self.settle_dead(at, seq);
-        }
     }
 }

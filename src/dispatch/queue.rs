@@ -8,7 +8,7 @@
 //! that key's chain until the earlier one is settled. *IN-ORDER-SETTLE*: slots leave at the front only, so that
 //! a lane's mark never passes an unsettled event.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
 
 use super::backoff::Backoff;
@@ -26,7 +26,7 @@ pub enum SlotState {
     Waiting,
     /// In a request, or held until the shard map is fresh.
     UnderWay,
-    /// Delivered, or dead.
+    /// Delivered, dead, expired or dropped.
     Settled,
 }
 
@@ -57,6 +57,8 @@ pub struct Slot {
     pub state: SlotState,
     /// How far behind it the next event of its key stands that waits for it; 0: none does. [`NO_CHAIN`]: none ever waits.
     pub behind: u32,
+    /// How often it was in a request since it was enqueued.
+    pub attempts: u32,
 }
 
 /// [`Slot::behind`] of an event whose key's events need not go one after the other.
@@ -208,6 +210,11 @@ impl Queue {
         self.slots.iter()
     }
 
+    /// All slots with their sequence numbers.
+    pub fn numbered(&self) -> impl Iterator<Item = (u64, &Slot)> {
+        (self.first..).zip(&self.slots)
+    }
+
     /// The slot with that sequence number.
     ///
     /// # Panics
@@ -259,6 +266,7 @@ impl Queue {
             let slot = self.slot_mut(seq);
             debug_assert_eq!(slot.state, SlotState::Waiting);
             slot.state = SlotState::UnderWay;
+            slot.attempts = slot.attempts.saturating_add(1);
             let len = slot.entry.len as usize;
             self.ready_bytes -= len;
             self.waiting_bytes -= len;
@@ -279,21 +287,70 @@ impl Queue {
         }
     }
 
-    /// The event is delivered or dead. The next one of its key, if it has a chain, may be sent.
+    /// The event under way is delivered. The next one of its key, if it has a chain, may be sent.
     pub fn settle(&mut self, seq: u64) {
         let slot = self.slot_mut(seq);
         debug_assert_eq!(slot.state, SlotState::UnderWay);
         slot.state = SlotState::Settled;
-        let (hash, behind) = (slot.hash, slot.behind);
-        if behind == NO_CHAIN {
-            return;
-        }
-        if behind > 0 {
-            let next = seq + u64::from(behind);
+        if let Some(next) = self.follower(seq) {
             self.ready_bytes += self.slot(next).entry.len as usize;
             self.ready.push_back(next);
-        } else {
-            self.chains.remove(&hash);
+        }
+    }
+
+    /// Events that wait are settled without having been sent; `seqs` in order. What waits behind one of them moves up, so
+    /// that the order of what is left stays.
+    pub fn withdraw(&mut self, seqs: &[u64]) {
+        let mut ready: HashSet<u64> = self.ready.iter().copied().collect();
+        for seq in seqs {
+            let slot = self.slot_mut(*seq);
+            debug_assert_eq!(slot.state, SlotState::Waiting);
+            slot.state = SlotState::Settled;
+            let len = slot.entry.len as usize;
+            self.waiting_bytes -= len;
+            // One in the middle of a chain is passed over when the chain gets there.
+            if ready.contains(seq) {
+                self.ready_bytes -= len;
+                if let Some(next) = self.follower(*seq) {
+                    self.ready_bytes += self.slot(next).entry.len as usize;
+                    self.ready.push_back(next);
+                    ready.insert(next);
+                }
+            }
+        }
+        let (slots, first) = (&self.slots, self.first);
+        self.ready.retain(|seq| slots[(seq - first) as usize].state == SlotState::Waiting);
+    }
+
+    /// The next event of the key that waits behind this settled head of its chain; without one the chain ends.
+    fn follower(&mut self, seq: u64) -> Option<u64> {
+        let (hash, mut at) = (self.slot(seq).hash, seq);
+        loop {
+            match self.slot(at).behind {
+                NO_CHAIN => return None,
+                0 => {
+                    self.chains.remove(&hash);
+                    return None;
+                }
+                behind => at += u64::from(behind),
+            }
+            if self.slot(at).state != SlotState::Settled {
+                return Some(at);
+            }
+        }
+    }
+
+    /// A segment was rewritten: whether `moved` knows the new offset of every event of it that is not settled.
+    #[must_use]
+    pub fn can_move(&self, segment: SegmentId, moved: impl Fn(u32) -> Option<u32>) -> bool {
+        let held = |slot: &&Slot| slot.segment == segment && slot.state != SlotState::Settled;
+        self.slots.iter().filter(held).all(|slot| moved(slot.entry.offset).is_some())
+    }
+
+    /// The frames of a segment lie elsewhere now. What is settled may have been left out, and is not read again.
+    pub fn move_frames(&mut self, segment: SegmentId, moved: impl Fn(u32) -> Option<u32>) {
+        for slot in self.slots.iter_mut().filter(|slot| slot.segment == segment) {
+            slot.entry.offset = moved(slot.entry.offset).unwrap_or(slot.entry.offset);
         }
     }
 

@@ -2,6 +2,8 @@
 //! fails, reshards and answers out of turn, crashes in between; and a reader by KCL's rules that checks the
 //! promises by name. One seed is one history: `FOREBAY_SEED=7 cargo test dispatch::tests` runs that one alone.
 
+mod expiry;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -14,8 +16,12 @@ use crate::event::KeyHash;
 use crate::host::{Clock, Entropy, mix64};
 use crate::kinesis::{EntryOutcome, ErrorClass, PutEntry};
 use crate::shard_map::even_shards;
+use crate::spool::dead::desk::DeadLetters;
 use crate::spool::gather::commit_loop;
+use crate::spool::rewrite::Rewritten;
 use crate::spool::{self, SpoolHandle, SpoolOptions};
+
+mod rewrites;
 
 #[derive(Debug, Default)]
 struct TestClock(AtomicU64);
@@ -60,9 +66,13 @@ impl Model {
         Self { shards: even_shards(shards), stored: HashMap::new(), made: shards }
     }
 
+    fn hash_of(entry: &PutEntry) -> u128 {
+        entry.explicit_hash_key.unwrap_or(KeyHash::of_key(&entry.partition_key).0)
+    }
+
     fn store(&mut self, entry: PutEntry) -> ShardId {
         assert!(entry.partition_key.chars().count() <= 256 && entry.billed_bytes() <= 1 << 20, "INSIDE-THE-LIMITS");
-        let hash = entry.explicit_hash_key.unwrap_or(KeyHash::of_key(&entry.partition_key).0);
+        let hash = Self::hash_of(&entry);
         let shard = self.shards.iter().find(|shard| shard.open && (shard.first_hash..=shard.last_hash).contains(&hash));
         let id = shard.expect("open shards cover").id.clone();
         self.stored.entry(id.clone()).or_default().push(entry);
@@ -135,6 +145,9 @@ struct History {
     saved: Checkpoint,
     counted_before: u64,
     faults: bool,
+    /// Hashes of a shard that takes nothing.
+    dead: Option<std::ops::RangeInclusive<u128>>,
+    dead_max_bytes: u64,
 }
 
 struct Running {
@@ -144,6 +157,8 @@ struct Running {
     metrics: Arc<StreamMetrics>,
     under_way: Vec<(Outgoing, Duration)>,
     listing: Option<Vec<ShardRange>>,
+    /// A segment's copy that has not taken its place yet.
+    copy: Option<Rewritten>,
 }
 
 impl History {
@@ -161,6 +176,7 @@ impl History {
             requests_max: 1 + random.below(6) as usize,
             // Small, so that queues fill and lag.
             slots_max: 64 << random.below(8),
+            ttl: Duration::ZERO,
         };
         let model = Model::new(1 + random.below(7) as u32);
         let keys = 1 + random.below(40);
@@ -177,6 +193,8 @@ impl History {
             saved: Checkpoint::default(),
             counted_before: 0,
             faults: true,
+            dead: None,
+            dead_max_bytes: 1 << 30,
         }
     }
 
@@ -194,13 +212,22 @@ impl History {
         {
             let mut account = metrics.account.lock().expect("not poisoned");
             account.accepted = next.0;
-            account.delivered = next.0 - pending;
+            account.expired = self.saved.expired;
+            account.dead = self.saved.dead;
+            account.dropped = self.saved.dropped;
+            account.delivered = next.0 - pending - account.expired - account.dead - account.dropped;
         }
         let dispatcher =
             Dispatcher::new(self.options.clone(), self.host.clone(), cursor, Arc::clone(&metrics), &self.saved, sent_high);
+        let dead = spool::dead_dir(self.dir.path());
+        let letters = DeadLetters::open(&self.host, &dead, self.dead_max_bytes, &metrics).expect("open letters");
+        let letters = Arc::new(letters);
+        let known = letters.store().unsettled(false).expect("read letters");
+        let mut dispatcher = dispatcher;
+        dispatcher.keep_letters(letters, &known).expect("read");
         let writer = opened.writer;
         let commit = std::thread::spawn(move || commit_loop(&shared, writer));
-        Running { handle: opened.handle, commit, dispatcher, metrics, under_way: Vec::new(), listing: None }
+        Running { handle: opened.handle, commit, dispatcher, metrics, under_way: Vec::new(), listing: None, copy: None }
     }
 
     /// Writes some events and waits for their receipts.
@@ -230,7 +257,13 @@ impl History {
             "INSIDE-THE-LIMITS"
         );
         if !self.faults {
-            return Ok(entries.into_iter().map(|entry| EntryOutcome::Stored { shard: self.model.store(entry) }).collect());
+            let answered = entries.into_iter().map(|entry| {
+                if self.dead.as_ref().is_some_and(|dead| dead.contains(&Model::hash_of(&entry))) {
+                    return EntryOutcome::Failed(error(ErrorClass::Throttle, "ProvisionedThroughputExceededException"));
+                }
+                EntryOutcome::Stored { shard: self.model.store(entry) }
+            });
+            return Ok(answered.collect());
         }
         match self.random.below(100) {
             0..5 => return Err(error(ErrorClass::Transient, "connect")),
@@ -283,6 +316,7 @@ impl History {
             // Through its bytes, which assert that no mark is past what is durable.
             self.saved = Checkpoint::decode(&checkpoint.encode()).expect("whole");
             running.dispatcher.on_saved(&self.saved);
+            self.rewrite(running);
         }
         if self.faults && self.random.percent(2) {
             let n = self.random.next_u64();
@@ -318,6 +352,10 @@ impl History {
                 running = self.start(high);
             }
         }
+        self.finish(running);
+    }
+
+    fn finish(mut self, mut running: Running) {
         // Liveness: faults stop, all is delivered in bounded time.
         self.faults = false;
         for _ in 0..20_000 {

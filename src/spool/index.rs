@@ -241,6 +241,12 @@ impl Footer {
         })
     }
 
+    /// Fewer frames than positions: a rewritten segment, or one of which frames were damaged when it was sealed.
+    #[must_use]
+    pub fn has_gaps(&self) -> bool {
+        u64::from(self.frames) < self.end.0.saturating_sub(self.base.0)
+    }
+
     /// Reads and checks the footer and directory of a file; `None` when there is none that checks.
     ///
     /// # Errors

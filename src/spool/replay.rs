@@ -110,7 +110,7 @@ fn append_all(
     let _lock = doing("locking", &lock_path, host::lock(&lock_path))?
         .ok_or_else(|| OpenError::Locked { path: lock_path.display().to_string() })?;
     prepare(host, options)?;
-    let mut store = SledMarks::open(&options.dir.join("ledger"))?;
+    let mut store = SledMarks::open(&options.dir.join("ledger"));
     let loaded = store.load().ok_or(ReplayError::NoMarks)?;
     let opened = open(host, options, loaded.durable, &Arc::default())?;
     let mut writer = opened.writer;

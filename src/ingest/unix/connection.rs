@@ -9,6 +9,9 @@
 //! Owner: the splitter with what it carries over, and the count of events, belong to this task alone. Shared by
 //! all connections: the budget for unfinished events ([`Partials`]).
 //!
+//! Without room (`spool.on_full`): `block` does not read; `reject` reads, throws away, and has each event told as rejected
+//! where acknowledgements were asked for, so that a plain client cannot block on a full spool.
+//!
 //! *BOUNDED*: an idle connection holds no buffer; an unfinished event above [`PARTIAL_BYTES_FREE`] needs one of
 //! few slots, and its client is closed when it stays silent; while unfinished events take much memory together,
 //! reads are small.
@@ -306,8 +309,9 @@ async fn greet(
     match answer {
         Ok((source, hello)) => {
             let text = format!(
-                "ok version=1 source={} sync=always format={} ack={} max_event_bytes={}\n",
+                "ok version=1 source={} sync={} format={} ack={} max_event_bytes={}\n",
                 source.name(),
+                source.spool().policy().sync,
                 hello.format.name(),
                 if hello.ack { "on" } else { "off" },
                 source.data_bytes_max(),
@@ -477,7 +481,7 @@ impl Connection {
     async fn admit(&self, bytes: usize, stop: &mut Stopped) -> Result<Permit, End> {
         tokio::select! {
             biased;
-            permit = self.source.spool().admit(bytes) => permit.map_err(|_| End::Stopped),
+            permit = self.source.admit(bytes) => permit.map_err(|_| End::Stopped),
             () = stop => Err(End::Stopped),
         }
     }
@@ -512,30 +516,49 @@ impl Connection {
         }
     }
 
-    /// Moves whole events from `input` into `batch`, which is begun with the first, until either ends.
+    /// Moves whole events from `input` into `batch`, which is begun with the first, until either ends. While there is no
+    /// room and the policy is to refuse, events are read and thrown away instead.
     fn fill(&mut self, input: &mut &[u8], batch: &mut Option<Batch>) -> Filled {
-        while batch.as_ref().is_none_or(|batch| batch.len() < BATCH_BYTES) && self.rejects.len() < REJECTS_IN_NOTE_MAX {
-            let Some(item) = self.splitter.next(input) else { return Filled::All };
-            let batch = batch.get_or_insert_with(|| self.source.spool().batch());
-            let outcome = match item {
-                Item::Event { key: None, data } => self.source.encode(data, batch),
-                Item::Event { key: Some(key), data } => self.source.encode_keyed(key, data, batch),
-                Item::Rejected(reject) => Err(reject),
-                Item::Lost => {
+        let refuses = self.source.refuses();
+        let mut refused = 0;
+        let filled = loop {
+            if batch.as_ref().is_some_and(|batch| batch.len() >= BATCH_BYTES) || self.rejects.len() >= REJECTS_IN_NOTE_MAX {
+                break Filled::Full;
+            }
+            let Some(item) = self.splitter.next(input) else { break Filled::All };
+            let outcome = match (item, refuses) {
+                (Item::Rejected(reject), _) => Err(reject),
+                (Item::Lost, _) => {
                     self.settle(Err(Reject::BadFrame));
-                    return Filled::Lost;
+                    break Filled::Lost;
+                }
+                (Item::Event { .. }, Some(limit)) => {
+                    refused += 1;
+                    Err(Reject::Full(limit))
+                }
+                (Item::Event { key, data }, None) => {
+                    let batch = batch.get_or_insert_with(|| self.source.batch());
+                    match key {
+                        None => self.source.encode(data, batch),
+                        Some(key) => self.source.encode_keyed(key, data, batch),
+                    }
                 }
             };
             self.settle(outcome);
+        };
+        if let Some(limit) = refuses.filter(|_| refused > 0) {
+            self.source.count_rejected(Reject::Full(limit), refused);
         }
-        Filled::Full
+        filled
     }
 
-    /// Counts an event, and its rejection.
+    /// Counts an event, and its rejection. Those for want of room come in such numbers that the caller counts them.
     fn settle(&mut self, outcome: Result<(), Reject>) {
         self.count += 1;
         if let Err(reject) = outcome {
-            self.source.count_rejected(reject, 1);
+            if !matches!(reject, Reject::Full(_)) {
+                self.source.count_rejected(reject, 1);
+            }
             if self.acks.is_some() {
                 self.rejects.push((self.count, reject));
             }
@@ -549,12 +572,7 @@ impl Connection {
                 drop(permit);
                 None
             }
-            Some(batch) => {
-                let events = u64::from(batch.count());
-                let receipt = self.source.spool().submit(batch, permit);
-                self.source.spool().count_accepted(self.source.name(), events);
-                Some(receipt)
-            }
+            Some(batch) => Some(self.source.spool().submit(batch, permit)),
         };
         if let Some(acks) = &self.acks
             && (receipt.is_some() || !self.rejects.is_empty())
@@ -577,7 +595,7 @@ impl Connection {
         };
         tokio::select! {
             biased;
-            permit = self.source.spool().admit(bytes + FRAME_OVERHEAD_BYTES) => permit.map_err(|_| End::Stopped),
+            permit = self.source.admit(bytes + FRAME_OVERHEAD_BYTES) => permit.map_err(|_| End::Stopped),
             () = late => Err(End::Stopped),
         }
     }
@@ -588,10 +606,16 @@ impl Connection {
             return Ok(());
         }
         let permit = self.admit_within_grace(self.splitter.carried()).await?;
-        let mut batch = self.source.spool().batch();
+        let mut batch = self.source.batch();
         let outcome = match self.splitter.finish() {
             None => return Ok(()),
-            Some(Item::Event { data, .. }) => self.source.encode(data, &mut batch),
+            Some(Item::Event { data, .. }) => match self.source.refuses() {
+                Some(limit) => {
+                    self.source.count_rejected(Reject::Full(limit), 1);
+                    Err(Reject::Full(limit))
+                }
+                None => self.source.encode(data, &mut batch),
+            },
             Some(Item::Rejected(reject)) => Err(reject),
             Some(Item::Lost) => Err(Reject::BadFrame),
         };
