@@ -207,6 +207,8 @@ fn every_command_and_flag_that_is_shown_is_one() {
         for words in lines.iter().flat_map(|line| invocations(line)) {
             let name = &words[0];
             let command = cli.find_subcommand(name).unwrap_or_else(|| panic!("{at}: `forebay {name}` is no command"));
+            // `forebay spool ls`: a command of commands.
+            let command = words.get(1).and_then(|word| command.find_subcommand(word)).unwrap_or(command);
             shown.insert(name.clone());
             for flag in words.iter().filter_map(|word| word.strip_prefix("--")) {
                 let known = command.get_arguments().chain(cli.get_arguments()).any(|known| known.get_long() == Some(flag));

@@ -233,11 +233,10 @@ where
         let text = format!("{path} answers to {allowed} only");
         json_answer(StatusCode::METHOD_NOT_ALLOWED, &json!({"error": text, "allowed": allowed}))
     };
-    let door = |name: &str| {
-        doors.iter().find(|door| door.plain_name() == name).ok_or_else(|| {
-            let known: Vec<String> = doors.iter().map(SpoolDoor::plain_name).collect();
-            json_answer(StatusCode::NOT_FOUND, &json!({"error": "this agent has no such stream", "known": known}))
-        })
+    let door = |name: &str| doors.iter().find(|door| door.plain_name() == name);
+    let unknown = || {
+        let known: Vec<String> = doors.iter().map(SpoolDoor::plain_name).collect();
+        json_answer(StatusCode::NOT_FOUND, &json!({"error": "this agent has no such stream", "known": known}))
     };
     match parts[..] {
         [] if method == Method::GET => {
@@ -249,18 +248,18 @@ where
         }
         [] => wrong_method("GET"),
         [name, "marks"] => match door(name) {
-            Err(answer) => answer,
-            Ok(_) if method != Method::GET => wrong_method("GET"),
-            Ok(door) => match door.marks() {
+            None => unknown(),
+            Some(_) if method != Method::GET => wrong_method("GET"),
+            Some(door) => match door.marks() {
                 Some(marks) => json_answer(StatusCode::OK, &marks),
                 None => json_answer(StatusCode::SERVICE_UNAVAILABLE, &json!({"error": "no marks were saved yet; try again"})),
             },
         },
         [name, "replay"] => {
             let door = match door(name) {
-                Err(answer) => return answer,
-                Ok(_) if method != Method::POST => return wrong_method("POST"),
-                Ok(door) => door.clone(),
+                None => return unknown(),
+                Some(_) if method != Method::POST => return wrong_method("POST"),
+                Some(door) => door.clone(),
             };
             let body = match Limited::new(request.into_body(), BODY_BYTES_MAX).collect().await {
                 Ok(body) => body.to_bytes(),

@@ -102,6 +102,9 @@ fn state(seen: &Seen) -> String {
         State::Active => "active".to_owned(),
         State::Unsealed => "no index".to_owned(),
     };
+    if seen.rewritten {
+        text.push_str(", rewritten");
+    }
     if seen.header_damaged {
         text.push_str(", header damaged");
     }
@@ -115,22 +118,13 @@ async fn ls(place: Place, json: bool) -> Result<Exit, Failed> {
     let marks = place.marks().await;
     let checkpoint = marks.checkpoint();
     let heads = place.spool.heads()?;
-    let bar = progress::bar(heads.iter().map(|head| head.file_bytes).sum(), false);
+    let (bar, read) = (progress::bar(heads.iter().map(|head| head.file_bytes).sum(), true), place.spool.bytes_read());
     let title = place.title();
     let (stream, dir) = (place.spool.stream().to_owned(), place.spool.dir().to_owned());
-    let rows = progress::watched(&bar, place.spool.bytes_read(), move || {
-        let seen = place.spool.segments(&heads, checkpoint.durable)?;
-        let mut rows = Vec::new();
-        for seen in seen {
-            if let Some(pending) = place.spool.pending(&seen.segment, &checkpoint.marks)? {
-                rows.push((seen, pending));
-            }
-        }
-        Ok::<_, Failed>(rows)
-    })
-    .await?;
+    let work = move || place.spool.segments(&heads, &checkpoint, None);
+    let rows = progress::watched(&bar, read, work).await?;
     if json {
-        let segments: Vec<_> = rows.iter().map(|(seen, pending)| segment_json(seen, *pending)).collect();
+        let segments: Vec<_> = rows.iter().map(|(seen, alive)| segment_json(seen, alive.events)).collect();
         return print(&format!("{:#}\n", json!({"stream": stream, "dir": dir, "marks": marks.json(), "segments": segments})));
     }
     let mut out = format!("{title}\n{}\n", marks.line());
@@ -140,13 +134,13 @@ async fn ls(place: Place, json: bool) -> Result<Exit, Failed> {
     }
     let names = ["segment", "base", "end", "events", "pending", "bytes", "created", "last event", "state"];
     let mut table = vec![names.map(str::to_owned).to_vec()];
-    table.extend(rows.iter().map(|(seen, pending)| {
+    table.extend(rows.iter().map(|(seen, alive)| {
         vec![
             seen.segment.id.to_string(),
             count(seen.segment.base.0),
             count(seen.segment.extent().end.0),
             count(seen.events),
-            count(*pending),
+            count(alive.events),
             bytes(seen.file_bytes),
             show_ms(seen.segment.created_ms),
             seen.last_ms.map_or_else(|| "-".to_owned(), show_ms),
@@ -162,7 +156,7 @@ fn segment_json(seen: &Seen, pending: u64) -> serde_json::Value {
     json!({
         "id": seen.segment.id.0, "path": seen.segment.path, "base": seen.segment.base.0, "end": end, "events": seen.events,
         "pending": pending, "bytes": seen.file_bytes, "created_ms": seen.segment.created_ms, "last_event_ms": seen.last_ms,
-        "state": seen.state, "damaged": seen.damage, "header_damaged": seen.header_damaged,
+        "state": seen.state, "rewritten": seen.rewritten, "damaged": seen.damage, "header_damaged": seen.header_damaged,
     })
 }
 
@@ -176,17 +170,13 @@ async fn stat(place: Place, json: bool) -> Result<Exit, Failed> {
     let marks = place.marks().await;
     let checkpoint = marks.checkpoint();
     let heads = place.spool.heads()?;
-    let bar = progress::bar(heads.iter().map(|head| head.file_bytes).sum(), false);
+    let bar = progress::bar(heads.iter().map(|head| head.file_bytes).sum(), true);
     let (title, host) = (place.title(), place.host.clone());
     let (stream, dir) = (place.spool.stream().to_owned(), place.spool.dir().to_owned());
-    let (durable, marked) = (checkpoint.durable, checkpoint.marks.clone());
+    let durable = checkpoint.durable;
     let counted = progress::watched(&bar, place.spool.bytes_read(), move || {
         let mut counted = Counted { rows: Vec::new(), lanes: Box::new([0; LANES]) };
-        for seen in place.spool.segments(&heads, durable)? {
-            if let Some(alive) = place.spool.alive(&seen.segment, &marked, &mut counted.lanes)? {
-                counted.rows.push((seen, alive));
-            }
-        }
+        counted.rows = place.spool.segments(&heads, &checkpoint, Some(&mut counted.lanes))?;
         Ok::<_, Failed>(counted)
     })
     .await?;

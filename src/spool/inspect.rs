@@ -5,7 +5,8 @@
 //!
 //! *READS-ONLY*: all goes through [`ReadOnly`], whose every way to change something is an error; no lock is taken. So
 //! it works beside a running agent: the newest file grows while it is read (what was there at the first look counts),
-//! and a file that is gone when its turn comes was settled and removed; it is left out.
+//! a file that is gone when its turn comes was settled and removed, and is left out; one that is rewritten while it is
+//! read is still read to its end as it was.
 //!
 //! Failure: the device's errors, another version, no spool. Damage is no failure: it is what one looks for.
 //! Absent on purpose: printing, configuration, the admin listener; sled (marks are handed in).
@@ -21,11 +22,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::cursor::Cursor;
 use super::frame::Frame;
-use super::gather::SpoolHandle;
 use super::index::{ActiveIndex, Entry, Footer};
 use super::recover::{OpenError, Scan, Window, doing, header_from_content, scan, scan_rewritten};
-use super::segment::{Extent, HeaderError, Index, SEGMENT_HEADER_BYTES, Segment, SegmentHeader, SegmentId, SegmentTable};
+use super::segment::{Extent, HeaderError, Index, SEGMENT_HEADER_BYTES, Segment, SegmentHeader, SegmentId};
 use super::{FORMAT_LINE, segments_dir};
+use crate::checkpoint::Checkpoint;
 use crate::event::{LANES, Lane, Position};
 use crate::host::{File, Files, Host, Space};
 
@@ -178,6 +179,8 @@ pub struct Seen {
     pub segment: Segment,
     /// How it ends.
     pub state: State,
+    /// What was settled of it was left out, and its positions have gaps.
+    pub rewritten: bool,
     /// Good frames.
     pub events: u64,
     /// Wall clock of the last frame, ms; `None` without frames.
@@ -190,7 +193,7 @@ pub struct Seen {
     pub file_bytes: u64,
 }
 
-/// What is pending of a segment.
+/// What is pending of a segment. Bytes and the oldest are counted only where lanes are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Alive {
     /// Events at or past their lane's mark.
@@ -317,6 +320,11 @@ impl SpoolDir {
     }
 
     fn head(&self, id: SegmentId, path: &Path) -> io::Result<Head> {
+        Ok(self.open_segment(id, path)?.1)
+    }
+
+    /// Opens a segment. What is read of it through this one handle belongs together, whatever takes its name meanwhile.
+    fn open_segment(&self, id: SegmentId, path: &Path) -> io::Result<(Arc<dyn File>, Head)> {
         let file = self.host.files.open(path)?;
         let file_bytes = file.len()?;
         let mut bytes = [0; SEGMENT_HEADER_BYTES];
@@ -331,7 +339,7 @@ impl SpoolDir {
             Err(HeaderError::Damaged) => header_from_content(&self.host, file.as_ref(), id)?,
             Err(HeaderError::OtherVersion { .. }) => None,
         };
-        Ok(Head { id, path: path.to_owned(), header, assumed, file_bytes })
+        Ok((file, Head { id, path: path.to_owned(), header, assumed, file_bytes }))
     }
 
     /// The position at which the file after the one numbered `at` begins.
@@ -349,27 +357,41 @@ impl SpoolDir {
         Ok(())
     }
 
-    /// What each segment holds. `durable` is what the marks know to be durable. Sealed ones cost 8 KiB of reading, others
-    /// are scanned.
+    /// What each segment holds, and what is alive of it by `known`: its marks, and what they know to be durable. Sealed
+    /// segments cost 8 KiB of reading, others are scanned; with `lanes`, to which each lane's pending events are added,
+    /// the bytes that are alive are counted as well, which costs their indexes.
     ///
     /// # Errors
     /// The device's, and segments of another version.
-    pub fn segments(&self, heads: &[Head], durable: Position) -> Result<Vec<Seen>, OpenError> {
+    pub fn segments(
+        &self,
+        heads: &[Head],
+        known: &Checkpoint,
+        mut lanes: Option<&mut [u64; LANES]>,
+    ) -> Result<Vec<(Seen, Alive)>, OpenError> {
         Self::refuse_other_versions(heads)?;
         let mut seen = Vec::new();
         for (at, head) in heads.iter().enumerate() {
-            let Some(header) = head.assumed else { continue };
-            match self.segment(head, &header, Self::stop(heads, at), at + 1 == heads.len(), durable) {
+            let (stop, last) = (Self::stop(heads, at), at + 1 == heads.len());
+            match self.segment(head, stop, last, known, lanes.as_deref_mut()) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                other => seen.push(doing("reading", &head.path, other)?),
+                other => seen.extend(doing("reading", &head.path, other)?),
             }
         }
         Ok(seen)
     }
 
-    fn segment(&self, head: &Head, header: &SegmentHeader, stop: Position, last: bool, durable: Position) -> io::Result<Seen> {
-        let file = self.host.files.open(&head.path)?;
-        let file_bytes = file.len()?;
+    fn segment(
+        &self,
+        head: &Head,
+        stop: Position,
+        last: bool,
+        known: &Checkpoint,
+        lanes: Option<&mut [u64; LANES]>,
+    ) -> io::Result<Option<(Seen, Alive)>> {
+        let (file, head) = self.open_segment(head.id, &head.path)?;
+        let Some(header) = head.assumed else { return Ok(None) };
+        let file_bytes = head.file_bytes;
         let sealed = Footer::read(file.as_ref())?.filter(|(footer, _)| footer.base == header.base && footer.end <= stop);
         let (state, events, last_ms, extent) = match sealed {
             Some((footer, directory)) => {
@@ -379,7 +401,7 @@ impl SpoolDir {
                 (State::Sealed, u64::from(footer.frames), last_ms, Extent { end, frames_end, file_bytes, index })
             }
             None => {
-                let found = scan_segment(file.as_ref(), header, stop, durable, !last)?;
+                let found = scan_segment(file.as_ref(), &header, stop, known.durable, !last)?;
                 let events = found.index.len() as u64;
                 let last_ms = (events > 0).then(|| header.created_ms + u64::from(found.last_time_ms));
                 let state = if last { State::Active } else { State::Unsealed };
@@ -387,95 +409,12 @@ impl SpoolDir {
             }
         };
         let missing = (extent.end.0 - header.base.0).saturating_sub(events);
-        let damage = if rewritten(header) { 0 } else { missing };
-        let segment = Segment::new(header, head.path.clone(), extent);
-        Ok(Seen { segment, state, events, last_ms, damage, header_damaged: head.header.is_err(), file_bytes })
-    }
-
-    /// A reader of the segments' indexes; it changes nothing.
-    fn cursor(&self) -> Cursor {
-        let table = Arc::new(SegmentTable::new(segments_dir(&self.dir), []));
-        let handle = SpoolHandle::new(self.host.clone(), table, Position(0), Arc::default(), 0);
-        Cursor::new(Arc::clone(handle.shared()), Arc::clone(&self.host.files))
-    }
-
-    /// Events of a segment at or past their lane's mark: what `status` counts as pending, as of these marks. `None` when
-    /// the file is gone.
-    ///
-    /// # Errors
-    /// The device's.
-    pub fn pending(&self, segment: &Segment, marks: &[Position; LANES]) -> Result<Option<u64>, OpenError> {
-        match self.cursor().pending(segment, marks) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            other => doing("reading", &segment.path, other).map(Some),
-        }
-    }
-
-    /// The same with bytes and the oldest; adds each lane's events to `lanes`. `None` when the file is gone.
-    ///
-    /// # Errors
-    /// The device's.
-    pub fn alive(
-        &self,
-        segment: &Segment,
-        marks: &[Position; LANES],
-        lanes: &mut [u64; LANES],
-    ) -> Result<Option<Alive>, OpenError> {
-        match self.alive_frames(segment, marks, lanes) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            other => doing("reading", &segment.path, other).map(Some),
-        }
-    }
-
-    fn alive_frames(&self, segment: &Segment, marks: &[Position; LANES], lanes: &mut [u64; LANES]) -> io::Result<Alive> {
-        let mut alive = Alive::default();
-        if segment.covered_by(marks) {
-            return Ok(alive);
-        }
-        let mut cursor = self.cursor();
-        let file = self.host.files.open(&segment.path)?;
-        let mut first: Option<Entry> = None;
-        let mut of_lane: Vec<Vec<Entry>> = vec![Vec::new(); LANES];
-        for (lane, entry) in cursor.lane_frames(segment, Lane(0), Lane(LANES as u16 - 1))? {
-            of_lane[lane.index()].push(entry);
-        }
-        for (lane, entries) in of_lane.iter().enumerate() {
-            let mark = marks[lane];
-            let settled = if mark <= segment.base {
-                0
-            } else {
-                // The mark lies inside: the frames themselves tell their positions.
-                let (mut low, mut high) = (0, entries.len());
-                while low < high {
-                    let middle = usize::midpoint(low, high);
-                    let mut bytes = [0; 16];
-                    file.read_exact_at(&mut bytes, u64::from(entries[middle].offset))?;
-                    if Frame::peek_position(&bytes).is_some_and(|position| position < mark) {
-                        low = middle + 1;
-                    } else {
-                        high = middle;
-                    }
-                }
-                low
-            };
-            lanes[lane] += (entries.len() - settled) as u64;
-            alive.events += (entries.len() - settled) as u64;
-            alive.bytes += entries[settled..].iter().map(|entry| u64::from(entry.len)).sum::<u64>();
-            if let Some(entry) = entries.get(settled)
-                && first.is_none_or(|held| entry.offset < held.offset)
-            {
-                first = Some(*entry);
-            }
-        }
-        if let Some(entry) = first {
-            let mut bytes = Vec::new();
-            if cursor.read_frame(segment, entry, &mut bytes)?
-                && let Some(frame) = Frame::check(&bytes)
-            {
-                alive.oldest = Some((frame.position(), segment.created_ms + u64::from(frame.time_ms())));
-            }
-        }
-        Ok(alive)
+        let damage = if header.rewritten { 0 } else { missing };
+        let rewritten = header.rewritten;
+        let segment = Segment::new(&header, head.path.clone(), extent);
+        let alive = alive(file.as_ref(), &segment, &known.marks, lanes)?;
+        let header_damaged = head.header.is_err();
+        Ok(Some((Seen { segment, state, rewritten, events, last_ms, damage, header_damaged, file_bytes }, alive)))
     }
 
     /// Hands out the wanted events in the order of their positions, until `on` breaks off. What a start would take for
@@ -495,12 +434,12 @@ impl SpoolDir {
         for (at, head) in heads.iter().enumerate() {
             let stop = Self::stop(&heads, at);
             let Some(header) = head.assumed.filter(|header| header.base < select.to && stop > select.from) else { continue };
+            let last = at + 1 == heads.len();
             // No frame is older than its file; that none is younger than its end cannot be said, since clocks jump.
             if select.to_ms.is_some_and(|to_ms| header.created_ms >= to_ms) {
                 continue;
             }
-            let found = self.entries(head, &header, stop, at + 1 == heads.len(), durable);
-            let (file, found) = match found {
+            let (file, found) = match self.entries(head, stop, last, durable) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 other => doing("reading", &head.path, other)?,
             };
@@ -533,25 +472,83 @@ impl SpoolDir {
         Ok(walked)
     }
 
-    fn entries(
-        &self,
-        head: &Head,
-        header: &SegmentHeader,
-        stop: Position,
-        last: bool,
-        durable: Position,
-    ) -> io::Result<(Arc<dyn File>, Scan)> {
-        let file = self.host.files.open(&head.path)?;
+    fn entries(&self, head: &Head, stop: Position, last: bool, durable: Position) -> io::Result<(Arc<dyn File>, Scan)> {
+        let (file, now) = self.open_segment(head.id, &head.path)?;
+        let header = now.assumed.or(head.assumed).ok_or(io::ErrorKind::NotFound)?;
         let sealed = Footer::read(file.as_ref())?.filter(|(footer, _)| footer.base == header.base && footer.end <= stop);
         let stop = sealed.as_ref().map_or(stop, |(footer, _)| footer.end);
-        let found = scan_segment(file.as_ref(), header, stop, durable, !last || sealed.is_some())?;
+        let found = scan_segment(file.as_ref(), &header, stop, durable, !last || sealed.is_some())?;
         Ok((file, found))
     }
 }
 
-/// Gaps between this segment's positions are no damage.
-fn rewritten(header: &SegmentHeader) -> bool {
-    header.rewritten
+/// Events of a segment at or past their lane's mark: what `status` counts as pending, as of these marks.
+fn alive(
+    file: &dyn File,
+    segment: &Segment,
+    marks: &[Position; LANES],
+    mut lanes: Option<&mut [u64; LANES]>,
+) -> io::Result<Alive> {
+    let mut alive = Alive::default();
+    if segment.covered_by(marks) {
+        return Ok(alive);
+    }
+    let directory = segment.directory();
+    let inside = |lane: Lane| {
+        // Whole lanes are in the directory; where the mark lies inside, the frames themselves tell their positions.
+        directory.last_relative(lane).is_some_and(|last| segment.base.0 + u64::from(last) >= marks[lane.index()].0)
+            && (lanes.is_some() || marks[lane.index()] > segment.base)
+    };
+    let wanted: Vec<bool> = (0..LANES as u16).map(|lane| inside(Lane(lane))).collect();
+    let mut of_lane: Vec<Vec<Entry>> = vec![Vec::new(); LANES];
+    if wanted.contains(&true) {
+        for (lane, entry) in Cursor::lane_entries(segment, file, Lane(0), Lane(LANES as u16 - 1))? {
+            if wanted[lane.index()] {
+                of_lane[lane.index()].push(entry);
+            }
+        }
+    }
+    let mut first: Option<Entry> = None;
+    for lane in (0..LANES as u16).map(Lane) {
+        let (mark, entries) = (marks[lane.index()], &of_lane[lane.index()]);
+        if !wanted[lane.index()] {
+            if mark <= segment.base {
+                alive.events += u64::from(directory.count(lane));
+            }
+            continue;
+        }
+        let mut settled = 0;
+        if mark > segment.base {
+            let mut high = entries.len();
+            while settled < high {
+                let middle = usize::midpoint(settled, high);
+                let mut bytes = [0; 16];
+                file.read_exact_at(&mut bytes, u64::from(entries[middle].offset))?;
+                if Frame::peek_position(&bytes).is_some_and(|position| position < mark) {
+                    settled = middle + 1;
+                } else {
+                    high = middle;
+                }
+            }
+        }
+        let events = (entries.len() - settled) as u64;
+        alive.events += events;
+        alive.bytes += entries[settled..].iter().map(|entry| u64::from(entry.len)).sum::<u64>();
+        if let Some(lanes) = &mut lanes {
+            lanes[lane.index()] += events;
+        }
+        if let Some(entry) = entries.get(settled)
+            && first.is_none_or(|held| entry.offset < held.offset)
+        {
+            first = Some(*entry);
+        }
+    }
+    if let (Some(entry), true) = (first, lanes.is_some()) {
+        let mut bytes = vec![0; entry.len as usize];
+        file.read_exact_at(&mut bytes, u64::from(entry.offset))?;
+        alive.oldest = Frame::check(&bytes).map(|frame| (frame.position(), segment.created_ms + u64::from(frame.time_ms())));
+    }
+    Ok(alive)
 }
 
 /// Walks the frames of one segment as recovery would.
@@ -563,10 +560,9 @@ fn scan_segment(
     sealed_off: bool,
 ) -> io::Result<Scan> {
     if header.rewritten {
-        scan_rewritten(file, header.base, stop)
-    } else {
-        scan(file, header.base, stop, durable, sealed_off)
+        return scan_rewritten(file, header.base, stop);
     }
+    scan(file, header.base, stop, durable, sealed_off)
 }
 
 /// What is known of a segment that was scanned.

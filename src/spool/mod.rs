@@ -19,9 +19,9 @@
 //!
 //! Write: `admit` (bytes against a budget), `submit` (into the gathering group), one fdatasync for all who wait,
 //! receipts, hot tail (`gather.rs`, `commit.rs`). Read: forward through everything, from memory while it is hot,
-//! or lane by lane (`cursor.rs`). Delete: a sealed segment goes when a *saved* checkpoint's marks are past every
-//! frame in it; the newest file always stays, since it says where positions go on. Of one that a few stuck lanes hold, a
-//! smaller copy with their frames alone takes the place (`rewrite.rs`).
+//! or lane by lane (`cursor.rs`); for people, read-only (`inspect.rs`). Delete: a sealed segment goes when a *saved*
+//! checkpoint's marks are past every frame in it; the newest file always stays, since it says where positions go on. Of
+//! one that a few stuck lanes hold, a smaller copy with their frames alone takes the place (`rewrite.rs`).
 //!
 //! What we assume of the disk, and what the simulator's double does too: a crash keeps any subset of what was
 //! not synced, torn at 512 bytes, holes read as zeroes; a successful fdatasync keeps the file's data and length,

@@ -127,8 +127,8 @@ fn count_there(
     let end = match there.last {
         Some((last, _)) => Position(last.0 + 1),
         None => {
-            let seen = place.spool.segments(&heads, checkpoint.durable)?;
-            seen.last().map_or(begin, |seen| seen.segment.extent().end)
+            let seen = place.spool.segments(&heads, checkpoint, None)?;
+            seen.last().map_or(begin, |(seen, _)| seen.segment.extent().end)
         }
     };
     Ok((there, end, begin))

@@ -19,7 +19,7 @@ use std::sync::atomic::Ordering;
 
 use serde::Serialize;
 
-use super::{Head, SpoolDir, extent_of, index_of, scan_segment};
+use super::{Head, SpoolDir, alive, extent_of, index_of, scan_segment};
 use crate::checkpoint::Checkpoint;
 use crate::event::{LANES, Lane, Position};
 use crate::host::File;
@@ -220,10 +220,10 @@ impl Verifier<'_> {
     }
 
     fn segment(&mut self, at: usize) -> io::Result<()> {
-        let head = self.heads[at].clone();
         let last = at + 1 == self.heads.len();
         let stop = SpoolDir::stop(&self.heads, at);
-        let file = self.spool.host.files.open(&head.path)?;
+        // It may have been rewritten since it was listed.
+        let (file, head) = self.spool.open_segment(self.heads[at].id, &self.heads[at].path)?;
         let ending = Footer::look(file.as_ref())?;
         if let Err(HeaderError::OtherVersion { version, flags }) = head.header {
             let what = format!("the segment has version {version} and flags {flags}, which this program does not read");
@@ -286,7 +286,7 @@ impl Verifier<'_> {
         };
         if let Some(checkpoint) = &self.before.checkpoint {
             let segment = Segment::new(&header, head.path.clone(), extent);
-            self.pending += self.spool.cursor().pending(&segment, &checkpoint.marks)?;
+            self.pending += alive(file.as_ref(), &segment, &checkpoint.marks, None)?.events;
         }
         self.checked.push(Checked { at, base: header.base, end, sealed: footer.is_some(), directory });
         Ok(())
@@ -361,7 +361,7 @@ impl Verifier<'_> {
         footer: Option<&Footer>,
         listed: &BTreeMap<u64, (Lane, Entry)>,
     ) {
-        let gaps_are_good = super::rewritten(header);
+        let gaps_are_good = header.rewritten;
         let mut next = (header.base, SEGMENT_HEADER_BYTES as u64);
         let frames = found.index.entries().iter().map(|(_, relative, entry)| {
             (Position(header.base.0 + u64::from(*relative)), u64::from(entry.offset), u64::from(entry.len))
@@ -380,11 +380,12 @@ impl Verifier<'_> {
         }
         for ((from, start), (to, end)) in stretches {
             let positions = (to > from).then_some([from.0, to.0]);
-            let lost = to.0 - from.0;
+            // Of a rewritten file positions do not tell how many were there.
+            let between = to.0 - from.0;
             let new: Vec<String> = listed.range(start..end.max(start + 1)).map(|(_, (lane, _))| lane.0.to_string()).collect();
             if end == start {
                 let known = footer.is_some() && listed.is_empty();
-                let what = format!("positions jump by {lost} between two whole frames");
+                let what = format!("positions jump by {between} between two whole frames");
                 let finding = self.find(if known { Level::Note } else { Level::Error }, Kind::Positions, at, what);
                 finding.at(start, 0).positions = positions;
                 finding
@@ -408,6 +409,7 @@ impl Verifier<'_> {
                         new.join(", ") + if new.len() == 1 { " does" } else { " do" }
                     );
                 }
+                let lost = if new.is_empty() && !gaps_are_good { between } else { (new.len() as u64).max(1) };
                 let finding = self.find(Level::Error, Kind::Frame, at, what);
                 finding.at(start, end - start).positions = positions;
                 finding
@@ -454,7 +456,7 @@ impl Verifier<'_> {
         let neighbour = self.heads.get(at + 1).is_some_and(|next| next.id == self.heads[at].id.next());
         let expected = match (last, neighbour) {
             (true, _) => self.durable(),
-            (false, true) if !super::rewritten(header) => stop,
+            (false, true) if !header.rewritten => stop,
             _ => found.end,
         };
         if found.end < expected && expected.0 < u64::MAX {

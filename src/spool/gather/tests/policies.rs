@@ -114,9 +114,7 @@ fn the_reserve_binds_before_the_disk_is_full_and_leaves_its_bytes_to_others() {
         let mut held_back = None;
         for _ in 0..60 {
             let receipt = world.submit_of(&web, &[b'x'; 400]);
-            world.wait_until("an end", |metrics| {
-                metrics.full_by().is_some() || world.free_permits() == INGEST_BYTES_MAX
-            });
+            world.wait_until("an end", |metrics| metrics.full_by().is_some() || world.free_permits() == INGEST_BYTES_MAX);
             if world.handle.shared().metrics.full_by().is_some() {
                 held_back = Some(receipt);
                 break;
@@ -211,7 +209,11 @@ fn a_process_that_is_killed_loses_nothing_in_any_class() {
         let disk = world.files.kill();
         let host = sim_host(&disk, &Arc::new(SimClock::new()), 1);
         let options = SpoolOptions { stream: "clicks".into(), dir: "/spool".into(), max_bytes: 1 << 30, segment_bytes: 100 };
-        assert_eq!(open(&host, &options, Position(0), &Arc::default()).expect("a good disk").writer.next(), Position(5), "{sync}");
+        assert_eq!(
+            open(&host, &options, Position(0), &Arc::default()).expect("a good disk").writer.next(),
+            Position(5),
+            "{sync}"
+        );
         world.end(thread);
     }
 }
