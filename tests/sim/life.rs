@@ -736,9 +736,13 @@ impl Life {
         });
         ended?;
         self.promises.at_the_end()?;
-        // What was said to be done stays done.
-        self.files = self.files.crash(0);
+        // What was said to be done stays done, and positions go on behind it, with marks or without.
+        let seed = self.draw(6);
+        self.files = self.files.crash(seed);
         self.logged = 0;
+        if self.on(Kind::Marks) && self.draw(2) == 0 {
+            self.store.clear();
+        }
         let mut process = match self.open() {
             Ok(process) => process,
             Err(Stop::Broken(broken)) => return Err(broken),

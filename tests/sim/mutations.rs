@@ -7,20 +7,22 @@ use crate::life::live;
 use crate::lives::STANDARD;
 use crate::planted::Plant;
 
-/// Seeds until the bug must be found: few, so that a weaker simulator shows.
-const WITHIN: u64 = 500;
+/// Seeds of the standard set within which each bug must be found: few, so that a weaker simulator shows.
+const SEEDS: std::ops::Range<u64> = 0..200;
 
-/// The first seed that this bug fails by, which must name one of these promises.
+/// One of the seeds fails by this bug, by the name of one of these promises.
 fn dies_by(plant: Plant, promises: &[&str]) {
-    assert!(WITHIN <= STANDARD.end);
-    for seed in 0..WITHIN {
-        if let Err(broken) = live(seed, plant).verdict {
+    assert!(STANDARD.contains(&SEEDS.start) && SEEDS.end <= STANDARD.end);
+    let mut others = Vec::new();
+    for seed in SEEDS {
+        let Err(broken) = live(seed, plant).verdict else { continue };
+        if promises.iter().any(|promise| broken.contains(promise)) {
             println!("{plant:?} is found by seed {seed}: {broken}");
-            assert!(promises.iter().any(|promise| broken.contains(promise)), "{plant:?} is found as something else: {broken}");
             return;
         }
+        others.push((seed, broken));
     }
-    panic!("{plant:?} lives through {WITHIN} seeds");
+    panic!("{plant:?} lives through the seeds {SEEDS:?}, or dies by something else than {promises:?}: {others:?}");
 }
 
 #[test]
