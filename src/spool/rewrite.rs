@@ -9,9 +9,9 @@
 //! which alone holds offsets, calls [`Rewritten::install`] and moves them at the same moment. Owner: the old file is only
 //! read, and the new one has no reader before it is installed.
 //!
-//! What is chosen: (1) while the disk used is over one and a half times what is pending (and half a segment), the segment
-//! of which the least is alive; so that, with the newest file and what a checkpoint is late, it stays within one and a half
-//! times what is pending plus two segments. (2) Otherwise a segment that has been under a quarter alive for a while: one
+//! What is chosen: (1) while the disk used is over [`PRESSED_EIGHTHS`] eighths of what is pending (and a quarter segment),
+//! the segment of which the least is alive; so that, with the newest file, lanes whose mark lies inside a segment, and the
+//! time until a checkpoint is saved, it stays within one and a half times what is pending plus two segments. (2) Otherwise a segment that has been under a quarter alive for a while: one
 //! that is just being drained goes by itself. Never the newest, nor one that the sweep has not passed.
 //!
 //! The crash cases: *before the rename* the segment is as it was, and recovery removes the `.new`. *After it*, whether the
@@ -37,13 +37,19 @@ use crate::event::{LANES, Lane, Position};
 use crate::host::{File, Files, Host};
 
 /// Bytes written between two syncs, so that a commit's own sync never waits behind much more.
-const STEP_BYTES: usize = 4 << 20;
+const STEP_BYTES: u64 = 4 << 20;
+
+/// Bytes written at once, at least.
+const WRITE_BYTES: usize = 512 << 10;
 
 /// Bytes read at once.
-const READ_BYTES: u64 = 1 << 20;
+const READ_BYTES: u64 = 256 << 10;
 
 /// Bytes between two frames that are rather read than skipped.
 const GAP_BYTES: u64 = 8 << 10;
+
+/// Disk used for each eight bytes that are pending, from which on segments are rewritten at once.
+pub const PRESSED_EIGHTHS: u64 = 11;
 
 /// A rewriting that would not free this part of the file is not worth its writes.
 const WORTH_PARTS: u64 = 8;
@@ -118,10 +124,9 @@ impl Planner {
         let all = table.all();
         let Some((_newest, older)) = all.split_last() else { return Ok(None) };
         let held: BTreeSet<SegmentId> = older.iter().map(|segment| segment.id).collect();
-        self.weights.retain(|id, _| held.contains(id));
         self.left_alone.retain(|id| held.contains(id));
         let (mut used, mut pending) = (0, 0);
-        let mut thin = BTreeMap::new();
+        let (mut thin, mut weighed) = (BTreeMap::new(), BTreeSet::new());
         let (mut least, mut least_thin): (Option<(u64, &Arc<Segment>)>, Option<(u64, &Arc<Segment>)>) = (None, None);
         for segment in older {
             let (end, frames_end, file_bytes) = {
@@ -140,6 +145,7 @@ impl Planner {
                 pending += frame_bytes;
                 continue;
             }
+            weighed.insert(segment.id);
             let alive = Alive::of(segment, &directory, marks, Some(self.weigh(files, segment, frames_end)?));
             pending += alive.bytes;
             let after = FIXED_BYTES + alive.bytes + 8 * alive.frames;
@@ -159,7 +165,8 @@ impl Planner {
             }
         }
         self.thin_since = thin;
-        let pressed = used > pending + pending / 2 + self.segment_bytes / 2;
+        self.weights.retain(|id, _| weighed.contains(id));
+        let pressed = used > pending / 8 * PRESSED_EIGHTHS + self.segment_bytes / 4;
         Ok(if pressed { least } else { least_thin }.map(|(_, segment)| Arc::clone(segment)))
     }
 
@@ -173,8 +180,10 @@ impl Planner {
         if self.weights.get(&segment.id).is_none_or(|weights| weights.frames_end != frames_end) {
             let file = files.open(&segment.path)?;
             let mut lanes = Box::new([0u32; LANES]);
-            for (lane, entry) in Cursor::lane_entries(segment, file.as_ref(), Lane(0), Lane(LANES as u16 - 1))? {
-                lanes[lane.index()] = lanes[lane.index()].saturating_add(entry.len);
+            // Lane by lane: all entries of a segment of small events would be megabytes.
+            for lane in (0..LANES as u16).map(Lane) {
+                let entries = Cursor::lane_entries(segment, file.as_ref(), lane, lane)?;
+                lanes[lane.index()] = entries.iter().map(|(_, entry)| entry.len).sum();
             }
             self.weights.insert(segment.id, Weights { frames_end, lanes });
         }
@@ -332,17 +341,21 @@ fn copy(
         let last_ms = if let Index::Sealed(footer, _) = &extent.index { Some(footer.last_ms) } else { None };
         (extent.end, extent.frames_end, last_ms)
     };
-    let mut entries = Cursor::lane_entries(segment, source, Lane(0), Lane(LANES as u16 - 1))?;
     let alive =
         |lane: Lane| directory.last_relative(lane).is_some_and(|last| segment.base.0 + u64::from(last) >= marks[lane.index()].0);
-    entries.retain(|(lane, _)| alive(*lane));
+    let mut entries = Vec::new();
+    for lane in (0..LANES as u16).map(Lane).filter(|lane| alive(*lane)) {
+        entries.append(&mut Cursor::lane_entries(segment, source, lane, lane)?);
+    }
     entries.sort_unstable_by_key(|(_, entry)| entry.offset);
     let header = SegmentHeader { id: segment.id, base: segment.base, created_ms: segment.created_ms, rewritten: true }.encode();
-    let (out, next) = (header.to_vec(), segment.base);
+    // One buffer for all of it: a write goes out before it grows.
+    let (mut out, next) = (Vec::with_capacity(WRITE_BYTES + READ_BYTES as usize), segment.base);
+    out.extend_from_slice(&header);
     let (index, moved, last_ms) = (ActiveIndex::default(), Vec::new(), segment.created_ms);
     let mut copy = Copy { segment, target, out, written: 0, index, moved, last_ms, next, end };
     let frame_end = |entry: &Entry| u64::from(entry.offset) + u64::from(entry.len);
-    let mut bytes = Vec::new();
+    let (mut bytes, mut synced) = (Vec::new(), 0);
     let mut at = 0;
     while at < entries.len() {
         let start = u64::from(entries[at].1.offset);
@@ -365,8 +378,11 @@ fn copy(
             copy.frame(*lane, *entry, &bytes[from..from + entry.len as usize], marks)?;
         }
         at += count;
-        if copy.out.len() >= STEP_BYTES {
+        if copy.out.len() >= WRITE_BYTES {
             copy.write()?;
+        }
+        if copy.written >= synced + STEP_BYTES {
+            synced = copy.written;
             target.sync_data()?;
             if !go_on() {
                 return Err(NotRewritten::Stopped);
