@@ -258,9 +258,11 @@ async fn an_agent_is_ready_only_while_every_spool_takes_events() {
     assert!(body["streams"][1]["reasons"][0].as_str().is_some_and(|reason| reason.contains("durable")), "{body}");
 
     bad.writable.store(true, Ordering::Relaxed);
-    for (limit, name, words) in
-        [(Limit::MaxBytes, "max_bytes", "spool.max_bytes"), (Limit::Reserve, "reserve", "spool.reserve"), (Limit::Disk, "disk", "no room")]
-    {
+    for (limit, name, words) in [
+        (Limit::MaxBytes, "max_bytes", "spool.max_bytes"),
+        (Limit::Reserve, "reserve", "spool.reserve"),
+        (Limit::Disk, "disk", "no room"),
+    ] {
         bad.set_full(Some(limit));
         let (code, body) = agent.json("/readyz").await;
         assert_eq!(code, 503);

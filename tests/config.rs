@@ -494,7 +494,13 @@ fn a_quota_is_a_size_or_a_part_of_the_spool_and_must_hold_two_segments() {
     ] {
         assert_tells(&quota(value).one_problem(), &["source[0].spool_quota = ", told, "allowed: \"64MiB\" to \"1GiB\""]);
     }
-    for (value, told) in [("\"101%\"", "too large"), ("\"0%\"", "too small"), ("\"2.5%\"", "not whole percent"), ("\"25x\"", "no such unit"), ("-1", "below zero")] {
+    for (value, told) in [
+        ("\"101%\"", "too large"),
+        ("\"0%\"", "too small"),
+        ("\"2.5%\"", "not whole percent"),
+        ("\"25x\"", "no such unit"),
+        ("-1", "below zero"),
+    ] {
         assert_tells(&quota(value).one_problem(), &["source[0].spool_quota = ", told, "whole percent of spool.max_bytes"]);
     }
 }

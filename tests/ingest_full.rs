@@ -40,8 +40,7 @@ impl Doors {
         let web = http::bind("127.0.0.1:0".parse().unwrap(), http::HttpOptions::default()).await.unwrap();
         let http = web.address().unwrap();
         let (stop, shutdown) = Stop::new();
-        let serving =
-            [tokio::spawn(unix.serve(sources.clone(), shutdown.clone())), tokio::spawn(web.serve(sources, shutdown))];
+        let serving = [tokio::spawn(unix.serve(sources.clone(), shutdown.clone())), tokio::spawn(web.serve(sources, shutdown))];
         Self { socket, http, stop, serving }
     }
 
@@ -57,7 +56,8 @@ impl Doors {
     /// Status code, head in small letters, and body.
     async fn post(&self, path: &str, body: &str) -> (u16, String, String) {
         let mut stream = TcpStream::connect(self.http).await.unwrap();
-        let head = format!("POST {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
+        let head =
+            format!("POST {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
         stream.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
         let mut answer = String::new();
         soon(stream.read_to_string(&mut answer)).await.unwrap();
@@ -196,8 +196,7 @@ async fn what_was_read_before_the_spool_was_found_full_is_told_event_by_event_be
         () = until("the request is submitted", || world.submitted() == 4) => {}
     }
     world.go();
-    let told: Vec<String> =
-        client.until_ack(4).await.iter().map(|line| line.split(':').next().unwrap().to_owned()).collect();
+    let told: Vec<String> = client.until_ack(4).await.iter().map(|line| line.split(':').next().unwrap().to_owned()).collect();
     assert_eq!(told, ["reject 1 full", "reject 2 not_json", "reject 3 full", "reject 4 full"]);
     let (status, head, _) = answering.await;
     assert!(status == 503 && head.contains("retry-after: 1"), "{head}");
@@ -280,11 +279,9 @@ async fn with_block_a_source_at_its_quota_waits_and_the_others_do_not() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_class_in_force_is_named_to_the_socket_and_in_every_good_http_answer() {
-    for (sync, named) in [
-        (SyncClass::Always, "always"),
-        (SyncClass::Interval(Duration::from_millis(50)), "interval:50ms"),
-        (SyncClass::Os, "os"),
-    ] {
+    for (sync, named) in
+        [(SyncClass::Always, "always"), (SyncClass::Interval(Duration::from_millis(50)), "interval:50ms"), (SyncClass::Os, "os")]
+    {
         let mut world = World::with_policy(1 << 30, 64 << 20, Policy { sync, ..Policy::default() });
         world.go();
         let doors = Doors::open(&world, world.web()).await;

@@ -450,7 +450,11 @@ impl Tenant {
     fn note_at_quota(&self) {
         if !self.usage.at_quota.swap(true, Ordering::Relaxed) {
             let SourceUsage { name, quota, .. } = &*self.usage;
-            tracing::warn!(source = name, spool_quota = quota, "the source has filled its share of the spool: on_full holds for it");
+            tracing::warn!(
+                source = name,
+                spool_quota = quota,
+                "the source has filled its share of the spool: on_full holds for it"
+            );
         }
     }
 }

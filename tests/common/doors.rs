@@ -52,8 +52,7 @@ impl World {
     pub fn with_policy(max_bytes: u64, segment_bytes: u64, policy: Policy) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let host = Host::real();
-        let options =
-            SpoolOptions { stream: "clicks".into(), dir: dir.path().join("spool"), max_bytes, segment_bytes };
+        let options = SpoolOptions { stream: "clicks".into(), dir: dir.path().join("spool"), max_bytes, segment_bytes };
         let metrics = Arc::new(StreamMetrics::default());
         prepare(&host, &options).unwrap();
         let opened = open(&host, &options, Position(0), &metrics).unwrap();

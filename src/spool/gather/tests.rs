@@ -8,11 +8,11 @@ mod policies;
 use std::thread::JoinHandle;
 
 use super::*;
-use crate::limits::HOT_TAIL_BYTES_MAX;
-use crate::spool::segment::SegmentId;
 use crate::event::{LANES, Lane};
+use crate::limits::HOT_TAIL_BYTES_MAX;
 use crate::spool::cursor::Cursor;
 use crate::spool::frame::Frame;
+use crate::spool::segment::SegmentId;
 use crate::spool::tests::fault_files::{EIO, ENOSPC, Fault, FaultFiles, Op, SimClock, sim_host};
 use crate::spool::{Opened, SpoolOptions, open, prepare, remove_covered};
 
