@@ -1,6 +1,8 @@
 //! What happens without room, by policy; what each sync class promises; quotas of sources. On a disk that fills and fails.
 
+use super::room::Room;
 use super::*;
+use crate::config::SyncClass;
 use crate::spool::tests::fault_files::Pending;
 
 /// A spool with a policy.
