@@ -23,38 +23,24 @@
 use std::cell::RefCell;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use super::UnixOptions;
 use super::acks::{self, Ended, Note};
+use super::partials::{PARTIAL_BYTES_FREE, Partial, Partials, READ_BYTES};
 use crate::ingest::hello::{HELLO_BYTES_MAX, Hello, Sniff, sniff};
 use crate::ingest::wire::{Item, Splitter};
 use crate::ingest::{DRAIN_GRACE, NoSource, Reject, Shutdown, Source, Sources, Stopped, stopped};
 use crate::limits::{BATCH_BYTES, KEY_BYTES_MAX};
 use crate::spool::{Batch, Permit, Receipt};
-
-/// Bytes of one read.
-const READ_BYTES: usize = 64 << 10;
-
-/// Bytes of one read while unfinished events take [`PARTIALS_BYTES_LEAN`] or more.
-const READ_BYTES_LEAN: usize = 4 << 10;
-
-/// An unfinished event up to this size may wait for its rest as long as it likes.
-const PARTIAL_BYTES_FREE: usize = 16 << 10;
-
-/// Connections that may have an unfinished event above [`PARTIAL_BYTES_FREE`] at once.
-const PARTIALS_LARGE_MAX: usize = 24;
-
-/// Bytes of unfinished events, over all connections, from which on reads are small.
-const PARTIALS_BYTES_LEAN: usize = 8 << 20;
 
 /// Read buffers that a thread keeps.
 const BUFFERS_KEPT: usize = 8;
@@ -89,55 +75,13 @@ pub struct Shared {
 
 impl Shared {
     pub fn new(sources: Sources, options: UnixOptions) -> Self {
-        let partials = Partials { large: Semaphore::new(PARTIALS_LARGE_MAX), bytes: AtomicUsize::new(0) };
-        Self { sources, options, partials, refused: AtomicU64::new(0) }
+        Self { sources, options, partials: Partials::default(), refused: AtomicU64::new(0) }
     }
 
     /// Counts a refused connection. True now and then, when it should be logged.
     fn count_refused(&self) -> Option<u64> {
         let refused = self.refused.fetch_add(1, Ordering::Relaxed) + 1;
         refused.is_power_of_two().then_some(refused)
-    }
-}
-
-/// Budget for events of which only a part has come.
-#[derive(Debug)]
-struct Partials {
-    /// One permit for each large one.
-    large: Semaphore,
-    /// All of them together.
-    bytes: AtomicUsize,
-}
-
-/// One connection's part in [`Partials`].
-struct Partial<'s> {
-    budget: &'s Partials,
-    bytes: usize,
-    large: Option<SemaphorePermit<'s>>,
-}
-
-impl Partial<'_> {
-    fn set(&mut self, bytes: usize) {
-        if bytes != self.bytes {
-            self.budget.bytes.fetch_add(bytes, Ordering::Relaxed);
-            self.budget.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
-            self.bytes = bytes;
-        }
-        if bytes <= PARTIAL_BYTES_FREE {
-            self.large = None;
-        }
-    }
-
-    /// Bytes that the next read may bring.
-    fn read_bytes(&self) -> usize {
-        let lean = self.large.is_none() && self.budget.bytes.load(Ordering::Relaxed) >= PARTIALS_BYTES_LEAN;
-        if lean { READ_BYTES_LEAN } else { READ_BYTES }
-    }
-}
-
-impl Drop for Partial<'_> {
-    fn drop(&mut self) {
-        self.set(0);
     }
 }
 
@@ -413,7 +357,7 @@ struct Connection {
 impl Connection {
     /// Reads until the end; `head` was read before the source was known.
     async fn run(&mut self, read: &OwnedReadHalf, head: Vec<u8>, shared: &Shared, stop: &mut Stopped) -> End {
-        let mut partial = Partial { budget: &shared.partials, bytes: 0, large: None };
+        let mut partial = Partial::new(&shared.partials);
         let outcome = async {
             if !head.is_empty() {
                 let permit = self.admit_within_grace(head.len()).await?;

@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 use super::*;
 use crate::event::{LANES, Lane};
 use crate::limits::HOT_TAIL_BYTES_MAX;
+use crate::spool::commit::Writer;
 use crate::spool::cursor::Cursor;
 use crate::spool::frame::Frame;
 use crate::spool::segment::SegmentId;

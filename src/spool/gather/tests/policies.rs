@@ -1,6 +1,8 @@
 //! What happens without room, by policy; what each sync class promises; quotas of sources. On a disk that fills and fails.
 
+use super::room::Room;
 use super::*;
+use crate::config::SyncClass;
 use crate::spool::tests::fault_files::Pending;
 
 /// A spool with a policy.
@@ -216,6 +218,36 @@ fn a_process_that_is_killed_loses_nothing_in_any_class() {
         );
         world.end(thread);
     }
+}
+
+#[test]
+fn after_a_power_cut_in_a_weaker_class_positions_do_not_go_back_and_what_a_checkpoint_knew_of_is_counted_as_lost() {
+    let mut lost_some = 0;
+    for seed in 0..60 {
+        let (mut world, _) = world(1 << 30, 1_500, class(SyncClass::Os));
+        let thread = world.start();
+        for n in 0..12 {
+            assert_eq!(answer(world.submit(&[&[b'x'; 200]])), Ok(Position(n)));
+        }
+        // Eight of them were delivered, and a checkpoint says so.
+        let known = Position(8);
+        let disk = world.files.crash(seed);
+        let host = sim_host(&disk, &Arc::new(SimClock::new()), 1);
+        let options = SpoolOptions { stream: "clicks".into(), dir: "/spool".into(), max_bytes: 1 << 30, segment_bytes: 1_500 };
+        let opened = open(&host, &options, known, &Arc::default()).expect("damage never stops an opening");
+        assert!(opened.writer.next() >= known, "seed {seed}: a position would be given twice");
+        let mut cursor = Cursor::new(Arc::clone(opened.handle.shared()), Arc::clone(&host.files));
+        let (mut found, mut at) = (0, Position(0));
+        while let Some(swept) = cursor.next(at).expect("a good disk") {
+            found += u64::from(swept.chunk.count);
+            at = Position(swept.chunk.first.0 + u64::from(swept.chunk.count));
+        }
+        // EXACT-ACCOUNT: every position below the next one is there or counted.
+        assert_eq!(found + opened.damaged_events, opened.writer.next().0, "seed {seed}");
+        lost_some += u64::from(opened.damaged_events > 0);
+        world.end(thread);
+    }
+    assert!(lost_some > 5, "only {lost_some} power cuts took something: nothing was tried");
 }
 
 #[test]
