@@ -141,6 +141,9 @@ const ANSWER_WAIT: Duration = Duration::from_secs(60);
 /// Saves between two tries to open a store that does not open, at most.
 const SKIPPED_SAVES_MAX: u32 = 256;
 
+/// Stores that one process sets aside at most.
+const ASIDE_MAX: u32 = 4;
+
 /// Checkpoints in sled 0.34.
 #[derive(Debug)]
 pub struct SledMarks {
@@ -151,6 +154,8 @@ pub struct SledMarks {
     /// Saves to let go by before the next try to open it, and how many that were the last time.
     skip: u32,
     skipped: u32,
+    /// Stores set aside so far: a device that fails would make one after the other.
+    aside: u32,
 }
 
 impl SledMarks {
@@ -158,7 +163,7 @@ impl SledMarks {
     /// then says why, and tries again.
     #[must_use]
     pub fn open(dir: &Path) -> Self {
-        let mut marks = Self { dir: dir.to_owned(), worker: None, trouble: String::new(), skip: 0, skipped: 0 };
+        let mut marks = Self { dir: dir.to_owned(), worker: None, trouble: String::new(), skip: 0, skipped: 0, aside: 0 };
         if let Err(error) = marks.begin() {
             tracing::error!(%error, "there is no store of the marks: what is delivered from now on is not noted, and no disk space is freed, until there is");
         }
@@ -173,15 +178,19 @@ impl SledMarks {
         self.worker.as_ref().ok_or_else(|| StoreError(self.trouble.clone()))
     }
 
-    fn opened(&self) -> Result<Worker, StoreError> {
+    fn opened(&mut self) -> Result<Worker, StoreError> {
         let dir = &self.dir;
         let said = |error: &str| StoreError(format!("{}: {error}", dir.display()));
         let error = match Worker::open(dir) {
             Ok(worker) => return Ok(worker),
             // Its files may be as good as ever.
             Err(Unopened { error, machine: true }) => return Err(said(&error)),
+            Err(Unopened { error, .. }) if self.aside == ASIDE_MAX => {
+                return Err(said(&format!("{error}; {ASIDE_MAX} were set aside already")));
+            }
             Err(Unopened { error, .. }) => error,
         };
+        self.aside += 1;
         let aside = unused_name(dir);
         tracing::error!(%error, ledger = %dir.display(), aside = %aside.display(), "the store of the marks is damaged: set aside; what it knew as delivered may be sent again");
         match crate::host::rename_dir(dir, &aside) {
