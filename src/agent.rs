@@ -24,6 +24,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::admin::dead::LetterDoor;
 use crate::admin::{self, AdminState};
 use crate::checkpoint::{Checkpoint, MarkStore, SledMarks, StoreError};
 use crate::config::{Config, StreamConfig};
@@ -93,6 +94,7 @@ struct Stream {
     inbox: Inbox,
     dispatch: JoinHandle<Ended>,
     metrics: Arc<StreamMetrics>,
+    letters: Arc<DeadLetters>,
     _lock: host::DirLock,
 }
 
@@ -189,6 +191,14 @@ impl Agent {
             let named = streams.iter().map(|stream| (stream.name.clone(), Arc::clone(&stream.metrics))).collect();
             let mut state = AdminState::new(named, draining.clone(), Arc::clone(&host.clock));
             state.allowed_hosts.clone_from(&config.listen.allowed_hosts);
+            state.letters = streams
+                .iter()
+                .map(|stream| LetterDoor {
+                    stream: stream.name.clone(),
+                    letters: Arc::clone(&stream.letters),
+                    spool: stream.handle.clone(),
+                })
+                .collect();
             admin_tasks.spawn(admin::serve(listener, Arc::new(state), admin_shutdown));
         }
         Ok(Self { streams, doors, admin: admin_tasks, draining, admin_stop, host, http: http_address, admin_address })
@@ -348,7 +358,7 @@ fn start_stream(config: &Config, stream: &StreamConfig, host: &Host, api: Arc<dy
         .name(format!("commit-{}", stream.name))
         .spawn(move || commit_loop(&shared, writer))
         .map_err(StartError::Threads)?;
-    Ok(Stream { name: stream.name.clone(), handle: opened.handle, commit, inbox, dispatch, metrics, _lock: lock })
+    Ok(Stream { name: stream.name.clone(), handle: opened.handle, commit, inbox, dispatch, metrics, letters, _lock: lock })
 }
 
 fn count_pending(cursor: &mut Cursor, marks: &[Position; LANES]) -> io::Result<u64> {

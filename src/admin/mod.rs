@@ -13,6 +13,7 @@
 //! Failure: a connection that breaks ends alone; an `accept` that fails (out of descriptors) is tried again after
 //! a pause. Absent on purpose: TLS, passwords, configuration changes, event data.
 
+pub mod dead;
 pub mod exposition;
 pub mod report;
 
@@ -54,8 +55,16 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const PAGE: &str = include_str!("page.html");
 
 /// Every path with its method, as the 404 answer lists them.
-const ROUTES: [(&str, &str); 6] =
-    [("GET", "/"), ("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/metrics"), ("GET", "/status"), ("POST", "/drain")];
+const ROUTES: [(&str, &str); 8] = [
+    ("GET", "/"),
+    ("GET", "/healthz"),
+    ("GET", "/readyz"),
+    ("GET", "/metrics"),
+    ("GET", "/status"),
+    ("POST", "/drain"),
+    ("POST", dead::RETRY),
+    ("POST", dead::PURGE),
+];
 
 /// What the listener reads, and the one switch it turns.
 #[derive(Debug)]
@@ -70,6 +79,8 @@ pub struct AdminState {
     pub started: Duration,
     /// `listen.allowed_hosts`: host names besides loopback ones.
     pub allowed_hosts: Vec<String>,
+    /// Streams whose dead letters may be retried and purged.
+    pub letters: Vec<dead::LetterDoor>,
 }
 
 impl AdminState {
@@ -77,7 +88,7 @@ impl AdminState {
     #[must_use]
     pub fn new(streams: Vec<(String, Arc<StreamMetrics>)>, draining: watch::Sender<bool>, clock: Arc<dyn Clock>) -> Self {
         let started = clock.monotonic();
-        Self { streams, draining, clock, started, allowed_hosts: Vec::new() }
+        Self { streams, draining, clock, started, allowed_hosts: Vec::new(), letters: Vec::new() }
     }
 
     /// What `/status` says now.
@@ -166,8 +177,13 @@ async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> io::Result<(
 
 async fn serve_connection(stream: TcpStream, state: Arc<AdminState>, mut shutdown: watch::Receiver<bool>) {
     let service = service_fn(move |request| {
-        let response = respond(&state, &request);
-        async move { Ok::<_, Infallible>(response) }
+        let state = Arc::clone(&state);
+        async move {
+            let answer = respond(&state, &request);
+            // Allowed, and it waits for the disk.
+            let waits = answer.status() == StatusCode::CONTINUE;
+            Ok::<_, Infallible>(if waits { dead::respond(&state, request).await } else { answer })
+        }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -188,7 +204,7 @@ async fn serve_connection(stream: TcpStream, state: Arc<AdminState>, mut shutdow
 
 type Answer = Response<Full<Bytes>>;
 
-/// The whole routing. Never waits.
+/// The whole routing. Never waits; `CONTINUE` stands for what is allowed and would have to.
 fn respond<B>(state: &AdminState, request: &Request<B>) -> Answer {
     if let Err(refusal) = check_caller(state, request) {
         return *refusal;
@@ -223,6 +239,7 @@ fn respond<B>(state: &AdminState, request: &Request<B>) -> Answer {
             }
             json_answer(StatusCode::ACCEPTED, &json!({"state": AgentState::Draining}))
         }
+        dead::RETRY | dead::PURGE => answer(StatusCode::CONTINUE, "application/json", ""),
         _ => unreachable!("the path is one of ROUTES, and each has its arm"),
     }
 }

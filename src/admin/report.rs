@@ -57,6 +57,9 @@ pub struct StreamReport {
     pub duplicated: BTreeMap<String, u64>,
     /// The spool.
     pub spool: SpoolReport,
+    /// The dead letters.
+    #[serde(default)]
+    pub dead_letters: DeadReport,
     /// What went to Kinesis.
     pub put: PutReport,
     /// Why delivery is paused; empty when it is not.
@@ -102,6 +105,17 @@ pub struct SpoolReport {
     pub writable: bool,
     /// The spool is at its ceiling, or the disk is full, and holds events back.
     pub full: bool,
+}
+
+/// The dead letters that are kept. What was retried or purged is in the account only.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeadReport {
+    /// Letters.
+    pub held: u64,
+    /// Bytes of their files.
+    pub bytes: u64,
+    /// Why none can be written, so that their events stay pending; empty when they can.
+    pub stuck_reason: String,
 }
 
 /// What went to Kinesis since the start of the process.
@@ -199,6 +213,11 @@ impl StreamReport {
                 oldest_pending_seconds: oldest_seconds(metrics, now_ms),
                 writable: metrics.writable.load(Ordering::Relaxed),
                 full: metrics.full.load(Ordering::Relaxed),
+            },
+            dead_letters: DeadReport {
+                held: metrics.dead_letters.load(Ordering::Relaxed),
+                bytes: metrics.dead_letter_bytes.load(Ordering::Relaxed),
+                stuck_reason: locked(&metrics.dead_reason).clone(),
             },
             put: PutReport {
                 requests: owned(&locked(&metrics.put_requests)),

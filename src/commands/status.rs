@@ -167,6 +167,9 @@ fn render_stream(out: &mut String, stream: &StreamReport) -> fmt::Result {
     if account.expired + account.dropped > 0 {
         facts.extend([("expired", count(account.expired)), ("dropped", count(account.dropped))]);
     }
+    if stream.dead_letters.held > 0 {
+        facts.push(("letters", count(stream.dead_letters.held)));
+    }
     facts.push(("spool", bytes(spool.bytes)));
     facts.push(("oldest", if account.pending == 0 { "-".to_owned() } else { seconds(spool.oldest_pending_seconds) }));
     write_table(
@@ -219,6 +222,9 @@ fn state_of(stream: &StreamReport) -> String {
     }
     if stream.spool.full {
         states.push("the spool is full and holds events back".to_owned());
+    }
+    if !stream.dead_letters.stuck_reason.is_empty() {
+        states.push(format!("no dead letters can be written: {}", stream.dead_letters.stuck_reason));
     }
     if !stream.paused_reason.is_empty() {
         states.push(format!("delivery is paused: {}", stream.paused_reason));

@@ -46,6 +46,8 @@ pub enum Event {
     Listed(Result<Vec<ShardRange>, PutError>),
     /// A checkpoint is durable, or could not be made so.
     Saved(Box<Checkpoint>, bool),
+    /// The spool is full, and its oldest events are to make room.
+    DropOldest,
     /// No more events come: deliver what is there until then (dispatcher time), then end.
     Drain(Duration),
 }
@@ -270,6 +272,7 @@ impl Shell {
             Event::Answered { id, answer } => self.dispatcher.on_answer(id, answer, now),
             Event::Listed(answer) => self.dispatcher.on_map(answer, now),
             Event::Saved(checkpoint, durable) => self.on_saved(checkpoint, durable),
+            Event::DropOldest => self.dispatcher.drop_oldest(),
             Event::Drain(until) => {
                 self.drain_until = Some(until);
                 self.dispatcher.drain();
@@ -289,7 +292,7 @@ impl Shell {
         for request in requests {
             self.put(request);
         }
-        if now >= self.next_checkpoint {
+        if now >= self.next_checkpoint || (!self.saving && self.dispatcher.wants_checkpoint()) {
             self.next_checkpoint = now + self.interval;
             self.save(false);
         }
