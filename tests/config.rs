@@ -136,6 +136,7 @@ fn one_stream_is_enough_and_all_else_has_its_documented_default() {
     assert_eq!(stream.record_bytes_max, limits::AGGREGATE_BYTES_DEFAULT);
     assert_eq!(stream.request_bytes_max, limits::REQUEST_BYTES_MAX - limits::MARGIN_BYTES);
     assert_eq!((stream.requests_max, stream.request_timeout), (16, Duration::from_secs(10)));
+    assert_eq!((stream.ttl, config.spool.dead_max_bytes), (Duration::ZERO, 1 << 30));
     let [source] = &config.sources[..] else { panic!("{config:?}") };
     assert_eq!((source.name.as_str(), source.stream.as_str()), ("default", "clicks"));
     assert_eq!(source.partition_key, ["/userId", "/anonymousId"]);

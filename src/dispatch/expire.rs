@@ -478,9 +478,8 @@ impl Dispatcher {
         }
         if self.map.is_some() {
             self.advance_marks();
-        } else {
-            self.marks.raise(end);
         }
+        self.marks.raise(end);
         debug_assert!(segment.covered_by(self.marks.all()), "nothing of it is left");
         self.note_dropped(segment.id, rest, now);
         Ok(true)
