@@ -24,6 +24,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::admin::dead::LetterDoor;
 use crate::admin::spool::SpoolDoor;
 use crate::admin::{self, AdminState};
 use crate::checkpoint::{Checkpoint, MarkStore, SledMarks};
@@ -86,6 +87,7 @@ struct Stream {
     inbox: Inbox,
     dispatch: JoinHandle<Ended>,
     metrics: Arc<StreamMetrics>,
+    letters: Arc<DeadLetters>,
     _lock: host::DirLock,
 }
 
@@ -189,6 +191,14 @@ impl Agent {
                     dir: spool_dir(&config.spool.dir, &stream.name),
                     handle: stream.handle.clone(),
                     host: host.clone(),
+                })
+                .collect();
+            state.letters = streams
+                .iter()
+                .map(|stream| LetterDoor {
+                    stream: stream.name.clone(),
+                    letters: Arc::clone(&stream.letters),
+                    spool: stream.handle.clone(),
                 })
                 .collect();
             admin_tasks.spawn(admin::serve(listener, Arc::new(state), admin_shutdown));
@@ -371,12 +381,14 @@ fn start_stream(config: &Config, stream: &StreamConfig, host: &Host, api: Arc<dy
     let (inbox, dispatch) = run::start(parts).map_err(StartError::Threads)?;
     let waker = inbox.clone();
     shared.on_commit(Box::new(move || waker.committed()));
+    let asker = inbox.clone();
+    shared.on_want_room(Box::new(move || asker.tell(Event::DropOldest)));
     let writer = opened.writer;
     let commit = std::thread::Builder::new()
         .name(format!("commit-{}", stream.name))
         .spawn(move || commit_loop(&shared, writer))
         .map_err(StartError::Threads)?;
-    Ok(Stream { name: stream.name.clone(), handle: opened.handle, commit, inbox, dispatch, metrics, _lock: lock })
+    Ok(Stream { name: stream.name.clone(), handle: opened.handle, commit, inbox, dispatch, metrics, letters, _lock: lock })
 }
 
 fn count_pending(cursor: &mut Cursor, marks: &[Position; LANES]) -> io::Result<u64> {

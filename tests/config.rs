@@ -137,6 +137,7 @@ fn one_stream_is_enough_and_all_else_has_its_documented_default() {
     assert_eq!(stream.record_bytes_max, limits::AGGREGATE_BYTES_DEFAULT);
     assert_eq!(stream.request_bytes_max, limits::REQUEST_BYTES_MAX - limits::MARGIN_BYTES);
     assert_eq!((stream.requests_max, stream.request_timeout), (16, Duration::from_secs(10)));
+    assert_eq!((stream.ttl, config.spool.dead_max_bytes), (Duration::ZERO, 1 << 30));
     let [source] = &config.sources[..] else { panic!("{config:?}") };
     assert_eq!((source.name.as_str(), source.stream.as_str()), ("default", "clicks"));
     assert_eq!(source.partition_key, ["/userId", "/anonymousId"]);
@@ -427,11 +428,9 @@ fn all_errors_are_told_at_once_each_with_place_value_and_what_is_allowed() {
 
 #[test]
 fn what_a_later_version_will_offer_is_named_as_such() {
-    for (section, line) in [
-        ("[spool]", "on_full = \"drop_oldest\""),
-        ("[[stream]]\nname = \"s\"", "aggregate = \"lines\""),
-        ("[[source]]\nname = \"s\"", "kind = \"segment\""),
-    ] {
+    for (section, line) in
+        [("[[stream]]\nname = \"s\"", "aggregate = \"lines\""), ("[[source]]\nname = \"s\"", "kind = \"segment\"")]
+    {
         let base = if section.starts_with("[[stream") { "" } else { ONE_STREAM };
         let report = Maps::file(&format!("{base}{section}\n{line}\n")).one_problem();
         assert_tells(&report, &["not offered by this version", "allowed: \""]);

@@ -143,7 +143,13 @@ impl Out<'_, '_> {
             "forebay_spool_pending_events",
             "Accepted events that are not settled: accepted - delivered - dead - expired - dropped.",
             |reading| reading.report.account.pending as f64,
-        )
+        )?;
+        self.gauge("forebay_dead_letters", "Dead letters that are kept: neither retried nor purged.", |reading| {
+            reading.report.dead_letters.held as f64
+        })?;
+        self.gauge("forebay_dead_letter_bytes", "Bytes of the files of dead letters.", |reading| {
+            reading.report.dead_letters.bytes as f64
+        })
     }
 
     fn door(&mut self) -> fmt::Result {

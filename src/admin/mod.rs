@@ -13,6 +13,7 @@
 //! Failure: a connection that breaks ends alone; an `accept` that fails (out of descriptors) is tried again after
 //! a pause. Absent on purpose: TLS, passwords, configuration changes, event data.
 
+pub mod dead;
 pub mod exposition;
 pub mod report;
 pub mod spool;
@@ -55,8 +56,16 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const PAGE: &str = include_str!("page.html");
 
 /// Every path with its method, as the 404 answer lists them.
-const ROUTES: [(&str, &str); 6] =
-    [("GET", "/"), ("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/metrics"), ("GET", "/status"), ("POST", "/drain")];
+const ROUTES: [(&str, &str); 8] = [
+    ("GET", "/"),
+    ("GET", "/healthz"),
+    ("GET", "/readyz"),
+    ("GET", "/metrics"),
+    ("GET", "/status"),
+    ("POST", "/drain"),
+    ("POST", dead::RETRY),
+    ("POST", dead::PURGE),
+];
 
 /// What the listener reads, and the one switch it turns.
 #[derive(Debug)]
@@ -73,6 +82,8 @@ pub struct AdminState {
     pub allowed_hosts: Vec<String>,
     /// The spools, for the tools that look into them ([`spool`]).
     pub spools: Vec<spool::SpoolDoor>,
+    /// Streams whose dead letters may be retried and purged.
+    pub letters: Vec<dead::LetterDoor>,
 }
 
 impl AdminState {
@@ -80,7 +91,7 @@ impl AdminState {
     #[must_use]
     pub fn new(streams: Vec<(String, Arc<StreamMetrics>)>, draining: watch::Sender<bool>, clock: Arc<dyn Clock>) -> Self {
         let started = clock.monotonic();
-        Self { streams, draining, clock, started, allowed_hosts: Vec::new(), spools: Vec::new() }
+        Self { streams, draining, clock, started, allowed_hosts: Vec::new(), spools: Vec::new(), letters: Vec::new() }
     }
 
     /// What `/status` says now.
@@ -171,13 +182,16 @@ async fn serve_connection(stream: TcpStream, state: Arc<AdminState>, mut shutdow
     let service = service_fn(move |request: Request<hyper::body::Incoming>| {
         let state = Arc::clone(&state);
         async move {
-            if !is_spool_path(request.uri().path()) {
-                return Ok::<_, Infallible>(respond(&state, &request));
+            if is_spool_path(request.uri().path()) {
+                return Ok::<_, Infallible>(match check_caller(&state, &request) {
+                    Err(refusal) => *refusal,
+                    Ok(()) => spool::respond(&state.spools, request).await,
+                });
             }
-            Ok(match check_caller(&state, &request) {
-                Err(refusal) => *refusal,
-                Ok(()) => spool::respond(&state.spools, request).await,
-            })
+            let answer = respond(&state, &request);
+            // Allowed, and it waits for the disk.
+            let waits = answer.status() == StatusCode::CONTINUE;
+            Ok(if waits { dead::respond(&state, request).await } else { answer })
         }
     });
     let connection = hyper::server::conn::http1::Builder::new()
@@ -203,7 +217,7 @@ fn is_spool_path(path: &str) -> bool {
     path == "/spool" || path.starts_with("/spool/")
 }
 
-/// The routing of all but `/spool…`. Never waits.
+/// The routing of all but `/spool…`. Never waits; `CONTINUE` stands for what is allowed and would have to.
 fn respond<B>(state: &AdminState, request: &Request<B>) -> Answer {
     if let Err(refusal) = check_caller(state, request) {
         return *refusal;
@@ -239,6 +253,7 @@ fn respond<B>(state: &AdminState, request: &Request<B>) -> Answer {
             }
             json_answer(StatusCode::ACCEPTED, &json!({"state": AgentState::Draining}))
         }
+        dead::RETRY | dead::PURGE => answer(StatusCode::CONTINUE, "application/json", ""),
         _ => unreachable!("the path is one of ROUTES, and each has its arm"),
     }
 }

@@ -57,6 +57,9 @@ pub struct StreamReport {
     pub duplicated: BTreeMap<String, u64>,
     /// The spool.
     pub spool: SpoolReport,
+    /// The dead letters.
+    #[serde(default)]
+    pub dead_letters: DeadReport,
     /// What went to Kinesis.
     pub put: PutReport,
     /// Why delivery is paused; empty when it is not.
@@ -135,6 +138,17 @@ impl From<&SourceUsage> for SourceReport {
             full: usage.is_full(),
         }
     }
+}
+
+/// The dead letters that are kept. What was retried or purged is in the account only.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeadReport {
+    /// Letters.
+    pub held: u64,
+    /// Bytes of their files.
+    pub bytes: u64,
+    /// Why none can be written, so that their events stay pending; empty when they can.
+    pub stuck_reason: String,
 }
 
 /// What went to Kinesis since the start of the process.
@@ -236,6 +250,11 @@ impl StreamReport {
                 sync: metrics.policy.get().map(|policy| policy.sync.clone()).unwrap_or_default(),
                 on_full: metrics.policy.get().map(|policy| policy.on_full.to_owned()).unwrap_or_default(),
                 sources: locked(&metrics.sources).iter().map(|usage| (usage.name.clone(), (&**usage).into())).collect(),
+            },
+            dead_letters: DeadReport {
+                held: metrics.dead_letters.load(Ordering::Relaxed),
+                bytes: metrics.dead_letter_bytes.load(Ordering::Relaxed),
+                stuck_reason: locked(&metrics.dead_reason).clone(),
             },
             put: PutReport {
                 requests: owned(&locked(&metrics.put_requests)),

@@ -4,6 +4,7 @@
 //! needs of the configuration, prints data to stdout and everything else to stderr, and answers an exit code.
 
 pub mod config;
+pub mod dead;
 #[cfg(feature = "dev")]
 pub mod demo;
 pub mod run;

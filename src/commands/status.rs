@@ -175,6 +175,9 @@ fn render_stream(out: &mut String, stream: &StreamReport) -> fmt::Result {
     if account.expired + account.dropped > 0 {
         facts.extend([("expired", count(account.expired)), ("dropped", count(account.dropped))]);
     }
+    if stream.dead_letters.held > 0 {
+        facts.push(("letters", count(stream.dead_letters.held)));
+    }
     facts.push(("spool", bytes(spool.bytes)));
     if !spool.sync.is_empty() {
         facts.push(("sync", spool.sync.clone()));
@@ -236,6 +239,9 @@ fn state_of(stream: &StreamReport) -> String {
     for (name, source) in stream.spool.sources.iter().filter(|(_, source)| source.full) {
         let (quota, what) = (bytes(source.quota_bytes.unwrap_or_default()), full_means(&stream.spool.on_full));
         states.push(format!("source {name} has filled its spool_quota of {quota} and the spool {what} from it"));
+    }
+    if !stream.dead_letters.stuck_reason.is_empty() {
+        states.push(format!("no dead letters can be written: {}", stream.dead_letters.stuck_reason));
     }
     if !stream.paused_reason.is_empty() {
         states.push(format!("delivery is paused: {}", stream.paused_reason));

@@ -347,10 +347,10 @@ static SPOOL: [Key; 8] = [
     ),
     key(
         "on_full",
-        Kind::Choice { offered: &["block", "reject"], later: &["drop_oldest"] },
+        Kind::Choice { offered: &["block", "reject", "drop_oldest"], later: &[] },
         Fallback::Toml("\"block\""),
         "What happens to new events while there is no room: \"block\", senders wait; \"reject\", they are refused at once, and \
-         plain socket clients lose them. Nothing accepted is thrown away by either.",
+         plain socket clients lose them; \"drop_oldest\", the oldest undelivered ones are given up for them, and counted.",
     ),
     key(
         "reserve",

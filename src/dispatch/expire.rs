@@ -23,7 +23,6 @@ use std::time::Duration;
 use super::Dispatcher;
 use super::outgoing::Outgoing;
 use super::queue::{Slot, SlotState};
-use crate::checkpoint::Checkpoint;
 use crate::event::Lane;
 use crate::metrics::{Account, locked};
 use crate::spool::dead::desk::DeadLetters;
@@ -80,6 +79,19 @@ impl Ending {
     }
 }
 
+/// How far what was dropped is from being durably dropped. Until it is, its shards send nothing: after a crash dropped
+/// events would come back, behind later ones of their keys (*KEY-ORDER*).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Dropping {
+    /// A saved checkpoint has passed it, or nothing was.
+    #[default]
+    Saved,
+    /// No checkpoint was made since.
+    Unsaved,
+    /// A checkpoint was made and is being saved.
+    Taken,
+}
+
 /// What is known of events that end.
 #[derive(Debug, Default)]
 pub(super) struct Endings {
@@ -96,6 +108,8 @@ pub(super) struct Endings {
     turn: usize,
     /// Room was asked for and not yet made.
     drop_asked: bool,
+    /// Whether a crash would bring back what was dropped.
+    dropping: Dropping,
     /// When something was dropped last, and how much since it began.
     episode: Option<(Duration, u64)>,
 }
@@ -144,6 +158,9 @@ impl Dispatcher {
         let first = self.endings.ended.values().filter_map(|ending| ending.letter()).min();
         let next = self.endings.letters.as_ref().map_or(0, |letters| letters.store().next());
         self.endings.unsettled_letter = first.unwrap_or(next);
+        if self.wants_checkpoint() {
+            self.endings.dropping = Dropping::Taken;
+        }
         let account = *locked(&self.metrics.account);
         Account {
             dead: account.dead.saturating_sub(ahead.dead),
@@ -154,7 +171,11 @@ impl Dispatcher {
     }
 
     /// The last checkpoint was saved: letters that nothing needs any more may leave the disk.
-    pub(super) fn tidy_letters(&mut self, _saved: &Checkpoint) {
+    pub(super) fn endings_saved(&mut self) {
+        if self.endings.dropping == Dropping::Taken {
+            self.endings.dropping = Dropping::Saved;
+            self.queues.iter_mut().for_each(|queue| queue.drop_unsaved = false);
+        }
         if let Some(letters) = &self.endings.letters
             && let Err(error) = letters.tidy(self.endings.unsettled_letter)
         {
@@ -371,6 +392,18 @@ impl Dispatcher {
         self.endings.drop_asked = true;
     }
 
+    /// Shards wait for a saved checkpoint.
+    #[must_use]
+    pub fn wants_checkpoint(&self) -> bool {
+        self.endings.dropping == Dropping::Unsaved && !self.endings.drop_asked
+    }
+
+    /// Queues made anew send nothing while what was dropped may come back.
+    pub(super) fn hold_new_queues(&mut self) {
+        let unsaved = self.endings.dropping != Dropping::Saved;
+        self.queues.iter_mut().for_each(|queue| queue.drop_unsaved = unsaved);
+    }
+
     /// Does what [`Dispatcher::drop_oldest`] asked for, as far as it can be done now.
     pub(super) fn give_up(&mut self, now: Duration) {
         if let Some((last, events)) = self.endings.episode
@@ -402,7 +435,11 @@ impl Dispatcher {
         for at in 0..self.queues.len() {
             let of_it = self.queues[at].numbered().take_while(|(_, slot)| slot.segment == segment.id);
             let waiting: Vec<u64> = of_it.filter(|(_, slot)| slot.state == SlotState::Waiting).map(|(seq, _)| seq).collect();
+            if waiting.is_empty() {
+                continue;
+            }
             dropped += waiting.len() as u64;
+            self.queues[at].drop_unsaved = true;
             self.end(at, &waiting, waiting.iter().map(|_| Ending::Dropped));
         }
         self.note_dropped(segment.id, dropped, now);
@@ -418,17 +455,19 @@ impl Dispatcher {
         let pending = self.cursor.pending(segment, self.marks.all())?;
         let rest = pending.saturating_sub(self.marks.settled_ahead(segment.base, end));
         locked(&self.metrics.account).dropped += rest;
+        let unswept = self.sweep < end;
         self.sweep = self.sweep.max(end);
         for queue in &mut self.queues {
-            if let Some(lag) = queue.lag.as_mut().filter(|lag| lag.from < end) {
+            let behind = queue.lag.as_mut().filter(|lag| lag.from < end);
+            queue.drop_unsaved |= unswept || behind.is_some();
+            if let Some(lag) = behind {
                 *lag = super::Lag::new(end);
             }
         }
         if self.map.is_some() {
             self.advance_marks();
-        } else {
-            self.marks.raise(end);
         }
+        self.marks.raise(end);
         debug_assert!(segment.covered_by(self.marks.all()), "nothing of it is left");
         self.note_dropped(segment.id, rest, now);
         Ok(true)
@@ -447,5 +486,6 @@ impl Dispatcher {
             );
         }
         self.endings.episode = Some((now, before + events));
+        self.endings.dropping = Dropping::Unsaved;
     }
 }

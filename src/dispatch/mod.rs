@@ -352,6 +352,7 @@ impl Dispatcher {
                 queue
             })
             .collect();
+        self.hold_new_queues();
         self.publish_shards(now);
     }
 
@@ -400,7 +401,7 @@ impl Dispatcher {
             }
             Err(error) => tracing::warn!(%error, "a settled segment could not be removed; trying again later"),
         }
-        self.tidy_letters(saved);
+        self.endings_saved();
     }
 
     /// All that was receipted is settled.

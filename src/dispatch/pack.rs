@@ -110,7 +110,7 @@ impl Dispatcher {
         for n in 0..self.queues.len() {
             let at = (self.turn + n) % self.queues.len();
             let queue = &mut self.queues[at];
-            if queue.under_way > 0 || queue.ready_len() == 0 {
+            if queue.under_way > 0 || queue.ready_len() == 0 || queue.drop_unsaved {
                 continue;
             }
             queue.limiter.records_now(now);
@@ -187,7 +187,7 @@ impl Dispatcher {
         for n in 0..self.queues.len() {
             let at = (self.turn + n) % self.queues.len();
             let queue = &mut self.queues[at];
-            if queue.ready_len() == 0 {
+            if queue.ready_len() == 0 || queue.drop_unsaved {
                 continue;
             }
             let granted = queue.limiter.records_now(now).min(queue.ready_len());

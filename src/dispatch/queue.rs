@@ -134,6 +134,8 @@ pub struct Queue {
     pub last_good: Duration,
     /// Set while it reads its lanes on its own.
     pub lag: Option<Lag>,
+    /// Something of it was dropped that would come back after a crash: it sends nothing until a checkpoint is saved.
+    pub drop_unsaved: bool,
     /// Records stored, for status.
     pub records: u64,
     /// Records throttled, for status.
@@ -158,6 +160,7 @@ impl Queue {
             not_before: Duration::ZERO,
             last_good: now,
             lag: None,
+            drop_unsaved: false,
             records: 0,
             throttled: 0,
         }

@@ -50,6 +50,8 @@ pub enum Event {
     Saved(Box<Checkpoint>, bool),
     /// The rewriter looked: a segment's copy, if one was made.
     Rewritten(Option<Box<Rewritten>>),
+    /// The spool is full, and its oldest events are to make room.
+    DropOldest,
     /// No more events come: deliver what is there until then (dispatcher time), then end.
     Drain(Duration),
 }
@@ -325,6 +327,7 @@ impl Shell {
             Event::Listed(answer) => self.dispatcher.on_map(answer, now),
             Event::Saved(checkpoint, durable) => self.on_saved(checkpoint, durable),
             Event::Rewritten(copy) => self.on_rewritten(copy),
+            Event::DropOldest => self.dispatcher.drop_oldest(),
             Event::Drain(until) => {
                 self.drain_until = Some(until);
                 self.dispatcher.drain();
@@ -344,7 +347,7 @@ impl Shell {
         for request in requests {
             self.put(request);
         }
-        if now >= self.next_checkpoint {
+        if now >= self.next_checkpoint || (!self.saving && self.dispatcher.wants_checkpoint()) {
             self.next_checkpoint = now + self.interval;
             self.save(false);
         }

@@ -5,7 +5,8 @@
 //!
 //! Full: whether there is room for a group is `room`'s to say; what then happens is [`Policy::on_full`]. `block`: the
 //! commit thread holds the group until there is, and the doors feel it. `reject`: the group's receipts answer
-//! [`NotDurable::Full`], and the doors, which look at one flag for each batch, refuse what comes until there is room again.
+//! [`NotDurable::Full`], and the doors, which look at one flag for each batch, refuse what comes until there is room again. `drop_oldest`: as `block`, and the dispatcher is asked
+//! to give up the oldest segment's events, time and again.
 //! A source at its quota is the doors' own affair: [`SpoolHandle::admit_source`] waits, [`SpoolHandle::refuses`] refuses.
 //!
 //! Sync classes: `always` syncs each group before its receipts. `interval` and `os` give receipts after the write; the
@@ -221,6 +222,7 @@ pub struct Shared {
     pub metrics: Arc<StreamMetrics>,
     max_bytes: u64,
     wake: Mutex<Option<Wake>>,
+    want_room: Mutex<Option<Wake>>,
     policy: OnceLock<Policy>,
     /// Events refused for want of room, by the doors and here.
     refused: AtomicU64,
@@ -258,6 +260,7 @@ impl SpoolHandle {
             metrics,
             max_bytes,
             wake: Mutex::new(None),
+            want_room: Mutex::new(None),
             policy: OnceLock::new(),
             refused: AtomicU64::new(0),
             book: Book::default(),
@@ -477,6 +480,11 @@ impl Shared {
     /// Who is told, from now on, that something became durable.
     pub fn on_commit(&self, wake: Wake) {
         *locked(&self.wake) = Some(wake);
+    }
+
+    /// Who is asked, with `on_full = "drop_oldest"`, to give up the oldest events: again and again while there is no room.
+    pub fn on_want_room(&self, wake: Wake) {
+        *locked(&self.want_room) = Some(wake);
     }
 
     /// As set, or the default.

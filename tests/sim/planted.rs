@@ -102,6 +102,10 @@ impl File for PlantedFile {
 }
 
 impl Files for PlantedFiles {
+    fn space(&self, path: &Path) -> io::Result<forebay::host::Space> {
+        self.disk.space(path)
+    }
+
     fn open(&self, path: &Path) -> io::Result<Arc<dyn File>> {
         Ok(self.planted(self.disk.open(path)?))
     }

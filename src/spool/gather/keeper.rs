@@ -192,6 +192,11 @@ impl Keeper<'_> {
                     buffers.into_iter().for_each(|bytes| shared.pool.give(bytes));
                     return Outcome::Refused(limit);
                 }
+                if shared.policy().on_full == OnFull::DropOldest
+                    && let Some(wake) = &*locked(&shared.want_room)
+                {
+                    wake();
+                }
             }
             // It may be long until the next look at the timer.
             self.timer.run(&mut self.writer, Duration::MAX);

@@ -1,0 +1,536 @@
+//! `forebay dead`: lists, shows, retries and purges what was set aside.
+//!
+//! Place: called by `main`. Letters are read straight from the spool's directory, with an agent running on it or not. To
+//! change something the writer of the store is needed: the running agent, asked over its admin listener, or, where the
+//! directory's lock is free, this process itself, which holds the lock meanwhile and appends to the spool as an agent
+//! would, through the same recovery.
+//!
+//! Data and keys of events are printed because a person asks for them here; they are escaped for terminals, and never
+//! logged. A retried event comes behind all that its key received meanwhile; this is said in the help.
+//!
+//! Failure: one sentence on stderr with the place and the remedy, exit code 1; a wrong question 64. What was done before an
+//! error stays done, and is told.
+
+use std::fmt::Write as _;
+use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
+use std::net::SocketAddr;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::{Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+use tokio::net::TcpStream;
+
+use super::print;
+use crate::admin::dead::{Ask, PURGE, RETRY};
+use crate::agent::spool_dir;
+use crate::checkpoint::{Checkpoint, MarkStore as _, SledMarks};
+use crate::cli::{DeadArgs, DeadCommand, DeadFilter};
+use crate::config::Config;
+use crate::event::Position;
+use crate::exit::Exit;
+use crate::host::{self, DirLock, Host};
+use crate::spool::commit::Writer;
+use crate::spool::dead::desk::{DeadLetters, Done, Selection};
+use crate::spool::dead::{DeadStore, Letter};
+use crate::spool::segment::SegmentTable;
+use crate::spool::{self, SpoolOptions};
+
+/// The longest one ask of a running agent may take: it waits for its disk.
+const ASK_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Characters of data that a line of `ls` shows.
+const PREVIEW_CHARS: usize = 60;
+
+/// One stream's spool on this machine.
+struct Place {
+    stream: String,
+    dir: PathBuf,
+}
+
+impl Place {
+    fn letters(&self) -> PathBuf {
+        spool::dead_dir(&self.dir)
+    }
+}
+
+type Told<T> = Result<T, (Exit, String)>;
+
+fn failed(text: impl Into<String>) -> (Exit, String) {
+    (Exit::Failed, text.into())
+}
+
+/// Does what the command line asks for.
+pub async fn run(args: DeadArgs, config: Option<&Config>) -> ExitCode {
+    let Some(config) = config else {
+        eprintln!("forebay dead: no configuration was read");
+        return Exit::Configuration.into();
+    };
+    let result = match &args.what {
+        DeadCommand::Ls(ls) => list(&args, config, &ls.filter, ls.limit, ls.json),
+        DeadCommand::Show(show) => show_one(&args, config, show.number, show.json),
+        DeadCommand::Retry(retry) => change(&args, config, &retry.filter, retry.limit, Change::Retry, retry.json).await,
+        DeadCommand::Purge(purge) => {
+            change(&args, config, &purge.filter, None, Change::Purge { yes: purge.yes }, purge.json).await
+        }
+    };
+    match result {
+        Ok(()) => Exit::Good.into(),
+        Err((exit, text)) => {
+            eprintln!("forebay dead: {text}");
+            exit.into()
+        }
+    }
+}
+
+// === where ===
+
+/// The spools that are meant: the one named, those configured, or those that are there.
+fn places(args: &DeadArgs, config: &Config) -> Told<Vec<Place>> {
+    let root = &config.spool.dir;
+    let mut names: Vec<String> = match &args.stream {
+        Some(name) => vec![name.clone()],
+        None => config.streams.iter().map(|stream| stream.name.clone()).collect(),
+    };
+    if names.is_empty() {
+        names =
+            Host::real().files.list(root).map_err(|error| failed(format!("listing {} (spool.dir): {error}", root.display())))?;
+    }
+    let mut found = Vec::new();
+    for name in &names {
+        let dir = spool_dir(root, name);
+        if let Some(stream) = stream_of(&dir) {
+            found.push(Place { stream, dir });
+        }
+    }
+    if found.is_empty() {
+        let what = args.stream.as_ref().map_or_else(|| "no spool".to_owned(), |name| format!("no spool of stream {name}"));
+        return Err(failed(format!("{what} lies in {} (spool.dir); name another place with --spool-dir", root.display())));
+    }
+    Ok(found)
+}
+
+/// Whose spool a directory is, by its `format` file.
+fn stream_of(dir: &Path) -> Option<String> {
+    let file = Host::real().files.open(&dir.join("format")).ok()?;
+    let mut bytes = vec![0; file.len().ok()?.min(4096) as usize];
+    file.read_exact_at(&mut bytes, 0).ok()?;
+    let text = String::from_utf8(bytes).ok()?;
+    text.lines().find_map(|line| line.strip_prefix("stream ")).map(str::to_owned)
+}
+
+fn only_one(args: &DeadArgs, config: &Config) -> Told<Place> {
+    let mut found = places(args, config)?;
+    if found.len() > 1 {
+        let names: Vec<&str> = found.iter().map(|place| place.stream.as_str()).collect();
+        return Err((Exit::Usage, format!("there are several streams ({}); name one with --stream", names.join(", "))));
+    }
+    found.pop().ok_or_else(|| failed("no spool"))
+}
+
+fn selection(filter: &DeadFilter) -> Selection {
+    let now_ms = Host::real().clock.wall_ms();
+    Selection {
+        numbers: filter.numbers.clone(),
+        reason: filter.reason,
+        key: filter.key.clone(),
+        died_before_ms: filter.older_than.map(|age| now_ms.saturating_sub(age.as_millis() as u64)),
+        ..Selection::default()
+    }
+}
+
+/// Letters of a place that are meant and not removed, until `f` breaks off.
+fn each(place: &Place, selection: &Selection, f: &mut dyn FnMut(Letter) -> ControlFlow<()>) -> Told<()> {
+    let view = DeadStore::view(&Host::real(), &place.letters()).map_err(|error| failed(error.to_string()))?;
+    let visited = view.visit(selection.first(), &mut |letter, removal| {
+        if removal.is_some() || !selection.fits(&letter) { ControlFlow::Continue(()) } else { f(letter) }
+    });
+    visited.map_err(|error| failed(format!("reading {}: {error}", place.letters().display())))
+}
+
+// === ls and show ===
+
+fn list(args: &DeadArgs, config: &Config, filter: &DeadFilter, limit: u64, as_json: bool) -> Told<()> {
+    let selection = selection(filter);
+    let mut out = String::new();
+    let (mut shown, mut more) = (0, false);
+    let places = places(args, config)?;
+    for place in &places {
+        let mut written = Ok(());
+        each(place, &selection, &mut |letter| {
+            if limit > 0 && shown == limit {
+                more = true;
+                return ControlFlow::Break(());
+            }
+            if shown == 0 && !as_json {
+                out.push_str("number   reason   died                  attempts  bytes   key                   data\n");
+            }
+            shown += 1;
+            out.push_str(&if as_json {
+                to_json(&place.stream, &letter) + "\n"
+            } else {
+                line(&letter, places.len() > 1, &place.stream)
+            });
+            if out.len() > 64 << 10 {
+                written = print(&std::mem::take(&mut out));
+            }
+            if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })?;
+        written.map_err(|error| failed(format!("cannot write to stdout: {error}")))?;
+    }
+    if shown == 0 && !as_json {
+        out.push_str("no dead letters\n");
+    }
+    print(&out).map_err(|error| failed(format!("cannot write to stdout: {error}")))?;
+    if more {
+        eprintln!("there are more; --limit 0 shows all");
+    }
+    Ok(())
+}
+
+fn line(letter: &Letter, several: bool, stream: &str) -> String {
+    let preview: String = String::from_utf8_lossy(&letter.data).chars().take(PREVIEW_CHARS).collect();
+    let mut text = format!(
+        "{:<8} {:<8} {:<21} {:>8}  {:>6}  {:<20}  {}",
+        letter.number,
+        letter.reason.label(),
+        time(letter.died_ms),
+        letter.attempts,
+        letter.data.len(),
+        visible(&letter.key),
+        visible(&preview)
+    );
+    if several {
+        text.push_str("  ");
+        text.push_str(stream);
+    }
+    text + "\n"
+}
+
+/// Control characters would speak to the terminal.
+fn visible(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}
+
+fn time(ms: u64) -> String {
+    i64::try_from(ms)
+        .ok()
+        .and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok())
+        .map_or_else(|| format!("{ms} ms"), |at| at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
+}
+
+fn to_json(stream: &str, letter: &Letter) -> String {
+    let (data, base64) = match std::str::from_utf8(&letter.data) {
+        Ok(text) => (Some(text), None),
+        Err(_) => (None, Some(base64::engine::general_purpose::STANDARD.encode(&letter.data))),
+    };
+    let mut object = json!({
+        "stream": stream,
+        "number": letter.number,
+        "reason": letter.reason,
+        "position": letter.position.0,
+        "key": letter.key,
+        "explicit_hash_key": letter.explicit.then(|| letter.hash.0.to_string()),
+        "received": time(letter.received_ms),
+        "received_ms": letter.received_ms,
+        "died": time(letter.died_ms),
+        "died_ms": letter.died_ms,
+        "attempts": letter.attempts,
+        "detail": letter.detail,
+    });
+    match (data, base64) {
+        (Some(text), _) => object["data"] = text.into(),
+        (_, Some(text)) => object["data_base64"] = text.into(),
+        _ => {}
+    }
+    object.to_string()
+}
+
+fn show_one(args: &DeadArgs, config: &Config, number: u64, as_json: bool) -> Told<()> {
+    let place = only_one(args, config)?;
+    let selection = Selection { numbers: vec![number], ..Selection::default() };
+    let mut found = None;
+    each(&place, &selection, &mut |letter| {
+        found = Some(letter);
+        ControlFlow::Break(())
+    })?;
+    let Some(letter) = found else {
+        return Err(failed(format!("stream {} has no dead letter {number}; `forebay dead ls` lists them", place.stream)));
+    };
+    let text = if as_json { to_json(&place.stream, &letter) + "\n" } else { page(&place.stream, &letter) };
+    print(&text).map_err(|error| failed(format!("cannot write to stdout: {error}")))
+}
+
+fn page(stream: &str, letter: &Letter) -> String {
+    let mut text = String::new();
+    let rows = [
+        ("stream", stream.to_owned()),
+        ("number", letter.number.to_string()),
+        ("reason", format!("{}: {}", letter.reason, visible(&letter.detail))),
+        ("position", letter.position.to_string()),
+        ("key", visible(&letter.key)),
+        ("hash key", if letter.explicit { format!("{} (explicit)", letter.hash.0) } else { letter.hash.0.to_string() }),
+        ("received", time(letter.received_ms)),
+        ("died", time(letter.died_ms)),
+        ("attempts", letter.attempts.to_string()),
+    ];
+    for (name, value) in rows {
+        writeln!(text, "{name:<9} {value}").expect("writing to a String does not fail");
+    }
+    match std::str::from_utf8(&letter.data) {
+        Ok(data) => writeln!(
+            text,
+            "data      {} bytes\n\n{}",
+            letter.data.len(),
+            data.replace(|c: char| c.is_control() && c != '\n' && c != '\t', "\u{fffd}")
+        ),
+        Err(_) => {
+            let data = base64::engine::general_purpose::STANDARD.encode(&letter.data);
+            writeln!(text, "data      {} bytes, not UTF-8, as base64\n\n{data}", letter.data.len())
+        }
+    }
+    .expect("writing to a String does not fail");
+    text
+}
+
+// === retry and purge ===
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Change {
+    Retry,
+    Purge { yes: bool },
+}
+
+async fn change(
+    args: &DeadArgs,
+    config: &Config,
+    filter: &DeadFilter,
+    limit: Option<u64>,
+    what: Change,
+    as_json: bool,
+) -> Told<()> {
+    if filter.is_empty() && !filter.all {
+        return Err((Exit::Usage, "say which letters: their numbers, --reason, --key, --older-than, or --all".into()));
+    }
+    let place = only_one(args, config)?;
+    let mut selection = selection(filter);
+    let mut meant = 0_u64;
+    each(&place, &selection, &mut |_| {
+        meant += 1;
+        ControlFlow::Continue(())
+    })?;
+    let meant = limit.map_or(meant, |limit| meant.min(limit));
+    if let Change::Purge { yes: false } = what
+        && meant > 0
+        && !confirmed(meant, &place.stream)?
+    {
+        return Err(failed("nothing was purged"));
+    }
+    let bar = if meant > 0 && io::stderr().is_terminal() && !as_json { ProgressBar::new(meant) } else { ProgressBar::hidden() };
+    if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} letters") {
+        bar.set_style(style);
+    }
+    let mut agent = Worker::open(args, config, &place)?;
+    let mut total = Done::default();
+    let error = loop {
+        selection.limit = limit.map(|limit| limit - total.done);
+        match agent.work(what, &selection).await {
+            Ok(done) => {
+                total.done += done.done;
+                total.refused += done.refused;
+                total.refusals.extend(done.refusals);
+                bar.set_position(total.done + total.refused);
+                match done.next.filter(|_| limit.is_none_or(|limit| total.done < limit)) {
+                    Some(next) => selection.from = next,
+                    None => break None,
+                }
+            }
+            Err(error) => break Some(error),
+        }
+    };
+    bar.finish_and_clear();
+    agent.close();
+    tell(&place, what, &total, error.as_deref(), as_json)?;
+    match error {
+        Some(error) => Err(failed(error)),
+        None if total.refused > 0 => Err(failed(format!("{} letters cannot be retried and are still there", total.refused))),
+        None => Ok(()),
+    }
+}
+
+fn tell(place: &Place, what: Change, total: &Done, error: Option<&str>, as_json: bool) -> Told<()> {
+    let verb = if what == Change::Retry { "retried" } else { "purged" };
+    let text = if as_json {
+        json!({"stream": place.stream, verb: total.done, "refused": total.refused, "refusals": total.refusals, "error": error})
+            .to_string()
+            + "\n"
+    } else {
+        let mut text = format!("{verb} {} dead letters of stream {}\n", total.done, place.stream);
+        for refusal in &total.refusals {
+            writeln!(text, "  {} stays: {}", refusal.number, refusal.reason).expect("writing to a String does not fail");
+        }
+        text
+    };
+    print(&text).map_err(|error| failed(format!("cannot write to stdout: {error}")))
+}
+
+fn confirmed(letters: u64, stream: &str) -> Told<bool> {
+    if !io::stdin().is_terminal() {
+        return Err((Exit::Usage, "purging is for good; without a terminal to ask on, say --yes".into()));
+    }
+    eprint!("Purge {letters} dead letters of stream {stream} for good? [y/N] ");
+    io::stderr().flush().map_err(|error| failed(error.to_string()))?;
+    let mut answer = String::new();
+    io::stdin().lock().read_line(&mut answer).map_err(|error| failed(error.to_string()))?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+/// Who changes the store: the agent that runs on it, or we in its place.
+enum Worker {
+    Agent { admin: SocketAddr, stream: String },
+    Ourselves(Box<Stopped>),
+}
+
+/// A stopped agent's spool, locked.
+struct Stopped {
+    letters: DeadLetters,
+    /// Opened with the first letter that is retried.
+    spool: Option<(Writer, Arc<SegmentTable>)>,
+    host: Host,
+    options: SpoolOptions,
+    _lock: DirLock,
+}
+
+impl Worker {
+    fn open(args: &DeadArgs, config: &Config, place: &Place) -> Told<Self> {
+        let path = place.dir.join("lock");
+        let lock = host::lock(&path).map_err(|error| failed(format!("locking {}: {error}", path.display())))?;
+        let Some(lock) = lock else {
+            let stream = place.stream.clone();
+            let Some(admin) = config.listen.admin else {
+                return Err((
+                    Exit::Configuration,
+                    format!(
+                        "an agent runs on {}, and listen.admin is off in this configuration; name its admin address with --admin ADDR",
+                        args.stream.as_ref().unwrap_or(&stream)
+                    ),
+                ));
+            };
+            return Ok(Self::Agent { admin, stream });
+        };
+        let host = Host::real();
+        let options = SpoolOptions {
+            stream: place.stream.clone(),
+            dir: place.dir.clone(),
+            max_bytes: config.spool.max_bytes,
+            segment_bytes: config.spool.segment_bytes,
+        };
+        let letters = DeadLetters::open(&host, &place.letters(), config.spool.dead_max_bytes, &Arc::default());
+        let letters = letters.map_err(|error| failed(error.to_string()))?;
+        Ok(Self::Ourselves(Box::new(Stopped { letters, spool: None, host, options, _lock: lock })))
+    }
+
+    async fn work(&mut self, what: Change, selection: &Selection) -> Result<Done, String> {
+        match self {
+            Self::Agent { admin, stream } => {
+                let ask = Ask { stream: Some(stream.clone()), selection: selection.clone() };
+                let path = if what == Change::Retry { RETRY } else { PURGE };
+                let asked = tokio::time::timeout(ASK_TIMEOUT, post(*admin, path, &ask)).await;
+                asked.unwrap_or_else(|_| Err(format!("the agent at {admin} did not answer within {} s", ASK_TIMEOUT.as_secs())))
+            }
+            Self::Ourselves(stopped) => {
+                let Stopped { letters, spool, host, options, .. } = &mut **stopped;
+                match what {
+                    Change::Purge { .. } => letters.purge(selection),
+                    Change::Retry => letters.retry(selection, &mut |letters| write(spool, host, options, letters)),
+                }
+            }
+        }
+    }
+
+    fn close(self) {
+        let Self::Ourselves(stopped) = self else { return };
+        if let Some((mut writer, _)) = stopped.spool {
+            writer.seal();
+        }
+        if let Err(error) = stopped.letters.tidy(0) {
+            tracing::warn!(%error, "a file of dead letters that are gone could not be removed; the next agent will");
+        }
+    }
+}
+
+/// Appends letters' events to a stopped agent's spool, as that agent would.
+fn write(
+    spool: &mut Option<(Writer, Arc<SegmentTable>)>,
+    host: &Host,
+    options: &SpoolOptions,
+    letters: &[Letter],
+) -> Result<Position, String> {
+    if spool.is_none() {
+        spool::prepare(host, options).map_err(|error| error.to_string())?;
+        let mut marks = SledMarks::open(&options.dir.join("ledger"));
+        let loaded = marks.load();
+        let durable = loaded.as_ref().map_or(Position(0), |checkpoint| checkpoint.durable);
+        let opened = spool::open(host, options, durable, &Arc::default()).map_err(|error| error.to_string())?;
+        if let Some(loaded) = loaded {
+            // What recovery found damaged is counted now, because the next opening will not find it again.
+            let checkpoint = Checkpoint { durable: opened.writer.next(), dead: loaded.dead + opened.damaged_events, ..loaded };
+            marks.save(&checkpoint).map_err(|error| error.to_string())?;
+        }
+        let table = Arc::clone(&opened.handle.shared().table);
+        *spool = Some((opened.writer, table));
+    }
+    let Some((writer, table)) = spool else { return Err("the spool is not open".into()) };
+    let mut batch = Vec::new();
+    for letter in letters {
+        spool::frame::encode(&mut batch, &letter.key, letter.hash, letter.explicit, &letter.data);
+    }
+    if table.bytes() + writer.cost(letters.len() as u64, batch.len() as u64) > options.max_bytes {
+        return Err(
+            "the spool is full: letters can be retried when Kinesis has taken events, or with a higher spool.max_bytes".into()
+        );
+    }
+    let first = writer.next();
+    writer.commit(&mut [batch]).map_err(|error| format!("writing to the spool: {error}"))?;
+    Ok(first)
+}
+
+/// Asks a running agent.
+async fn post(admin: SocketAddr, path: &str, ask: &Ask) -> Result<Done, String> {
+    let broken =
+        |error: &dyn std::fmt::Display| format!("the connection to {admin} broke ({error}); is it the agent's listen.admin?");
+    let stream = TcpStream::connect(admin).await.map_err(|error| {
+        format!("an agent runs on this spool, but none answers at {admin} ({error}); is its listen.admin this address? --admin names another")
+    })?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
+    let body = serde_json::to_vec(ask).map_err(|error| error.to_string())?;
+    let request = Request::post(path)
+        .header(hyper::header::HOST, admin.to_string())
+        .header(hyper::header::CONTENT_TYPE, "application/json")
+        .body(Full::new(Bytes::from(body)))
+        .expect("a constant path and an address make a valid request");
+    let answer = async {
+        let answer = sender.send_request(request).await.map_err(|error| broken(&error))?;
+        let status = answer.status();
+        let body = Limited::new(answer.into_body(), 1 << 20).collect().await.map_err(|error| broken(&error))?.to_bytes();
+        if status == StatusCode::OK {
+            return serde_json::from_slice(&body).map_err(|error| broken(&error));
+        }
+        let told: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
+        Err(told["error"].as_str().map_or_else(|| format!("the agent at {admin} answers {status}"), str::to_owned))
+    };
+    let mut answer = std::pin::pin!(answer);
+    tokio::select! {
+        done = answer.as_mut() => done,
+        _ = connection => answer.await,
+    }
+}

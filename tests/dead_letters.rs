@@ -1,0 +1,186 @@
+//! Dead letters with the real binary: events expire while every shard is dead, through kills; then `forebay dead` lists,
+//! shows, retries and purges them, on the running agent's spool and on a stopped one's.
+//!
+//! Place: the agent between a client of the socket and a Kinesis over loopback HTTP whose shards throttle everything until
+//! they are told otherwise. *EXACT-ACCOUNT* is asserted with every look at the account; that each expired event has one
+//! letter, and each retried one arrives, by their numbers.
+
+#![allow(clippy::disallowed_methods, reason = "it watches a real process with real clocks and files")]
+
+#[path = "common/agent.rs"]
+#[allow(dead_code, reason = "each test binary uses its own part of the helpers")]
+mod agent;
+#[path = "common/client.rs"]
+#[allow(dead_code, reason = "each test binary uses its own part of the helpers")]
+mod client;
+#[path = "common/sink.rs"]
+#[allow(dead_code, reason = "each test binary uses its own part of the helpers")]
+mod sink;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use agent::{Agent, Setup};
+use client::{Client, Pace};
+use serde_json::Value;
+use sink::{Mode, Options, Sink, number_of};
+
+const SHARDS: usize = 3;
+
+fn start(dir: &Path, aggregate: &'static str, ttl: &str) -> (Sink, Setup) {
+    let sink =
+        Sink::start(Options { shards: SHARDS, delay: Duration::from_millis(2), mode: Mode::Keep }).expect("a loopback port");
+    let mut setup = Setup::new(env!("CARGO_BIN_EXE_forebay"), dir, sink.endpoint(), aggregate);
+    setup.spool = "segment_bytes = \"8MiB\"\ncheckpoint_interval = \"20ms\"".to_owned();
+    setup.stream = format!("linger = \"5ms\"\nttl = \"{ttl}\"");
+    (sink, setup)
+}
+
+fn set_dead(sink: &Sink, dead: bool) {
+    (0..SHARDS).for_each(|shard| sink.set_dead(shard, dead));
+}
+
+/// `forebay dead …`, without a terminal: exit code, stdout, stderr.
+fn dead(setup: &Setup, args: &[&str]) -> (i32, String, String) {
+    let mut command = Command::new(&setup.binary);
+    command.arg("dead").args(args).arg("--config").arg(setup.file()).stdin(Stdio::null()).env_clear();
+    let output = command.output().expect("the binary runs");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
+    (output.status.code().expect("an exit code"), text(output.stdout), text(output.stderr))
+}
+
+fn good(setup: &Setup, args: &[&str]) -> String {
+    let (code, out, err) = dead(setup, args);
+    assert_eq!(code, 0, "forebay dead {args:?}: {out}{err}");
+    out
+}
+
+/// All letters, by number.
+fn letters(setup: &Setup) -> BTreeMap<u64, Value> {
+    let text = good(setup, &["ls", "--json", "--limit", "0"]);
+    let of = |line: &str| -> Value { serde_json::from_str(line).expect("a JSON object a line") };
+    text.lines().map(of).map(|letter| (letter["number"].as_u64().expect("a number"), letter)).collect()
+}
+
+fn held(agent: &Agent) -> u64 {
+    agent.status().expect("a status")["streams"][0]["dead_letters"]["held"].as_u64().expect("dead_letters.held")
+}
+
+fn arrived(sink: &Sink) -> BTreeSet<(String, u64)> {
+    let events = (0..SHARDS).flat_map(|shard| sink.events(shard));
+    events.map(|arrival| (arrival.event.key, number_of(&arrival.event.data).expect("an event of ours"))).collect()
+}
+
+fn number_in(letter: &Value) -> (String, u64) {
+    let data = letter["data"].as_str().expect("our events are text");
+    (letter["key"].as_str().expect("a key").to_owned(), number_of(data.as_bytes()).expect("an event of ours"))
+}
+
+fn through_its_life(aggregate: &'static str) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (sink, setup) = start(dir.path(), aggregate, "300ms");
+    set_dead(&sink, true);
+    let keys = (0..20).map(|n| format!("user-{n}")).collect();
+    let mut client = Client::new(&setup.socket(), keys, 100, 200, 1);
+
+    // Kills at different depths of expiring.
+    let mut accepted = 0;
+    for (round, after) in [1_u64, 150, 299, 400].into_iter().enumerate() {
+        let mut agent = Agent::start(&setup);
+        let expired = agent.account().expired;
+        client.run(&Pace::of(300));
+        accepted += 300;
+        agent.wait_for("letters", |agent| agent.account().expired >= expired + after.min(300));
+        agent.kill();
+        let letters = letters(&setup).len() as u64;
+        let mut agent = Agent::start(&setup);
+        // What died has a letter, and nothing else was counted.
+        let account = agent.account();
+        assert!(account.expired >= letters && account.accepted >= accepted, "round {round}: {account:?}, {letters} letters");
+        agent.wait_for("all to expire", |agent| agent.account().pending == 0);
+        agent.kill();
+    }
+    let mut agent = Agent::start(&setup);
+    let account = agent.account();
+    let all = letters(&setup);
+    assert_eq!((account.expired, account.delivered, account.pending, account.dead), (all.len() as u64, 0, 0, 0));
+    let events: BTreeSet<_> = all.values().map(number_in).collect();
+    assert_eq!((events.len(), account.accepted), (all.len(), all.len() as u64), "one letter an event");
+    assert!(events.len() >= 1200);
+    assert_eq!(held(&agent), account.expired);
+
+    // On the running agent.
+    let (first, letter) = all.first_key_value().expect("letters");
+    let shown = good(&setup, &["show", &first.to_string()]);
+    assert!(
+        shown.contains("expired: older than ttl (300 ms)") && shown.contains(letter["data"].as_str().expect("text")),
+        "{shown}"
+    );
+    let (code, _, err) = dead(&setup, &["show", "999999"]);
+    assert_eq!((code, err.contains("no dead letter 999999")), (1, true), "{err}");
+    assert_eq!(dead(&setup, &["retry"]).0, 64, "which ones?");
+    assert_eq!(dead(&setup, &["purge", "--all"]).0, 64, "nobody to ask");
+    let by_key = good(&setup, &["ls", "--key", "user-7", "--json", "--limit", "0"]).lines().count();
+    assert_eq!(by_key, all.values().filter(|letter| letter["key"] == "user-7").count());
+
+    set_dead(&sink, false);
+    let second = all.keys().nth(1).expect("letters");
+    let out = good(&setup, &["retry", &first.to_string(), &second.to_string(), "--json"]);
+    assert!(out.contains("\"retried\":2"), "{out}");
+    let out = good(&setup, &["retry", "--reason", "expired", "--limit", "18", "--json"]);
+    assert!(out.contains("\"retried\":18"), "{out}");
+    agent.wait_for("the retried events", |agent| agent.account().delivered == 20);
+    let retried: BTreeSet<_> = all.values().take(20).map(number_in).collect();
+    assert_eq!(arrived(&sink), retried);
+    let now = agent.account();
+    assert_eq!(
+        (now.accepted, now.expired, now.pending, held(&agent)),
+        (account.accepted + 20, account.expired, 0, account.expired - 20)
+    );
+    agent.kill();
+
+    // On a stopped one's directory.
+    let out = good(&setup, &["retry", "--limit", "30", "--all", "--json"]);
+    assert!(out.contains("\"retried\":30"), "{out}");
+    let left = letters(&setup);
+    assert_eq!(left.len() as u64, account.expired - 50);
+    let out = good(&setup, &["purge", "--all", "--yes"]);
+    assert!(out.contains(&format!("purged {} dead letters", left.len())), "{out}");
+    assert!(letters(&setup).is_empty() && good(&setup, &["ls"]).contains("no dead letters"));
+    let mut agent = Agent::start(&setup);
+    agent.wait_for("the events retried on disk", |agent| agent.account().delivered == 50);
+    let now = agent.account();
+    assert_eq!((now.accepted, now.expired, now.pending, held(&agent)), (account.accepted + 50, account.expired, 0, 0));
+    assert_eq!(arrived(&sink), all.values().take(50).map(number_in).collect());
+    assert!(agent.terminate().success());
+    let log = setup.log_text();
+    assert!(!log.contains("user-7"), "no key and no data of an event is in the log");
+}
+
+#[test]
+fn letters_appear_survive_kills_and_are_listed_retried_and_purged_with_single_events() {
+    through_its_life("off");
+}
+
+#[test]
+fn letters_appear_survive_kills_and_are_listed_retried_and_purged_with_aggregates() {
+    through_its_life("kpl");
+}
+
+#[test]
+fn what_is_younger_than_ttl_is_delivered() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (sink, setup) = start(dir.path(), "off", "1h");
+    let mut agent = Agent::start(&setup);
+    let mut client = Client::new(&setup.socket(), vec!["a".into(), "b".into()], 10, 50, 1);
+    client.run(&Pace::of(200));
+    let account = agent.wait_drained();
+    assert_eq!((account.delivered, account.expired), (200, 0));
+    assert_eq!(arrived(&sink).len(), 200);
+    assert!(agent.terminate().success());
+    assert!(good(&setup, &["ls"]).contains("no dead letters"));
+    let (code, _, err) = dead(&setup, &["ls", "--stream", "other"]);
+    assert_eq!((code, err.contains("no spool of stream other")), (1, true), "{err}");
+}
