@@ -495,7 +495,7 @@ impl Life {
     fn save(&mut self, process: &mut Process) -> Result<(), Stop> {
         let marks = process.reader.marks();
         let mut durable = process.opened.writer.next();
-        if self.plant == Plant::DurableAheadOfSync {
+        if self.plant == Plant::TornTailKept {
             let group = process.waiting.get_or_insert_with(|| self.group());
             durable.0 += group.counts.iter().sum::<u64>();
         }

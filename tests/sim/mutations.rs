@@ -56,11 +56,6 @@ fn a_write_error_that_is_ignored_is_found() {
 }
 
 #[test]
-fn a_torn_tail_that_is_kept_is_found() {
-    dies_by(Plant::TornTailKept, &["BORING-RECOVERY", "EXACT-ACCOUNT", "NOTHING-LOST", "DENSE"]);
-}
-
-#[test]
 fn a_mark_ahead_of_delivery_is_found() {
     dies_by(Plant::MarkAheadOfDelivery, &["NOTHING-LOST"]);
 }
@@ -81,8 +76,8 @@ fn a_deletion_of_the_newest_segment_is_found() {
 }
 
 #[test]
-fn a_checkpoint_that_is_ahead_of_the_disk_is_found() {
-    dies_by(Plant::DurableAheadOfSync, &["EXACT-ACCOUNT", "KEY-ORDER", "DENSE"]);
+fn a_torn_tail_that_is_kept_because_a_checkpoint_calls_it_durable_is_found() {
+    dies_by(Plant::TornTailKept, &["EXACT-ACCOUNT", "KEY-ORDER", "DENSE"]);
 }
 
 #[test]

@@ -28,8 +28,6 @@ pub enum Plant {
     SyncRetried,
     /// A failed write is taken for a good one.
     WriteErrorIgnored,
-    /// Nothing is ever cut off a file.
-    TornTailKept,
     /// What was handed to a lane counts as delivered in the marks.
     MarkAheadOfDelivery,
     /// Segments go when all in them was handed out.
@@ -38,8 +36,8 @@ pub enum Plant {
     DeletionAheadOfSavedMark,
     /// The newest segment goes too.
     NewestDeleted,
-    /// The checkpoint calls durable what still waits for its sync.
-    DurableAheadOfSync,
+    /// The checkpoint calls durable what still waits for its sync, so that a torn tail is kept.
+    TornTailKept,
     /// What failed to be sent goes last.
     FailedGoesLast,
     /// Damage is stepped over without a word.
@@ -93,7 +91,7 @@ impl File for PlantedFile {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        if self.plant == Plant::TornTailKept && len < self.file.len()? { Ok(()) } else { self.file.set_len(len) }
+        self.file.set_len(len)
     }
 
     fn len(&self) -> io::Result<u64> {
