@@ -12,6 +12,13 @@
 //! `target/`), `--agent PATH`. Frames are written in the real format by the real writer, so that the size is the only thing
 //! that is scaled; what was written is removed at the end. Fails when a promise is broken, or when an event arrives out of
 //! order, twice, or not at all.
+//!
+//! Measured with `cargo bench --profile dev --bench backlog -- --gib 6` on two busy cores, 2026-11-20: 6,207 MiB in 97 segments,
+//! 64 of 512 shards dead (an eighth of the events). Opening 0.10 s, 0.17 s for each 10 GiB (0.73 s with all else that a
+//! start does). Idle 44 MiB of RSS, at most 157 MiB while it drained: 112 MiB above. With only the dead shards' 761 MiB
+//! pending, 952 MiB of disk at first and 782 MiB when the last thin segment was rewritten (96 in all); never nearer than
+//! 94 MiB to what is allowed. All 6,060,000 events arrived, none twice, each key in order. With 1 GiB and no dead shard: 113
+//! MiB above idle, so neither the size of the backlog nor rewriting is what takes the memory.
 
 #![allow(clippy::disallowed_methods, reason = "a bench looks at real clocks and files")]
 

@@ -148,6 +148,9 @@ struct History {
     /// Hashes of a shard that takes nothing.
     dead: Option<std::ops::RangeInclusive<u128>>,
     dead_max_bytes: u64,
+    segment_bytes: u64,
+    /// Data of an event is shorter than this.
+    padding: u64,
 }
 
 struct Running {
@@ -195,12 +198,18 @@ impl History {
             faults: true,
             dead: None,
             dead_max_bytes: 1 << 30,
+            segment_bytes: 16 << 10,
+            padding: 120,
         }
     }
 
     fn start(&mut self, sent_high: Position) -> Running {
-        let options =
-            SpoolOptions { stream: "s".into(), dir: self.dir.path().to_owned(), max_bytes: 1 << 30, segment_bytes: 16 << 10 };
+        let options = SpoolOptions {
+            stream: "s".into(),
+            dir: self.dir.path().to_owned(),
+            max_bytes: 1 << 30,
+            segment_bytes: self.segment_bytes,
+        };
         spool::prepare(&self.host, &options).expect("prepare");
         let metrics = Arc::<StreamMetrics>::default();
         let opened = spool::open(&self.host, &options, self.saved.durable, &metrics).expect("open");
@@ -237,7 +246,7 @@ impl History {
             // A hot key now and then.
             let key = format!("key-{}", if self.random.percent(20) { 0 } else { self.random.below(self.keys) });
             let n = self.accepted.entry(key.clone()).or_default();
-            let padding = "x".repeat(self.random.below(120) as usize);
+            let padding = "x".repeat(self.random.below(self.padding) as usize);
             batch.push(&key, None, format!("{n} {padding}").as_bytes());
             *n += 1;
         }

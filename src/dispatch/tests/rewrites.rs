@@ -20,7 +20,7 @@ impl History {
         }
         let (table, files) = (&running.handle.shared().table, self.host.files.as_ref());
         let swept = running.dispatcher.swept();
-        let mut planner = Planner::new(16 << 10, Duration::ZERO);
+        let mut planner = Planner::new(self.segment_bytes, Duration::ZERO);
         let chosen = planner.choose(files, table, &self.saved.marks, swept, Duration::ZERO).expect("it reads");
         if let Some(segment) = chosen {
             running.copy = Some(rewrite(&self.host, &segment, &self.saved.marks, || true).expect("a good disk"));
@@ -39,6 +39,12 @@ fn a_dead_shard(seed: u64, aggregate: Aggregate) -> (u64, bool) {
     let mut history = History::new(seed, aggregate);
     history.faults = false;
     history.model = Model::new(4);
+    if seed.is_multiple_of(4) {
+        // A lag reads a part of a segment at a time: what it has listed and not read yet moves too.
+        history.segment_bytes = 2 << 20;
+        history.padding = 12 << 10;
+        history.options.record_bytes_max = 64 << 10;
+    }
     history.keys = 20 + seed % 60;
     let dead = &history.model.shards[(seed % 4) as usize];
     history.dead = Some(dead.first_hash..=dead.last_hash);
