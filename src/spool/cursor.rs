@@ -146,7 +146,8 @@ impl Cursor {
             let (mut used, mut count, mut first, mut next) = (0, 0, None, *position);
             let mut skipped = 0;
             while let Some(frame) = Frame::check(&bytes[used..]) {
-                if frame.position() >= until {
+                // Behind a frame that was taken, none goes back: what does is no frame of the index.
+                if frame.position() >= until || first.is_some() && frame.position() < next {
                     break;
                 }
                 if frame.position() < *position {
