@@ -544,7 +544,8 @@ pub fn kpl(data: &[u8]) {
     match &ours {
         Content::Aggregate(members) => {
             let same = |(member, event): (&Member<'_>, &prost_kpl::Delivered)| {
-                (member.key, member.explicit_hash_key, member.data) == (event.key.as_bytes(), event.explicit_hash_key, &event.data[..])
+                (member.key, member.explicit_hash_key, member.data)
+                    == (event.key.as_bytes(), event.explicit_hash_key, &event.data[..])
             };
             assert!(members.len() == theirs.len() && members.iter().zip(&theirs).all(same), "we and prost read different events");
         }

@@ -285,7 +285,10 @@ fn start_stream(config: &Config, stream: &StreamConfig, host: &Host, api: Arc<dy
         (false, false) => sent_high.min(next),
     };
     if loaded.is_some() && !clean {
-        tracing::info!(stream = stream.name, "the last end was no clean one, or its last marks are lost: what was sent after these marks were saved is sent again");
+        tracing::info!(
+            stream = stream.name,
+            "the last end was no clean one, or its last marks are lost: what was sent after these marks were saved is sent again"
+        );
     }
 
     let mut checkpoint = loaded.unwrap_or_default();

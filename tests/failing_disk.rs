@@ -55,7 +55,9 @@ fn shim() -> Option<&'static Path> {
                 Some((dir, library))
             }
             Err(error) => {
-                eprintln!("\n*** SKIPPED: no gcc ({error}), so no failing disk: only the simulator shows what a failed sync does ***\n");
+                eprintln!(
+                    "\n*** SKIPPED: no gcc ({error}), so no failing disk: only the simulator shows what a failed sync does ***\n"
+                );
                 None
             }
         }

@@ -141,13 +141,15 @@ fn ledger(setup: &Setup) -> PathBuf {
 /// Does the harm to a copy of the template's ledger and holds the agent to the claims. Tells how much of what had been delivered
 /// was sent again, and what the agent said.
 fn survives(template: &Template, what: &str, harm: impl FnOnce(&Path)) -> (u64, String) {
-    println!("harm: {what}");
     let dir = tempfile::tempdir().expect("a temporary directory");
     let sink = sink();
     let setup = setup(dir.path(), sink.endpoint());
     copy(&template.spool, &setup.dir.join("spool"));
+    println!("harm: {what}");
     harm(&ledger(&setup));
+    let begun = Instant::now();
     let mut agent = Agent::start(&setup);
+    println!("ready after {:?}", begun.elapsed());
     let mut more = client(&setup, "more");
     more.run(&Pace::of(MORE));
     let account = agent.wait_drained();
@@ -156,7 +158,11 @@ fn survives(template: &Template, what: &str, harm: impl FnOnce(&Path)) -> (u64, 
 
     let all = arrived(&sink);
     let set: BTreeSet<_> = all.iter().cloned().collect();
-    assert!(template.pending.is_subset(&set), "{what}: NOTHING-LOST: {} of {PENDING}", template.pending.intersection(&set).count());
+    assert!(
+        template.pending.is_subset(&set),
+        "{what}: NOTHING-LOST: {} of {PENDING}",
+        template.pending.intersection(&set).count()
+    );
     assert!(sent(&more).is_subset(&set), "{what}: NOTHING-LOST: what was sent after the start");
     let again = template.delivered.intersection(&set).count() as u64;
     assert_eq!(set.len() as u64, PENDING + MORE + again, "{what}: an event that was never sent arrived");
@@ -178,7 +184,8 @@ fn a_ledger_whose_files_are_deleted_truncated_flipped_or_overwritten_costs_repea
     assert_eq!(survives(&template, "none", |_| {}).0, 0, "without harm nothing is sent again");
     let (all, _) = survives(&template, "the whole ledger deleted", |ledger| fs::remove_dir_all(ledger).expect("removed"));
     assert_eq!(all, DELIVERED, "with the marks lost all that is there is sent again");
-    let names: Vec<_> = files(&template.spool.join("events/ledger")).iter().map(|path| path.file_name().unwrap().to_owned()).collect();
+    let names: Vec<_> =
+        files(&template.spool.join("events/ledger")).iter().map(|path| path.file_name().unwrap().to_owned()).collect();
     assert!(names.len() >= 2, "sled's files are {names:?}");
     let mut draws = (0u64..).map(|n| mix64(seed.wrapping_add(n)));
     let mut draw = |below: u64| draws.next().expect("endless") % below.max(1);
@@ -207,7 +214,9 @@ fn a_ledger_whose_files_are_deleted_truncated_flipped_or_overwritten_costs_repea
             });
         }
         let noise: Vec<u8> = (0..len).map(|n| mix64(seed ^ n) as u8).collect();
-        survives(&template, &format!("{name_text} overwritten with noise"), |ledger| fs::write(ledger.join(name), noise).expect("written"));
+        survives(&template, &format!("{name_text} overwritten with noise"), |ledger| {
+            fs::write(ledger.join(name), noise).expect("written")
+        });
         let (at, many) = (draw(len), 1 + draw(400));
         survives(&template, &format!("{name_text}: {many} bytes of noise at {at}"), |ledger| {
             let mut file = fs::OpenOptions::new().write(true).open(ledger.join(name)).expect("a file");
