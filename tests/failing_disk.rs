@@ -193,6 +193,7 @@ fn commits_fail(calls: &str, part: &str, errno: i32, words: &str, kill: bool) {
         let delivered = agent.wait_drained();
         assert_eq!(delivered.accepted, durable.accepted, "nothing becomes durable while the disk fails");
         let share = cpu_share(&agent);
+        println!("{calls} {part} {errno}: {share:.3} of a core while the disk fails");
         assert!(share < 0.5, "the agent spins: {share:.2} of a core with nothing to do");
         assert_eq!(agent.account(), delivered, "nothing becomes durable while the disk fails");
         let acked = pace.acked();

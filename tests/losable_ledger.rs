@@ -141,13 +141,15 @@ fn ledger(setup: &Setup) -> PathBuf {
 /// Does the harm to a copy of the template's ledger and holds the agent to the claims. Tells how much of what had been delivered
 /// was sent again, and what the agent said.
 fn survives(template: &Template, what: &str, harm: impl FnOnce(&Path)) -> (u64, String) {
-    println!("harm: {what}");
     let dir = tempfile::tempdir().expect("a temporary directory");
     let sink = sink();
     let setup = setup(dir.path(), sink.endpoint());
     copy(&template.spool, &setup.dir.join("spool"));
+    println!("harm: {what}");
     harm(&ledger(&setup));
+    let begun = Instant::now();
     let mut agent = Agent::start(&setup);
+    println!("ready after {:?}", begun.elapsed());
     let mut more = client(&setup, "more");
     more.run(&Pace::of(MORE));
     let account = agent.wait_drained();

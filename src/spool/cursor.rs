@@ -174,7 +174,8 @@ impl Cursor {
                 place_back_from(&mut damaged, std::mem::take(&mut unplaced), frame.position());
             }
             while let Some(frame) = Frame::check(&bytes[used..]) {
-                if frame.position() >= until {
+                // Behind a frame that was taken, none goes back: what does is no frame of the index.
+                if frame.position() >= until || first.is_some() && frame.position() < next {
                     break;
                 }
                 if frame.position() < *position {

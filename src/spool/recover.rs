@@ -315,7 +315,7 @@ pub fn recover(host: &Host, segments_dir: &Path, aside_dir: &Path, durable: Posi
         torn_bytes: 0,
     };
     for (at, (id, path, file, header)) in found.into_iter().enumerate() {
-        let stop = bases[at + 1..].iter().flatten().next().copied().unwrap_or(Position(u64::MAX));
+        let stop = bases[at + 1..].iter().flatten().min().copied().unwrap_or(Position(u64::MAX));
         // Without a header and a first frame to tell, positions go on where the last segment ended.
         let intact = header.is_some();
         let made = SegmentHeader { id, base: recovered.next, created_ms: host.clock.wall_ms(), rewritten: false };
