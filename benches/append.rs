@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use forebay::event::{KeyHash, LANES, Position};
-use forebay::host::{File, Files, Host};
+use forebay::host::{File, Files, Host, Space};
 use forebay::spool::{SpoolOptions, frame, open, prepare, remove_covered};
 
 /// The real files without their syncs: what is left is the program's own work and the page cache.
@@ -66,6 +66,9 @@ impl Files for NoSync {
     }
     fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
         self.0.create_dir_all(dir)
+    }
+    fn space(&self, path: &Path) -> io::Result<Space> {
+        self.0.space(path)
     }
 }
 

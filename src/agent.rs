@@ -27,7 +27,7 @@ use tokio::task::JoinSet;
 use crate::admin::dead::LetterDoor;
 use crate::admin::{self, AdminState};
 use crate::checkpoint::{Checkpoint, MarkStore, SledMarks, StoreError};
-use crate::config::{Config, StreamConfig};
+use crate::config::{Config, OnFull, StreamConfig, SyncClass};
 use crate::dispatch::run::{Ended, Event, Inbox, Parts, SentLog};
 use crate::dispatch::{DispatchOptions, Dispatcher, run};
 use crate::event::{LANES, Position};
@@ -38,7 +38,7 @@ use crate::metrics::{StreamMetrics, locked};
 use crate::spool::cursor::Cursor;
 use crate::spool::dead::desk::DeadLetters;
 use crate::spool::gather::commit_loop;
-use crate::spool::{self, OpenError, SpoolHandle, SpoolOptions};
+use crate::spool::{self, OpenError, Policy, SpoolHandle, SpoolOptions};
 
 /// Why an agent does not start. Each names its place and the remedy.
 #[derive(Debug)]
@@ -292,6 +292,14 @@ fn start_stream(config: &Config, stream: &StreamConfig, host: &Host, api: Arc<dy
     let metrics = Arc::<StreamMetrics>::default();
     let durable = loaded.as_ref().map_or(Position(0), |checkpoint| checkpoint.durable);
     let opened = spool::open(host, &options, durable, &metrics).map_err(failed)?;
+    opened.handle.set_policy(Policy::of(&config.spool));
+    if config.spool.sync != SyncClass::Always {
+        tracing::warn!(
+            stream = stream.name,
+            sync = %config.spool.sync,
+            "spool.sync is weaker than \"always\": a power cut or a kernel crash may cost events that have a receipt"
+        );
+    }
     let next = opened.writer.next();
     let sent_path = dir.join("ledger.sent");
     let (sent_log, sent_high) = SentLog::open(host, &sent_path).map_err(|error| io("opening", &sent_path, error))?;
@@ -353,6 +361,10 @@ fn start_stream(config: &Config, stream: &StreamConfig, host: &Host, api: Arc<dy
     let (inbox, dispatch) = run::start(parts).map_err(StartError::Threads)?;
     let waker = inbox.clone();
     shared.on_commit(Box::new(move || waker.committed()));
+    if config.spool.on_full == OnFull::DropOldest {
+        let dropper = inbox.clone();
+        shared.on_no_room(Box::new(move || dropper.tell(Event::DropOldest)));
+    }
     let writer = opened.writer;
     let commit = std::thread::Builder::new()
         .name(format!("commit-{}", stream.name))

@@ -76,6 +76,15 @@ pub trait File: Send + Sync + Debug {
     }
 }
 
+/// Room on a file system, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// What this process may still write. What is set aside for root does not count.
+    pub free: u64,
+    /// Its whole size; 0 where the file system does not tell.
+    pub total: u64,
+}
+
 /// A tree of files.
 pub trait Files: Send + Sync + Debug {
     /// Opens an existing file for reading and appending.
@@ -119,6 +128,12 @@ pub trait Files: Send + Sync + Debug {
     /// # Errors
     /// As the file system says.
     fn create_dir_all(&self, dir: &Path) -> io::Result<()>;
+
+    /// Room on the file system that holds `path`, which must exist (statvfs). Quotas of users are not seen.
+    ///
+    /// # Errors
+    /// `NotFound`, permissions.
+    fn space(&self, path: &Path) -> io::Result<Space>;
 }
 
 /// Time: monotonic for durations, wall for what people and other machines read.
@@ -262,6 +277,11 @@ impl Files for RealFiles {
             }
         }
         Ok(())
+    }
+
+    fn space(&self, path: &Path) -> io::Result<Space> {
+        let told = rustix::fs::statvfs(path)?;
+        Ok(Space { free: told.f_bavail.saturating_mul(told.f_frsize), total: told.f_blocks.saturating_mul(told.f_frsize) })
     }
 }
 

@@ -8,8 +8,8 @@
 //! `admin`'s.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Bucket bounds, in seconds, of all latency histograms; +Inf is implied.
 pub const LATENCY_BOUNDS_SECONDS: [f64; 18] = [
@@ -169,8 +169,119 @@ pub struct StreamMetrics {
     pub dead_reason: Mutex<String>,
     /// The spool can make events durable.
     pub writable: AtomicBool,
-    /// The spool is at `max_bytes` (or the disk is full) and holds events back.
+    /// There is no room for new events: `max_bytes`, the reserve or the disk. Set by [`StreamMetrics::set_full`].
     pub full: AtomicBool,
+    /// Which limit that is, as [`Limit`] counts them; 0 for none.
+    full_by: AtomicU8,
+    /// What the spool promises and does, as configured; empty until it runs.
+    pub policy: OnceLock<PolicyTold>,
+    /// What each source has in the spool, in the order in which sources registered.
+    pub sources: Mutex<Vec<Arc<SourceUsage>>>,
+}
+
+impl StreamMetrics {
+    /// Notes that there is no room, and why; or that there is again.
+    pub fn set_full(&self, limit: Option<Limit>) {
+        self.full_by.store(limit.map_or(0, |limit| limit as u8), Ordering::Relaxed);
+        self.full.store(limit.is_some(), Ordering::Release);
+    }
+
+    /// Why there is no room; `None` while there is some. One load while there is.
+    #[must_use]
+    pub fn full_by(&self) -> Option<Limit> {
+        if !self.full.load(Ordering::Acquire) {
+            return None;
+        }
+        Some(match self.full_by.load(Ordering::Relaxed) {
+            by if by == Limit::Reserve as u8 => Limit::Reserve,
+            by if by == Limit::Disk as u8 => Limit::Disk,
+            _ => Limit::MaxBytes,
+        })
+    }
+}
+
+/// Why there is no room for an event. Closed: its names stand in status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Limit {
+    /// The stream's files have reached `spool.max_bytes`.
+    MaxBytes = 1,
+    /// The file system has less free than `spool.reserve`.
+    Reserve = 2,
+    /// The device refused for want of room (ENOSPC, EDQUOT).
+    Disk = 3,
+    /// The source has used up its `spool_quota`; others have not.
+    Quota = 4,
+}
+
+impl Limit {
+    /// One word for machines.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::MaxBytes => "max_bytes",
+            Self::Reserve => "reserve",
+            Self::Disk => "disk",
+            Self::Quota => "quota",
+        }
+    }
+
+    /// What is the case, for people.
+    #[must_use]
+    pub const fn sentence(self) -> &'static str {
+        match self {
+            Self::MaxBytes => "the spool is full (spool.max_bytes): events are delivered more slowly than they come",
+            Self::Reserve => "the spool is full: its disk has less free than spool.reserve",
+            Self::Disk => "the spool is full: its disk has no room left (or the user's disk quota is used up)",
+            Self::Quota => "the source has filled its share of the spool (spool_quota)",
+        }
+    }
+}
+
+/// What status tells of a spool's settings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PolicyTold {
+    /// `spool.sync` in force.
+    pub sync: String,
+    /// `spool.on_full` in force.
+    pub on_full: &'static str,
+}
+
+/// What one source has in a spool. The commit thread adds, removal of segments takes away.
+#[derive(Debug)]
+pub struct SourceUsage {
+    /// The source.
+    pub name: String,
+    /// The most it may have, bytes; `u64::MAX` without a quota.
+    pub quota: u64,
+    /// Bytes of its frames in segments of this process.
+    pub bytes: AtomicU64,
+    /// It has met its quota since it was last below it.
+    pub at_quota: AtomicBool,
+    /// Of its events, refused since then.
+    pub refused: AtomicU64,
+    /// Told when bytes were taken away.
+    pub freed: tokio::sync::Notify,
+}
+
+impl SourceUsage {
+    /// Nothing in the spool yet.
+    #[must_use]
+    pub fn new(name: &str, quota: Option<u64>) -> Self {
+        Self {
+            name: name.to_owned(),
+            quota: quota.unwrap_or(u64::MAX),
+            bytes: AtomicU64::new(0),
+            at_quota: AtomicBool::new(false),
+            refused: AtomicU64::new(0),
+            freed: tokio::sync::Notify::new(),
+        }
+    }
+
+    /// It may have no more.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.bytes.load(Ordering::Relaxed) >= self.quota
+    }
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use std::time::Duration;
 use forebay::admin::{self, AdminState};
 use forebay::commands::status::{self, StatusError, StatusOptions};
 use forebay::host::Clock;
-use forebay::metrics::{Account, ShardStatus, StreamMetrics, locked};
+use forebay::metrics::{Account, Limit, PolicyTold, ShardStatus, SourceUsage, StreamMetrics, locked};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -110,6 +110,10 @@ fn busy_stream() -> Arc<StreamMetrics> {
     };
     *locked(&metrics.shards) = vec![shard("shardId-000000000000", false), shard("shardId-000000000001", true)];
     metrics.writable.store(true, Ordering::Relaxed);
+    metrics.policy.set(PolicyTold { sync: "always".to_owned(), on_full: "reject" }).expect("set once");
+    let usage = SourceUsage::new("we/b", Some(8_192));
+    usage.bytes.store(2_048, Ordering::Relaxed);
+    *locked(&metrics.sources) = vec![Arc::new(usage)];
     Arc::new(metrics)
 }
 
@@ -164,6 +168,8 @@ async fn metric_values_are_the_streams_numbers() {
         r#"forebay_events_rejected_total{stream="clicks",source="we/b",reason="too_large"} 4"#,
         r#"forebay_events_duplicated_total{stream="clicks",reason="unknown_outcome"} 5"#,
         r#"forebay_spool_oldest_seconds{stream="clicks"} 1.5"#,
+        r#"forebay_source_spool_bytes{stream="clicks",source="we/b"} 2048.0"#,
+        r#"forebay_source_quota_bytes{stream="clicks",source="we/b"} 8192.0"#,
         r#"forebay_commit_seconds_count{stream="clicks"} 10"#,
         r#"forebay_receipt_seconds_bucket{le="0.0004",stream="clicks"} 0"#,
         r#"forebay_receipt_seconds_bucket{le="0.0008",stream="clicks"} 100"#,
@@ -210,7 +216,11 @@ async fn status_tells_every_stream_in_the_promised_shape() {
                 "accepted_by_source": {"we/b": 90},
                 "rejected": {"we/b/too_large": 4},
                 "duplicated": {"unknown_outcome": 5},
-                "spool": {"bytes": 4_096, "oldest_pending_seconds": 1.5, "writable": true, "full": false},
+                "spool": {
+                    "bytes": 4_096, "oldest_pending_seconds": 1.5, "writable": true,
+                    "full": false, "full_by": "", "sync": "always", "on_full": "reject",
+                    "sources": {"we/b": {"bytes": 2_048, "quota_bytes": 8_192, "full": false}},
+                },
                 "put": {"requests": {"ok": 7, "throttle": 1}, "records": 8, "bytes": 9_000, "payload_units": 8, "throttled": 6},
                 "paused_reason": "",
                 "latency": {
@@ -248,10 +258,20 @@ async fn an_agent_is_ready_only_while_every_spool_takes_events() {
     assert!(body["streams"][1]["reasons"][0].as_str().is_some_and(|reason| reason.contains("durable")), "{body}");
 
     bad.writable.store(true, Ordering::Relaxed);
-    bad.full.store(true, Ordering::Relaxed);
-    let (code, body) = agent.json("/readyz").await;
-    assert_eq!(code, 503);
-    assert!(body["streams"][1]["reasons"][0].as_str().is_some_and(|reason| reason.contains("full")), "{body}");
+    for (limit, name, words) in [
+        (Limit::MaxBytes, "max_bytes", "spool.max_bytes"),
+        (Limit::Reserve, "reserve", "spool.reserve"),
+        (Limit::Disk, "disk", "no room"),
+    ] {
+        bad.set_full(Some(limit));
+        let (code, body) = agent.json("/readyz").await;
+        assert_eq!(code, 503);
+        let told = body["streams"][1]["reasons"][0].as_str().expect("a reason").to_owned();
+        assert!(told.contains("full") && told.contains(words), "{body}");
+        assert_eq!(agent.json("/status").await.1["streams"][1]["spool"]["full_by"], name);
+    }
+    bad.set_full(None);
+    assert_eq!(agent.json("/readyz").await.0, 200);
     assert_eq!(agent.json("/healthz").await, (200, json!({"alive": true})));
 }
 

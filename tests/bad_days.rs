@@ -416,6 +416,124 @@ fn a_full_spool_holds_its_senders_back_loses_nothing_and_goes_on() {
     each_once(&sink, EVENTS + 1);
 }
 
+/// A free port for HTTP, told to the agent.
+fn http_port(setup: &mut Setup) -> SocketAddr {
+    let free = TcpListener::bind("127.0.0.1:0").and_then(|port| port.local_addr()).expect("a loopback port");
+    setup.env.push(("FOREBAY_LISTEN__HTTP", free.to_string()));
+    free
+}
+
+/// Refused events of the source, for want of room.
+fn refused(agent: &Agent) -> u64 {
+    agent.status().expect("an answer")["streams"][0]["rejected"]["app/full"].as_u64().unwrap_or_default()
+}
+
+#[test]
+fn a_full_spool_that_rejects_blocks_no_sender_counts_what_it_refuses_and_goes_on() {
+    const MAX_BYTES: u64 = 256 << 20;
+    const EVENTS: u64 = 84_000;
+    const PAD: usize = 4000;
+    let dir = temporary();
+    let refusing = Refusing::new();
+    let mut setup = Setup::new(BINARY, dir.path(), refusing.endpoint(), "kpl");
+    setup.spool = format!("max_bytes = \"{MAX_BYTES}\"\nsegment_bytes = \"8MiB\"\non_full = \"reject\"");
+    let http = http_port(&mut setup);
+    let mut agent = Agent::start(&setup);
+    // Plain lines, more than there is room for, and nobody takes anything away: all of it is read.
+    let mut stream = UnixStream::connect(setup.socket()).expect("the agent listens");
+    stream.set_write_timeout(Some(DEADLINE)).expect("a time over 0");
+    let pad = "x".repeat(PAD);
+    for n in 0..EVENTS {
+        writeln!(stream, r#"{{"userId":"user-{}","n":{},"pad":"{pad}"}}"#, n % 500, 1 + n / 500).expect("the agent reads on");
+    }
+    drop(stream);
+    agent.wait_for("every event to be accepted or refused", |agent| agent.account().accepted + refused(agent) == EVENTS);
+    let accepted = agent.account().accepted;
+    assert!(refused(&agent) > 0 && accepted * PAD as u64 <= MAX_BYTES);
+    let (code, body) = agent.get("/readyz").expect("an answer");
+    assert!(code == 503 && body.contains("spool.max_bytes"), "{code} {body}");
+    let status = agent.status().expect("an answer");
+    let spool = &status["streams"][0]["spool"];
+    assert_eq!((&spool["full_by"], &spool["on_full"], &spool["sync"]), (&"max_bytes".into(), &"reject".into(), &"always".into()));
+    let (code, text) = status_command(&setup);
+    assert!(code == Some(0) && text.contains("the spool is full (max_bytes) and refuses new events"), "{text}");
+    let begun = Instant::now();
+    let (head, body) = post(http, r#"{"userId":"http","n":1}"#);
+    assert!(head.starts_with("http/1.1 503 ") && head.contains("\r\nretry-after: "), "{head}");
+    assert!(body.contains("full: the spool is full (spool.max_bytes)"), "{body}");
+    assert!(begun.elapsed() < Duration::from_secs(5), "that is not at once");
+    let refused_at_last = refused(&agent);
+
+    let sink = refusing.come_up(options(64));
+    assert_eq!(agent.wait_drained().delivered, accepted);
+    let (head, _) = post(http, r#"{"userId":"http","n":1}"#);
+    assert!(head.starts_with("http/1.1 200 ") && head.contains("\r\nforebay-sync: always"), "{head}");
+    all_delivered(agent.wait_drained(), accepted + 1);
+    assert!(agent.terminate().success());
+    let Stats { events, duplicates, bad_requests, .. } = sink.stats();
+    assert_eq!((events, duplicates, bad_requests), (accepted + 1, 0, 0));
+    let log = setup.log_text();
+    assert_eq!(log.matches("the spool is full").count(), 1, "said once:\n{}", setup.log_tail());
+    let end = log.lines().find(|line| line.contains("the spool has room again")).expect("the end of it is told");
+    assert!(end.contains(&refused_at_last.to_string()), "{refused_at_last} were refused: {end}");
+}
+
+#[test]
+fn with_the_disk_at_its_reserve_new_events_are_refused_and_what_is_there_is_delivered() {
+    let dir = temporary();
+    let refusing = Refusing::new();
+    let mut setup = Setup::new(BINARY, dir.path(), refusing.endpoint(), "kpl");
+    setup.env.push(("FOREBAY_DRAIN_TIMEOUT", "10ms".to_owned()));
+    let http = http_port(&mut setup);
+    let agent = Agent::start(&setup);
+    send(&mut client(&setup), 300);
+    assert!(agent.terminate().success());
+
+    // No disk has this much free.
+    setup.spool = "on_full = \"reject\"\nreserve = \"1PiB\"".to_owned();
+    let mut agent = Agent::spawn(&setup);
+    agent.wait_for("the reserve to be told", |agent| {
+        agent.get("/readyz").is_some_and(|(code, body)| code == 503 && body.contains("spool.reserve"))
+    });
+    assert_eq!(agent.status().expect("an answer")["streams"][0]["spool"]["full_by"], "reserve");
+    let (head, body) = post(http, r#"{"userId":"http","n":1}"#);
+    assert!(head.starts_with("http/1.1 503 ") && body.contains("spool.reserve"), "{head} {body}");
+    let sink = refusing.come_up(options(4));
+    all_delivered(agent.wait_drained(), 300);
+    assert!(agent.terminate().success());
+    each_once(&sink, 300);
+
+    // And what was delivered was noted.
+    setup.spool = "reserve = 0".to_owned();
+    let mut agent = Agent::start(&setup);
+    assert!(post(http, r#"{"userId":"http","n":1}"#).0.starts_with("http/1.1 200 "));
+    all_delivered(agent.wait_drained(), 301);
+    assert!(agent.terminate().success());
+    each_once(&sink, 301);
+}
+
+#[test]
+fn in_the_weaker_sync_classes_a_killed_agent_loses_nothing_and_the_class_is_told() {
+    for sync in ["interval:500ms", "os"] {
+        let dir = temporary();
+        let (sink, mut setup) = good(dir.path());
+        setup.spool = format!("sync = \"{sync}\"");
+        let agent = Agent::start(&setup);
+        let mut client = client(&setup);
+        send(&mut client, 2_000);
+        assert_eq!(agent.status().expect("an answer")["streams"][0]["spool"]["sync"], sync);
+        assert!(setup.log_text().contains("spool.sync is weaker"), "{}", setup.log_tail());
+        agent.kill();
+        let mut agent = Agent::start(&setup);
+        send(&mut client, 2_500);
+        let account = agent.wait_drained();
+        assert_eq!((account.accepted, account.delivered), (2_500, 2_500), "{sync}");
+        assert!(agent.terminate().success());
+        let Stats { events, duplicates, gaps, .. } = sink.stats();
+        assert_eq!((events - duplicates, gaps), (2_500, 0), "{sync}");
+    }
+}
+
 #[test]
 fn a_deleted_ledger_costs_repeats_and_no_event_and_is_told() {
     let dir = temporary();

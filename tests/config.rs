@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use forebay::config::{
-    Aggregate, Config, Environment, Fallback, KeyFallback, Kind, Loaded, Order, Override, Problems, Purpose, Request, Secret,
-    SectionKind, env_name, load,
+    Aggregate, Config, Environment, Fallback, KeyFallback, Kind, Loaded, OnFull, Order, Override, Problems, Purpose, Request,
+    Secret, SectionKind, SyncClass, env_name, load,
 };
 use forebay::limits;
 
@@ -128,6 +128,7 @@ fn one_stream_is_enough_and_all_else_has_its_documented_default() {
     assert_eq!(config.spool.max_bytes, 10 << 30);
     assert_eq!(config.spool.segment_bytes, limits::SEGMENT_BYTES_DEFAULT);
     assert_eq!(config.spool.checkpoint_interval, Duration::from_millis(200));
+    assert_eq!((config.spool.sync, config.spool.on_full, config.spool.reserve), (SyncClass::Always, OnFull::Block, None));
     assert_eq!(config.drain_timeout, Duration::from_secs(10));
     let [stream] = &config.streams[..] else { panic!("{config:?}") };
     assert_eq!((stream.name.as_str(), &stream.region, &stream.endpoint), ("clicks", &None, &None));
@@ -142,7 +143,7 @@ fn one_stream_is_enough_and_all_else_has_its_documented_default() {
     assert_eq!(source.partition_key, ["/userId", "/anonymousId"]);
     assert_eq!(source.partition_key_fallback, KeyFallback::Random);
     assert_eq!(source.max_event_bytes, limits::EVENT_BYTES_MAX);
-    assert!(source.keys.is_empty());
+    assert!(source.keys.is_empty() && source.spool_quota.is_none());
 }
 
 #[test]
@@ -250,6 +251,8 @@ fn every_key_can_be_given_by_the_environment_alone() {
                 Kind::Address => format!("[::1]:{}", 5000 + key.name.len()),
                 Kind::Bytes { max, .. } => (max - 1).to_string(),
                 Kind::Time { max, .. } => format!("{}ms", max.as_millis() - 1),
+                Kind::Sync { max, .. } => format!("interval:{}ms", max.as_millis()),
+                Kind::Share { .. } => "50%".into(),
                 Kind::Count { max, .. } => max.to_string(),
                 Kind::Ids => "1000, 1001".into(),
                 Kind::Texts(_) if key.name == "partition_key" => "/a,/b".into(),
@@ -425,16 +428,79 @@ fn all_errors_are_told_at_once_each_with_place_value_and_what_is_allowed() {
 
 #[test]
 fn what_a_later_version_will_offer_is_named_as_such() {
-    for (section, line) in [
-        ("[spool]", "sync = \"os\""),
-        ("[spool]", "sync = \"interval:50ms\""),
-        ("[spool]", "on_full = \"drop_oldest\""),
-        ("[[stream]]\nname = \"s\"", "aggregate = \"lines\""),
-        ("[[source]]\nname = \"s\"", "kind = \"segment\""),
-    ] {
+    for (section, line) in
+        [("[[stream]]\nname = \"s\"", "aggregate = \"lines\""), ("[[source]]\nname = \"s\"", "kind = \"segment\"")]
+    {
         let base = if section.starts_with("[[stream") { "" } else { ONE_STREAM };
         let report = Maps::file(&format!("{base}{section}\n{line}\n")).one_problem();
         assert_tells(&report, &["not offered by this version", "allowed: \""]);
+    }
+}
+
+#[test]
+fn sync_classes_are_read_told_as_written_and_wrong_ones_refused_with_what_is_allowed() {
+    let sync = |text: &str| Maps::file(&format!("{ONE_STREAM}[spool]\nsync = {text}\n"));
+    for (text, class, shown) in [
+        ("\"always\"", SyncClass::Always, "always"),
+        ("\"os\"", SyncClass::Os, "os"),
+        ("\"interval:50ms\"", SyncClass::Interval(Duration::from_millis(50)), "interval:50ms"),
+        ("\"interval:0.5s\"", SyncClass::Interval(Duration::from_millis(500)), "interval:500ms"),
+    ] {
+        let loaded = sync(text).load().unwrap_or_else(|problems| panic!("{problems}"));
+        assert_eq!((loaded.config.spool.sync, loaded.config.spool.sync.to_string()), (class, shown.to_owned()));
+        assert!(loaded.in_force.to_toml().contains(&format!("\nsync = \"{shown}\" ")), "{}", loaded.in_force.to_toml());
+    }
+    for (text, told) in [
+        ("\"interval\"", "the time is missing, as in \"interval:50ms\""),
+        ("\"interval:50\"", "the unit is missing"),
+        ("\"interval:0ms\"", "too small"),
+        ("\"interval:1m\"", "too large"),
+        ("\"alway\"", "the nearest known one is \"always\""),
+        ("\"os:1s\"", "the nearest known one is \"os\""),
+        ("true", "a text in quotes is needed"),
+    ] {
+        let allowed = "allowed: \"always\", \"os\", or \"interval:\" with a time from 1ms to 10s, such as \"interval:50ms\"";
+        assert_tells(&sync(text).one_problem(), &["spool.sync = ", told, allowed]);
+    }
+}
+
+#[test]
+fn what_happens_without_room_and_the_reserve_are_read() {
+    let spool = |lines: &str| Maps::file(&format!("{ONE_STREAM}[spool]\n{lines}\n"));
+    let config = spool("on_full = \"reject\"\nreserve = \"1GiB\"").config();
+    assert_eq!((config.spool.on_full, config.spool.reserve), (OnFull::Reject, Some(1 << 30)));
+    assert_eq!(spool("reserve = 0").config().spool.reserve, Some(0));
+    assert_tells(&spool("on_full = \"refuse\"").one_problem(), &["the nearest known one is \"reject\"", "allowed: \"block\""]);
+    assert_tells(&spool("reserve = \"10%\"").one_problem(), &["spool.reserve = \"10%\"", "allowed: a size from 0B to 1PiB"]);
+    assert!(spool("").load().unwrap().in_force.to_toml().contains("# reserve"), "what is not set is shown as such");
+}
+
+#[test]
+fn a_quota_is_a_size_or_a_part_of_the_spool_and_must_hold_two_segments() {
+    let quota = |value: &str| {
+        let spool = "[spool]\nmax_bytes = \"1GiB\"\nsegment_bytes = \"32MiB\"\n";
+        Maps::file(&format!("{ONE_STREAM}[[source]]\nname = \"web\"\nspool_quota = {value}\n{spool}"))
+    };
+    for (value, bytes) in [("\"25%\"", 256 << 20), ("\"64MiB\"", 64 << 20), ("\"100%\"", 1 << 30), ("268435456", 256 << 20)] {
+        assert_eq!(quota(value).config().sources[0].spool_quota, Some(bytes), "{value}");
+    }
+    let shown = quota("\"25%\"").load().unwrap().in_force.to_json();
+    assert_eq!(shown["source"][0]["spool_quota"]["value"], "25%");
+    for (value, told) in [
+        ("\"5%\"", "too small for 2 segments of 32MiB"),
+        ("\"63MiB\"", "too small for 2 segments of 32MiB"),
+        ("\"2GiB\"", "more than the whole spool"),
+    ] {
+        assert_tells(&quota(value).one_problem(), &["source[0].spool_quota = ", told, "allowed: \"64MiB\" to \"1GiB\""]);
+    }
+    for (value, told) in [
+        ("\"101%\"", "too large"),
+        ("\"0%\"", "too small"),
+        ("\"2.5%\"", "not whole percent"),
+        ("\"25x\"", "no such unit"),
+        ("-1", "below zero"),
+    ] {
+        assert_tells(&quota(value).one_problem(), &["source[0].spool_quota = ", told, "whole percent of spool.max_bytes"]);
     }
 }
 

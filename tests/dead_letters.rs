@@ -184,3 +184,34 @@ fn what_is_younger_than_ttl_is_delivered() {
     let (code, _, err) = dead(&setup, &["ls", "--stream", "other"]);
     assert_eq!((code, err.contains("no spool of stream other")), (1, true), "{err}");
 }
+
+#[test]
+fn a_full_spool_drops_its_oldest_events_for_new_ones_and_counts_them() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (sink, mut setup) = start(dir.path(), "kpl", "0s");
+    setup.spool += "\nmax_bytes = \"256MiB\"\non_full = \"drop_oldest\"\nreserve = \"0B\"";
+    set_dead(&sink, true);
+    let mut agent = Agent::start(&setup);
+    let keys = (0..50).map(|n| format!("user-{n}")).collect();
+    // A third more than the spool holds, every event of it acknowledged.
+    let mut client = Client::new(&setup.socket(), keys, 60_000, 200, 1);
+    client.run(&Pace::of(6_000));
+    let account = agent.account();
+    assert!(account.accepted == 6_000 && account.dropped > 500 && account.delivered == 0, "{account:?}");
+    assert!(account.pending > 3_000, "no more is dropped than was needed: {account:?}");
+    agent.kill();
+    let mut agent = Agent::start(&setup);
+    // A checkpoint may have been on its way: what it did not pass is pending again.
+    assert!(agent.account().dropped <= account.dropped);
+    let log = setup.log_text();
+    assert_eq!(log.matches("its oldest undelivered events are given up").count(), 1, "one loud line an episode");
+    set_dead(&sink, false);
+    agent.wait_for("some delivery", |agent| agent.account().delivered > 100);
+    let mut last: BTreeMap<String, u64> = BTreeMap::new();
+    for arrival in (0..SHARDS).flat_map(|shard| sink.events(shard)) {
+        let number = number_of(&arrival.event.data).expect("an event of ours");
+        let before = last.insert(arrival.event.key, number);
+        assert!(before.is_none_or(|before| before < number), "KEY-ORDER");
+    }
+    agent.kill();
+}

@@ -20,7 +20,7 @@ use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
-use super::report::{ShardReport, StreamReport};
+use super::report::{ShardReport, SourceReport, StreamReport};
 use crate::metrics::{Histogram, LATENCY_BOUNDS_SECONDS, StreamMetrics};
 
 /// Value of the `Content-Type` header that goes with [`encode`]'s text.
@@ -189,8 +189,18 @@ impl Out<'_, '_> {
         })?;
         self.gauge(
             "forebay_spool_full",
-            "1 while the spool is at its ceiling, or the disk is full, and holds events back.",
+            "1 while there is no room for new events (max_bytes, reserve or the disk; /status says which).",
             |reading| f64::from(u8::from(reading.report.spool.full)),
+        )?;
+        self.gauges(
+            "forebay_source_spool_bytes",
+            "Bytes of a source's events, accepted by this process, in segments that are still there.",
+            |reading, emit| by_source(reading, emit, |source| Some(source.bytes)),
+        )?;
+        self.gauges(
+            "forebay_source_quota_bytes",
+            "The most bytes that a source may have in the spool; only of sources with a quota.",
+            |reading, emit| by_source(reading, emit, |source| source.quota_bytes),
         )?;
         self.gauge(
             "forebay_delivery_paused",
@@ -261,6 +271,12 @@ impl Out<'_, '_> {
 fn by_shard<V>(reading: &Reading, emit: Emit<'_, V>, value: impl Fn(&ShardReport) -> V) -> fmt::Result {
     let StreamReport { name, shards, .. } = &reading.report;
     shards.iter().try_for_each(|shard| emit(&[("stream", name), ("shard", &shard.id)], value(shard)))
+}
+
+fn by_source(reading: &Reading, emit: Emit<'_, f64>, value: impl Fn(&SourceReport) -> Option<u64>) -> fmt::Result {
+    let StreamReport { name, spool, .. } = &reading.report;
+    let values = spool.sources.iter().filter_map(|(source, report)| Some((source, value(report)?)));
+    values.into_iter().try_for_each(|(source, value)| emit(&[("stream", name), ("source", source)], value as f64))
 }
 
 fn by_label(reading: &Reading, label: &str, counts: &BTreeMap<String, u64>, emit: Emit<'_, u64>) -> fmt::Result {

@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
 
-use crate::metrics::{Account, Histogram, StreamMetrics, locked};
+use crate::metrics::{Account, Histogram, Limit, SourceUsage, StreamMetrics, locked};
 
 /// What the agent does with new events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,7 +95,7 @@ impl From<Account> for AccountReport {
 }
 
 /// The state of a stream's spool.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SpoolReport {
     /// Bytes of all segment files.
     pub bytes: u64,
@@ -103,8 +103,41 @@ pub struct SpoolReport {
     pub oldest_pending_seconds: f64,
     /// The spool can make events durable.
     pub writable: bool,
-    /// The spool is at its ceiling, or the disk is full, and holds events back.
+    /// There is no room for new events: they wait or are refused, as `on_full` has it.
     pub full: bool,
+    /// Which limit that is: `max_bytes`, `reserve` or `disk`; empty while there is room.
+    #[serde(default)]
+    pub full_by: String,
+    /// What a receipt means: `spool.sync` in force; empty before the spool runs.
+    #[serde(default)]
+    pub sync: String,
+    /// `spool.on_full` in force.
+    #[serde(default)]
+    pub on_full: String,
+    /// What each source has in the spool, by name.
+    #[serde(default)]
+    pub sources: BTreeMap<String, SourceReport>,
+}
+
+/// A source's part of a spool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceReport {
+    /// Bytes of its events that this process accepted, in segments that are still there.
+    pub bytes: u64,
+    /// The most it may have; `None` without a quota.
+    pub quota_bytes: Option<u64>,
+    /// It is at its quota: its events wait or are refused, as `on_full` has it.
+    pub full: bool,
+}
+
+impl From<&SourceUsage> for SourceReport {
+    fn from(usage: &SourceUsage) -> Self {
+        Self {
+            bytes: usage.bytes.load(Ordering::Relaxed),
+            quota_bytes: (usage.quota < u64::MAX).then_some(usage.quota),
+            full: usage.is_full(),
+        }
+    }
 }
 
 /// The dead letters that are kept. What was retried or purged is in the account only.
@@ -213,6 +246,10 @@ impl StreamReport {
                 oldest_pending_seconds: oldest_seconds(metrics, now_ms),
                 writable: metrics.writable.load(Ordering::Relaxed),
                 full: metrics.full.load(Ordering::Relaxed),
+                full_by: metrics.full_by().map(|limit| limit.name().to_owned()).unwrap_or_default(),
+                sync: metrics.policy.get().map(|policy| policy.sync.clone()).unwrap_or_default(),
+                on_full: metrics.policy.get().map(|policy| policy.on_full.to_owned()).unwrap_or_default(),
+                sources: locked(&metrics.sources).iter().map(|usage| (usage.name.clone(), (&**usage).into())).collect(),
             },
             dead_letters: DeadReport {
                 held: metrics.dead_letters.load(Ordering::Relaxed),
@@ -246,6 +283,21 @@ fn oldest_seconds(metrics: &StreamMetrics, now_ms: u64) -> f64 {
     match metrics.oldest_pending_ms.load(Ordering::Relaxed) {
         0 => 0.0,
         oldest_ms => now_ms.saturating_sub(oldest_ms) as f64 / 1e3,
+    }
+}
+
+/// What stands against readiness, and what ends it.
+const fn full_reason(limit: Limit) -> &'static str {
+    match limit {
+        Limit::Reserve => {
+            "the spool is full: its disk has less free than spool.reserve; it takes events again as delivery or somebody else frees space"
+        }
+        Limit::Disk => {
+            "the spool is full: its disk has no room left; it takes events again as delivery or somebody else frees space"
+        }
+        Limit::MaxBytes | Limit::Quota => {
+            "the spool is full (spool.max_bytes); it takes events again as delivery frees whole segments"
+        }
     }
 }
 
@@ -286,10 +338,7 @@ impl ReadyReport {
                 if !metrics.writable.load(Ordering::Relaxed) {
                     reasons.push("the spool cannot make events durable (not open yet, or a write or sync failed: see the log)");
                 }
-                if metrics.full.load(Ordering::Relaxed) {
-                    reasons
-                        .push("the spool is full (spool.max_bytes or the disk); it takes events again as delivery frees space");
-                }
+                reasons.extend(metrics.full_by().map(full_reason));
                 let paused_reason = locked(&metrics.paused_reason).clone();
                 StreamReadiness {
                     name: name.clone(),

@@ -171,6 +171,9 @@ fn render_stream(out: &mut String, stream: &StreamReport) -> fmt::Result {
         facts.push(("letters", count(stream.dead_letters.held)));
     }
     facts.push(("spool", bytes(spool.bytes)));
+    if !spool.sync.is_empty() {
+        facts.push(("sync", spool.sync.clone()));
+    }
     facts.push(("oldest", if account.pending == 0 { "-".to_owned() } else { seconds(spool.oldest_pending_seconds) }));
     write_table(
         out,
@@ -221,7 +224,13 @@ fn state_of(stream: &StreamReport) -> String {
         states.push("the spool cannot make events durable".to_owned());
     }
     if stream.spool.full {
-        states.push("the spool is full and holds events back".to_owned());
+        let (by, what) = (&stream.spool.full_by, full_means(&stream.spool.on_full));
+        let by = if by.is_empty() { String::new() } else { format!(" ({by})") };
+        states.push(format!("the spool is full{by} and {what}"));
+    }
+    for (name, source) in stream.spool.sources.iter().filter(|(_, source)| source.full) {
+        let (quota, what) = (bytes(source.quota_bytes.unwrap_or_default()), full_means(&stream.spool.on_full));
+        states.push(format!("source {name} has filled its spool_quota of {quota} and the spool {what} from it"));
     }
     if !stream.dead_letters.stuck_reason.is_empty() {
         states.push(format!("no dead letters can be written: {}", stream.dead_letters.stuck_reason));
@@ -230,6 +239,15 @@ fn state_of(stream: &StreamReport) -> String {
         states.push(format!("delivery is paused: {}", stream.paused_reason));
     }
     if states.is_empty() { "good".to_owned() } else { states.join("; ") }
+}
+
+/// What the agent does with events that have no room.
+fn full_means(on_full: &str) -> &'static str {
+    match on_full {
+        "reject" => "refuses new events",
+        "drop_oldest" => "drops the oldest events for new ones",
+        _ => "holds events back",
+    }
 }
 
 fn write_counts<'a>(out: &mut String, title: &str, counts: impl Iterator<Item = (&'a String, &'a u64)>) -> fmt::Result {

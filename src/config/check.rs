@@ -10,7 +10,13 @@ use super::errors::{Origin, Problem, nearest};
 use super::layers::place;
 use super::resolve::{InForce, Section, Typed};
 use super::schema::{SectionKind, stream_arn};
-use super::{Aggregate, Config, KeyFallback, Listen, Order, SourceConfig, SourceKind, SpoolConfig, StreamConfig};
+use super::{
+    Aggregate, Config, KeyFallback, Listen, OnFull, Order, SourceConfig, SourceKind, SpoolConfig, StreamConfig, SyncClass,
+};
+
+/// Segments that must fit a source's quota. Its events in the newest segment stay there however well they are delivered; with
+/// room for another one it can always go on.
+const QUOTA_SEGMENTS_MIN: u64 = 2;
 
 /// Segments that must fit `max_bytes`: one being written, one being sealed, one being delivered, one to spare.
 const SEGMENTS_MIN: u64 = 4;
@@ -49,6 +55,9 @@ pub(crate) fn check(in_force: &InForce, problems: &mut Vec<Problem>) {
         check_stream(stream, problems);
     }
     check_sources(&sources, &streams, problems);
+    for source in &sources {
+        check_quota(source, in_force.one(SectionKind::Spool), problems);
+    }
 }
 
 fn check_listen(listen: &Section, problems: &mut Vec<Problem>) {
@@ -68,6 +77,23 @@ fn check_spool(spool: &Section, problems: &mut Vec<Problem>) {
         let least = super::units::show_bytes(SEGMENTS_MIN * segment);
         let wrong = format!("too small for {SEGMENTS_MIN} segments of {shown} (spool.segment_bytes)");
         problems.push(spool.problem("max_bytes", wrong).allowed(format!("at least \"{least}\", or smaller segments")));
+    }
+}
+
+fn check_quota(source: &Section, spool: &Section, problems: &mut Vec<Problem>) {
+    if !source.sound(&["spool_quota"]) || !spool.sound(&["max_bytes", "segment_bytes"]) {
+        return;
+    }
+    let (max, segment) = (spool.bytes("max_bytes"), spool.bytes("segment_bytes"));
+    let Some(quota) = source.share("spool_quota", max) else { return };
+    let least = QUOTA_SEGMENTS_MIN * segment;
+    if !(least..=max).contains(&quota) {
+        let [max, segment, least] = [max, segment, least].map(super::units::show_bytes);
+        let wrong = match quota < QUOTA_SEGMENTS_MIN * spool.bytes("segment_bytes") {
+            true => format!("too small for {QUOTA_SEGMENTS_MIN} segments of {segment} (spool.segment_bytes)"),
+            false => "more than the whole spool (spool.max_bytes)".to_owned(),
+        };
+        problems.push(source.problem("spool_quota", wrong).allowed(format!("\"{least}\" to \"{max}\", or that in percent")));
     }
 }
 
@@ -145,10 +171,17 @@ pub(crate) fn build(in_force: &InForce) -> Config {
             max_bytes: spool.bytes("max_bytes"),
             segment_bytes: spool.bytes("segment_bytes"),
             checkpoint_interval: spool.time("checkpoint_interval"),
+            sync: SyncClass::of_text(&spool.word("sync")),
+            on_full: match spool.word("on_full").as_str() {
+                "reject" => OnFull::Reject,
+                "drop_oldest" => OnFull::DropOldest,
+                _ => OnFull::Block,
+            },
+            reserve: spool.bytes_if_given("reserve"),
             dead_max_bytes: spool.bytes("dead_max_bytes"),
         },
         streams: in_force.all(SectionKind::Stream).map(build_stream).collect(),
-        sources: in_force.all(SectionKind::Source).map(build_source).collect(),
+        sources: in_force.all(SectionKind::Source).map(|source| build_source(source, spool.bytes("max_bytes"))).collect(),
         drain_timeout: in_force.one(SectionKind::Root).time("drain_timeout"),
     }
 }
@@ -178,7 +211,7 @@ fn build_stream(stream: &Section) -> StreamConfig {
     }
 }
 
-fn build_source(source: &Section) -> SourceConfig {
+fn build_source(source: &Section, spool_max_bytes: u64) -> SourceConfig {
     SourceConfig {
         name: source.word("name"),
         kind: SourceKind::Events,
@@ -190,6 +223,7 @@ fn build_source(source: &Section) -> SourceConfig {
         },
         keys: source.secrets("keys"),
         max_event_bytes: usize_of(source.bytes("max_event_bytes")),
+        spool_quota: source.share("spool_quota", spool_max_bytes),
     }
 }
 

@@ -238,8 +238,71 @@ pub struct SpoolConfig {
     pub segment_bytes: u64,
     /// How often the marks are made durable. Default 200 ms, 10 ms to 60 s. Bounds duplicates after a crash.
     pub checkpoint_interval: Duration,
+    /// What a receipt means. Default always.
+    pub sync: SyncClass,
+    /// Default block.
+    pub on_full: OnFull,
+    /// Free bytes that the spool leaves on its file system. `None`: 256 MiB, or a twentieth of a smaller disk.
+    pub reserve: Option<u64>,
     /// Ceiling for one stream's dead letters. Default 1 GiB, 1 MiB to 1 PiB.
     pub dead_max_bytes: u64,
+}
+
+/// What a receipt means. Every receipt's class is told: in the answer to a hello, in an HTTP header, in status.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SyncClass {
+    /// The event was synced (fdatasync): it survives a power cut.
+    #[default]
+    Always,
+    /// The event was written, and is synced at most this much later. A process's end loses nothing, a power cut that much.
+    Interval(Duration),
+    /// The event was written, and is synced when its segment is sealed or the agent stops.
+    Os,
+}
+
+impl SyncClass {
+    /// As it is written, and as [`std::fmt::Display`] shows it: `always`, `interval:50ms`, `os`. What is neither is `always`.
+    fn of_text(text: &str) -> Self {
+        match text.strip_prefix("interval:").map(units::parse_time) {
+            Some(Ok(time)) => Self::Interval(time),
+            _ if text == "os" => Self::Os,
+            _ => Self::Always,
+        }
+    }
+}
+
+impl std::fmt::Display for SyncClass {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Always => f.write_str("always"),
+            Self::Interval(time) => write!(f, "interval:{}", show_time(*time)),
+            Self::Os => f.write_str("os"),
+        }
+    }
+}
+
+/// What happens to new events while there is no room for them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnFull {
+    /// Their senders wait.
+    #[default]
+    Block,
+    /// They are refused at once.
+    Reject,
+    /// The oldest make room for them, counted as dropped.
+    DropOldest,
+}
+
+impl OnFull {
+    /// As it is written.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Block => "block",
+            Self::Reject => "reject",
+            Self::DropOldest => "drop_oldest",
+        }
+    }
 }
 
 /// How events become records.
@@ -327,6 +390,8 @@ pub struct SourceConfig {
     pub keys: Vec<Secret>,
     /// Largest event. Default and most: `limits::EVENT_BYTES_MAX`.
     pub max_event_bytes: usize,
+    /// Bytes that this source's undelivered events may take of the spool. `None`: all of it.
+    pub spool_quota: Option<u64>,
 }
 
 /// A string that never shows itself in logs or `Debug`.

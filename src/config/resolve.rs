@@ -120,6 +120,24 @@ impl Section {
         self.text(key).unwrap_or_default()
     }
 
+    /// A size that need not be given.
+    pub(crate) fn bytes_if_given(&self, key: &str) -> Option<u64> {
+        match &self.setting(key).value {
+            Typed::Bytes(bytes) => Some(*bytes),
+            _ => None,
+        }
+    }
+
+    /// A share of `whole`, in bytes: what was given as a size, or as percent of it.
+    pub(crate) fn share(&self, key: &str, whole: u64) -> Option<u64> {
+        let text = self.text(key)?;
+        match text.strip_suffix('%') {
+            // `whole` is at most a PiB, so that the product fits.
+            Some(percent) => percent.parse::<u64>().ok().map(|percent| whole * percent / 100),
+            None => units::parse_bytes(&text).ok(),
+        }
+    }
+
     /// None of `keys` has been found faulty yet.
     pub(crate) fn sound(&self, keys: &[&str]) -> bool {
         keys.iter().all(|key| !self.faulty.contains(key))
@@ -324,6 +342,35 @@ fn read_single(kind: Kind, raw: &Raw) -> Result<Typed, String> {
                 raw => units::parse_time(text(raw)?)?,
             };
             in_range(time, min, max).map(Typed::Time)
+        }
+        Kind::Sync { min, max } => {
+            let word = text(raw)?;
+            match word.split_once(':') {
+                None if matches!(word, "always" | "os") => Ok(Typed::Text(Some(word.into()))),
+                None if word == "interval" => Err("the time is missing, as in \"interval:50ms\"".into()),
+                Some(("interval", time)) => {
+                    let time = in_range(units::parse_time(time)?, min, max)?;
+                    Ok(Typed::Text(Some(format!("interval:{}", units::show_time(time)))))
+                }
+                _ => {
+                    let near = super::errors::nearest(word, ["always", "interval:50ms", "os"]).unwrap_or_default();
+                    Err(format!("no such word; the nearest known one is {near:?}"))
+                }
+            }
+        }
+        Kind::Share { .. } => {
+            let bytes = match raw {
+                Raw::Integer(number) => u64::try_from(*number).map_err(|_| "below zero".to_owned())?,
+                raw => match text(raw)?.trim().strip_suffix('%') {
+                    Some(percent) => {
+                        let percent: u64 = percent.trim().parse().map_err(|_| "not whole percent".to_owned())?;
+                        let percent = in_range(percent, 1, 100)?;
+                        return Ok(Typed::Text(Some(format!("{percent}%"))));
+                    }
+                    None => units::parse_bytes(text(raw)?)?,
+                },
+            };
+            Ok(Typed::Text(Some(units::show_bytes(bytes))))
         }
         Kind::Count { min, max } => {
             let number = match raw {

@@ -115,6 +115,18 @@ pub enum Kind {
         /// Longest.
         max: Duration,
     },
+    /// When written events are synced: `always`, `os`, or `interval:TIME` with a time in this range.
+    Sync {
+        /// Shortest.
+        min: Duration,
+        /// Longest.
+        max: Duration,
+    },
+    /// A part of another size: a size, or whole percent of it.
+    Share {
+        /// The key of that size, with its section.
+        of: &'static str,
+    },
     /// A whole number, both ends included.
     Count {
         /// Smallest.
@@ -156,6 +168,11 @@ impl Kind {
             Self::Time { min, max } => {
                 format!("a time from {} to {}, such as \"{}\"", show_time(*min), show_time(*max), show_time(*max))
             }
+            Self::Sync { min, max } => {
+                let (min, max) = (show_time(*min), show_time(*max));
+                format!("\"always\", \"os\", or \"interval:\" with a time from {min} to {max}, such as \"interval:50ms\"")
+            }
+            Self::Share { of } => format!("a size, such as \"2GiB\", or whole percent of {of} from \"1%\" to \"100%\""),
             Self::Count { min, max } => format!("a whole number from {min} to {max}"),
             Self::Texts(rule) => format!("a list, each of it {}", rule.allowed),
             Self::Ids => format!("a list of user ids from 0 to {}, such as [1000, 1001]", u32::MAX),
@@ -323,15 +340,25 @@ static SPOOL: [Key; 7] = [
     ),
     key(
         "sync",
-        Kind::Choice { offered: &["always"], later: &["interval", "os"] },
+        Kind::Sync { min: Duration::from_millis(1), max: Duration::from_secs(10) },
         Fallback::Toml("\"always\""),
-        "What a receipt means: \"always\", that the event is on disk (fdatasync).",
+        "What a receipt means: \"always\", the event is on disk (fdatasync); \"interval:TIME\", it is written, and synced at most \
+         that much later; \"os\", it is written, and synced when its file is sealed.",
     ),
     key(
         "on_full",
-        Kind::Choice { offered: &["block"], later: &["reject", "drop_oldest"] },
+        Kind::Choice { offered: &["block", "reject", "drop_oldest"], later: &[] },
         Fallback::Toml("\"block\""),
-        "What happens at max_bytes: \"block\", senders wait and nothing accepted is thrown away.",
+        "What happens to new events while there is no room: \"block\", senders wait; \"reject\", they are refused at once, and \
+         plain socket clients lose them; \"drop_oldest\", the oldest undelivered events are given up for them, a file at a time, \
+         and counted as dropped. Only the last throws accepted events away.",
+    ),
+    key(
+        "reserve",
+        Kind::Bytes { min: 0, max: 1 << 50 },
+        Fallback::Unset,
+        "With less free than this on the disk of the spool, there is no room for new events, so that delivery, marks and dead \
+         letters can go on; not set: 256MiB, or a twentieth of a disk below 5GiB.",
     ),
     key(
         "dead_max_bytes",
@@ -398,7 +425,7 @@ static STREAM: [Key; 14] = [
     ),
 ];
 
-static SOURCE: [Key; 8] = [
+static SOURCE: [Key; 9] = [
     key("name", Kind::Text(&SOURCE_NAME), Fallback::Required, "Its name: /ingest/NAME over HTTP, source=NAME on the socket."),
     key(
         "kind",
@@ -431,6 +458,13 @@ static SOURCE: [Key; 8] = [
         Kind::Bytes { min: 1, max: limits::EVENT_BYTES_MAX as u64 },
         Fallback::Toml("\"1022KiB\""),
         "The largest event taken; more would not fit a Kinesis record with the longest key.",
+    ),
+    key(
+        "spool_quota",
+        Kind::Share { of: "spool.max_bytes" },
+        Fallback::Unset,
+        "The most that undelivered events of this source may take of its stream's spool; at it, on_full holds for this source \
+         alone. Not set: all of it.",
     ),
 ];
 

@@ -225,6 +225,7 @@ async fn handle(request: Request<Incoming>, context: &Context) -> Answer {
         Ok(answer) => answer,
         Err(problem) => problem.answer(),
     };
+    answer::name_class(&mut answer, context.sources.sync());
     if let Some(origin) = origin {
         guard::allow(origin, &mut answer);
     }

@@ -13,11 +13,12 @@ use std::cell::RefCell;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::config::{KeyFallback, Secret, SourceConfig};
+use crate::config::{KeyFallback, Secret, SourceConfig, SyncClass};
 use crate::host::{Entropy, Host};
 use crate::ingest::pointer::{PointerError, Pointers, Scratch};
 use crate::limits::{KEY_BYTES_MAX, KEY_CHARS_MAX};
-use crate::spool::{Batch, SpoolHandle};
+use crate::metrics::Limit;
+use crate::spool::{Batch, Closed, Permit, SpoolHandle, Tenant};
 
 /// Why an event was refused at the door. Closed: its labels are metric labels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -36,6 +37,8 @@ pub enum Reject {
     NoKey,
     /// A frame was cut short, or its length lies.
     BadFrame,
+    /// There is no room for it, and `spool.on_full` is to refuse.
+    Full(Limit),
 }
 
 impl Reject {
@@ -50,6 +53,7 @@ impl Reject {
             Self::NotJson => "not_json",
             Self::NoKey => "no_key",
             Self::BadFrame => "bad_frame",
+            Self::Full(_) => "full",
         }
     }
 
@@ -64,6 +68,7 @@ impl Reject {
             Self::NotJson => "the event is not JSON, which the source needs to find its partition key",
             Self::NoKey => "no JSON pointer of the source's partition_key finds a non-empty string or a number in the event",
             Self::BadFrame => "the frame is cut short or its length is wrong",
+            Self::Full(limit) => limit.sentence(),
         }
     }
 }
@@ -77,11 +82,12 @@ impl fmt::Display for Reject {
 /// One entrance, bound to its stream's spool. Shared by all connections.
 #[derive(Debug)]
 pub struct Source {
-    name: String,
     data_bytes_max: usize,
     keys: Vec<Secret>,
     rule: KeyRule,
     spool: SpoolHandle,
+    /// The source as its spool knows it: name and quota.
+    tenant: Tenant,
 }
 
 impl Source {
@@ -91,7 +97,7 @@ impl Source {
     /// A JSON pointer that RFC 6901 does not allow.
     pub fn new(config: &SourceConfig, spool: SpoolHandle, host: &Host) -> Result<Self, PointerError> {
         Ok(Self {
-            name: config.name.clone(),
+            tenant: spool.register(&config.name, config.spool_quota),
             data_bytes_max: config.max_event_bytes,
             keys: config.keys.clone(),
             rule: KeyRule {
@@ -106,7 +112,7 @@ impl Source {
     /// As configured.
     #[must_use]
     pub fn name(&self) -> &str {
-        &self.name
+        self.tenant.name()
     }
 
     /// Largest event data that it takes, in bytes.
@@ -159,9 +165,38 @@ impl Source {
         Ok(())
     }
 
+    /// Waits until `bytes` may be taken in: for memory, and, unless the policy is to refuse, for the source's quota.
+    ///
+    /// # Errors
+    /// [`Closed`] when the spool takes nothing more.
+    pub async fn admit(&self, bytes: usize) -> Result<Permit, Closed> {
+        self.spool.admit_source(&self.tenant, bytes).await
+    }
+
+    /// An empty batch for events of this source.
+    #[must_use]
+    pub fn batch(&self) -> Batch {
+        self.spool.batch_of(&self.tenant)
+    }
+
+    /// Why there is no room for its events at present, if there is none.
+    #[must_use]
+    pub fn full(&self) -> Option<Limit> {
+        self.spool.full_for(&self.tenant)
+    }
+
+    /// The same, where the policy is to refuse what has no room. Ask once for each batch.
+    #[must_use]
+    pub fn refuses(&self) -> Option<Limit> {
+        self.spool.refuses(&self.tenant)
+    }
+
     /// Counts refused events in the stream's metrics.
     pub fn count_rejected(&self, reject: Reject, events: u64) {
-        self.spool.count_rejected(&self.name, reject.label(), events);
+        match reject {
+            Reject::Full(limit) => self.spool.count_full(&self.tenant, limit, events),
+            _ => self.spool.count_rejected(self.name(), reject.label(), events),
+        }
     }
 }
 
@@ -279,7 +314,7 @@ impl Sources {
     pub fn choose(&self, name: Option<&str>, key: Option<&str>) -> Result<&Arc<Source>, NoSource> {
         let source = match (name, &self.0[..]) {
             (Some(name), all) => {
-                all.iter().find(|source| source.name == name).ok_or_else(|| NoSource::Unknown { known: self.names() })?
+                all.iter().find(|source| source.name() == name).ok_or_else(|| NoSource::Unknown { known: self.names() })?
             }
             (None, [only]) => only,
             (None, all) => {
@@ -297,9 +332,15 @@ impl Sources {
         }
     }
 
+    /// What a receipt of any of them means: all spools have one class.
+    #[must_use]
+    pub fn sync(&self) -> SyncClass {
+        self.0.first().map(|source| source.spool().policy().sync).unwrap_or_default()
+    }
+
     /// For people.
     fn names(&self) -> String {
-        self.0.iter().map(|source| source.name.as_str()).collect::<Vec<_>>().join(", ")
+        self.0.iter().map(|source| source.name()).collect::<Vec<_>>().join(", ")
     }
 }
 

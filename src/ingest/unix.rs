@@ -15,6 +15,7 @@
 
 mod acks;
 mod connection;
+mod partials;
 
 use std::fmt;
 use std::fs;

@@ -6,7 +6,7 @@
 //!
 //! Owner: the writer belongs to the commit thread, which alone writes the active segment.
 //!
-//! *RECEIPT-AFTER-SYNC*: a receipt leaves only after the fdatasync that covers the frames, and for a new file
+//! *RECEIPT-AFTER-SYNC* (sync class `always`): a receipt leaves only after the fdatasync that covers the frames, and for a new file
 //! the fsync of its directory, returned success. *DENSE*: positions grow by one; those of a group that failed
 //! are given to the same events again, in the next file. *LATCH*: after a failed write or sync nothing more is
 //! written to that file; the group goes to a new one.
@@ -15,6 +15,10 @@
 //! that does not check (`recover`). *All, but not synced*: the events are delivered though nobody was told;
 //! that is allowed. *Header only*: an empty segment, whose base still says where positions go on. *Directory
 //! entry lost*: the file was never receipted from, since its first receipt waits for the directory.
+//!
+//! The weaker sync classes leave the fdatasync of a group out; [`Writer::sync`] makes up for it, and sealing does. The
+//! directory of a new file is synced in every class. After a sync that failed, the next group is synced whatever the
+//! class, so that "it can be written again" is known and not hoped.
 //!
 //! Failure: every error is returned with the group intact, so that the caller can try again; it never drops.
 //! Knows nothing of shards, streams or Kinesis.
@@ -37,6 +41,8 @@ struct Active {
     len: u64,
     /// Header and directory entry are still to be written with the first group.
     fresh: bool,
+    /// From here on, events were written and not synced.
+    unsynced: Option<Position>,
 }
 
 /// Where one batch of a group went.
@@ -62,13 +68,94 @@ pub struct Writer {
     next_id: SegmentId,
     active: Option<Active>,
     pending: ActiveIndex,
+    /// Each group is synced before it counts as committed.
+    sync_each: bool,
+    /// The last sync failed: the next group is synced whatever the class.
+    suspect: bool,
+    /// Events written without a sync whose later sync failed, since somebody asked.
+    doubtful: Option<Doubtful>,
+}
+
+/// Events that were receipted as written, and whose sync then failed: a power cut may cost them.
+#[derive(Debug)]
+pub struct Doubtful {
+    /// The first.
+    pub first: Position,
+    /// How many.
+    pub events: u64,
+    /// What the device said.
+    pub error: io::Error,
 }
 
 impl Writer {
     /// A writer that goes on at `next`, in a new segment.
     #[must_use]
     pub fn new(host: Host, table: Arc<SegmentTable>, segment_bytes: u64, next: Position, next_id: SegmentId) -> Self {
-        Self { host, table, segment_bytes, next, next_id, active: None, pending: ActiveIndex::default() }
+        Self {
+            host,
+            table,
+            segment_bytes,
+            next,
+            next_id,
+            active: None,
+            pending: ActiveIndex::default(),
+            sync_each: true,
+            suspect: false,
+            doubtful: None,
+        }
+    }
+
+    /// False: groups count as committed once they are written, and the caller syncs later ([`Writer::sync`]).
+    pub fn sync_each_group(&mut self, each: bool) {
+        self.sync_each = each;
+    }
+
+    /// Something was written and not synced yet.
+    #[must_use]
+    pub fn has_unsynced(&self) -> bool {
+        self.active.as_ref().is_some_and(|active| active.unsynced.is_some())
+    }
+
+    /// What was receipted and is now in doubt, since the last call.
+    pub fn take_doubtful(&mut self) -> Option<Doubtful> {
+        self.doubtful.take()
+    }
+
+    /// Syncs what groups left unsynced. On failure the file is latched, as after any failed sync, and what is in doubt is
+    /// noted for [`Writer::take_doubtful`].
+    pub fn sync(&mut self) {
+        let Some(mut active) = self.active.take() else { return };
+        if self.settle_unsynced(&mut active) {
+            self.active = Some(active);
+        }
+    }
+
+    /// False when the sync failed: what is in doubt is noted, and the file must not be used again.
+    fn settle_unsynced(&mut self, active: &mut Active) -> bool {
+        let Some(first) = active.unsynced.take() else { return true };
+        match active.file.sync_data() {
+            Ok(()) => true,
+            Err(error) => {
+                self.doubtful = Some(Doubtful { first, events: self.next.0 - first.0, error });
+                self.suspect = true;
+                false
+            }
+        }
+    }
+
+    /// Finds out whether the disk takes anything, without events: begins a segment, if none is active, with its header
+    /// only, synced.
+    ///
+    /// # Errors
+    /// The device's. The file is latched then.
+    pub fn probe(&mut self) -> io::Result<()> {
+        if self.active.is_none() {
+            let mut active = self.begin()?;
+            self.pending = ActiveIndex::default();
+            self.write(&mut active, &[]).inspect_err(|_| self.latch(&active))?;
+            self.active = Some(active);
+        }
+        Ok(())
     }
 
     /// The position that the next event gets.
@@ -111,6 +198,10 @@ impl Writer {
             }
             Err(error) => {
                 self.latch(&active);
+                // What earlier groups left unsynced there was receipted. It was not a sync that failed: one may be tried.
+                if !active.fresh {
+                    self.settle_unsynced(&mut active);
+                }
                 Err(error)
             }
         }
@@ -156,7 +247,7 @@ impl Writer {
             index: Index::Memory(ActiveIndex::default()),
         };
         let segment = Arc::new(Segment::new(&header, path, extent));
-        Ok(Active { file, segment, len: 0, fresh: true })
+        Ok(Active { file, segment, len: 0, fresh: true, unsynced: None })
     }
 
     fn write(&mut self, active: &mut Active, batches: &[Vec<u8>]) -> io::Result<()> {
@@ -169,7 +260,13 @@ impl Writer {
         parts.extend(batches.iter().map(|batch| &batch[..]));
         let bytes: u64 = parts.iter().map(|part| part.len() as u64).sum();
         active.file.append(&parts)?;
-        active.file.sync_data()?;
+        if self.sync_each || self.suspect {
+            active.file.sync_data()?;
+            self.suspect = false;
+            active.unsynced = None;
+        } else {
+            active.unsynced.get_or_insert(self.next);
+        }
         if active.fresh {
             self.host.files.sync_dir(self.table.dir())?;
             self.table.insert(Arc::clone(segment));
@@ -198,6 +295,8 @@ impl Writer {
     /// Writes the index behind the frames of the active segment and closes it. A failure leaves the segment
     /// unsealed: its index stays in memory, and recovery will rebuild it.
     pub fn seal(&mut self) {
+        // The frames first: an index must not outlive its frames.
+        self.sync();
         let Some(active) = self.active.take() else { return };
         let last_ms = self.host.clock.wall_ms();
         match seal(&active.segment, active.file.as_ref(), last_ms) {

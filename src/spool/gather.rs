@@ -1,7 +1,15 @@
 //! Where batches wait for the commit thread, and what they wait with: permits and receipts.
 //!
 //! Place: ingest calls `admit`, `batch`, `submit` on a [`SpoolHandle`]; the commit thread runs [`commit_loop`]
-//! over the [`Writer`]; the dispatcher takes committed batches from the [`HotTail`].
+//! (`keeper`) over the `Writer`; the dispatcher takes committed batches from the [`HotTail`].
+//!
+//! Full: whether there is room for a group is `room`'s to say; what then happens is [`Policy::on_full`]. `block`: the
+//! commit thread holds the group until there is, and the doors feel it. `reject`: the group's receipts answer
+//! [`NotDurable::Full`], and the doors, which look at one flag for each batch, refuse what comes until there is room again.
+//! A source at its quota is the doors' own affair: [`SpoolHandle::admit_source`] waits, [`SpoolHandle::refuses`] refuses.
+//!
+//! Sync classes: `always` syncs each group before its receipts. `interval` and `os` give receipts after the write; the
+//! commit thread syncs when that is due, when a segment is sealed, and at the end.
 //!
 //! Owner: the gathering group is shared under one lock, held for one append or swap; the writer belongs to the
 //! thread. Memory: a permit stands for admitted bytes and is given back when they are durable, so that a slow
@@ -11,20 +19,27 @@
 //! not writable (readiness says so) and no receipt leaves. A closed spool answers waiting receipts with
 //! [`NotDurable`].
 
-use std::collections::VecDeque;
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+mod keeper;
+mod room;
+mod tail;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-use super::commit::{Placed, Writer};
+pub use self::keeper::commit_loop;
+use self::room::Book;
+pub use self::room::Policy;
+pub use self::tail::{Chunk, HotTail};
 use super::frame;
-use super::segment::{SegmentId, SegmentTable};
+use super::segment::SegmentTable;
+use crate::config::OnFull;
 use crate::event::{KeyHash, Position};
-use crate::host::{Clock, Host};
-use crate::limits::{BATCH_BYTES, HOT_TAIL_BYTES_MAX, INGEST_BYTES_MAX};
-use crate::metrics::{StreamMetrics, locked};
+use crate::host::Host;
+use crate::limits::{BATCH_BYTES, INGEST_BYTES_MAX};
+use crate::metrics::{Limit, PolicyTold, SourceUsage, StreamMetrics, locked};
 
 /// Bytes that one group takes at most: what is measured to saturate a disk; more only adds latency.
 const GROUP_BYTES_MAX: usize = 8 << 20;
@@ -42,7 +57,7 @@ const COPY_BYTES_MAX: usize = BATCH_BYTES / 2;
 /// Buffers kept for reuse.
 const POOL_BUFFERS_MAX: usize = 128;
 
-/// How long a failed commit waits before it tries a new file.
+/// How long a failed commit waits before it tries a new file, and how often a spool without room looks again.
 const RETRY_WAIT: Duration = Duration::from_millis(250);
 
 /// Reused batch buffers.
@@ -75,6 +90,8 @@ impl Pool {
 pub struct Batch {
     bytes: Vec<u8>,
     count: u32,
+    /// Number of the source, from 1; 0: nobody's.
+    source: u16,
     pool: Arc<Pool>,
 }
 
@@ -126,27 +143,32 @@ pub struct Permit {
 /// The promise of an answer: resolves when the batch is durable. Dropping it is fine; nobody is told then.
 #[derive(Debug)]
 #[must_use]
-pub struct Receipt(oneshot::Receiver<Position>);
+pub struct Receipt(oneshot::Receiver<Result<Position, Limit>>);
 
-/// The spool closed before the batch became durable: its events may or may not survive.
+/// Why a batch did not become durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NotDurable;
+pub enum NotDurable {
+    /// The spool closed first: its events may or may not survive.
+    Closed,
+    /// There was no room, and the policy is to refuse: none of its events was taken. They are counted as rejected.
+    Full(Limit),
+}
 
 impl Receipt {
-    /// First position of the batch, once it is durable.
+    /// First position of the batch, once it is durable (in the weaker sync classes: written).
     ///
     /// # Errors
-    /// [`NotDurable`] when the spool closed first.
+    /// [`NotDurable`].
     pub async fn durable(self) -> Result<Position, NotDurable> {
-        self.0.await.map_err(|_| NotDurable)
+        self.0.await.map_err(|_| NotDurable::Closed)?.map_err(NotDurable::Full)
     }
 
     /// The same for threads without a runtime.
     ///
     /// # Errors
-    /// [`NotDurable`] when the spool closed first.
+    /// [`NotDurable`].
     pub fn wait(self) -> Result<Position, NotDurable> {
-        self.0.blocking_recv().map_err(|_| NotDurable)
+        self.0.blocking_recv().map_err(|_| NotDurable::Closed)?.map_err(NotDurable::Full)
     }
 }
 
@@ -154,120 +176,31 @@ impl Receipt {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Closed;
 
-/// A committed batch: frames that are durable and, while hot, still in memory.
-#[derive(Debug)]
-pub struct Chunk {
-    /// Whole frames, one after the other.
-    pub bytes: Vec<u8>,
-    /// Position of the first.
-    pub first: Position,
-    /// Frames.
-    pub count: u32,
-    /// Their file.
-    pub segment: SegmentId,
-    /// Offset of the first frame there, when the frames lie in the file as they lie here.
-    pub offset: u32,
-    /// Creation time of the segment, to which the frames' times are relative, ms.
-    pub created_ms: u64,
-    pool: Option<Arc<Pool>>,
-}
-
-impl Chunk {
-    /// A chunk read from disk.
-    #[must_use]
-    pub fn cold(bytes: Vec<u8>, first: Position, count: u32, segment: SegmentId, offset: u32, created_ms: u64) -> Self {
-        Self { bytes, first, count, segment, offset, created_ms, pool: None }
-    }
-}
-
-impl Drop for Chunk {
-    fn drop(&mut self) {
-        if let Some(pool) = &self.pool {
-            pool.give(std::mem::take(&mut self.bytes));
-        }
-    }
-}
-
-/// Committed batches that the dispatcher has not taken yet, newest last, within a byte bound; what falls out
-/// at the old end is read from disk instead.
-#[derive(Debug, Default)]
-pub struct HotTail {
-    state: Mutex<Tail>,
-}
-
-#[derive(Debug, Default)]
-struct Tail {
-    chunks: VecDeque<Arc<Chunk>>,
-    bytes: usize,
-    durable: Position,
-}
-
-impl HotTail {
-    /// A tail that begins at `durable`.
-    #[must_use]
-    pub fn new(durable: Position) -> Self {
-        Self { state: Mutex::new(Tail { durable, ..Tail::default() }) }
-    }
-
-    fn state(&self) -> MutexGuard<'_, Tail> {
-        locked(&self.state)
-    }
-
-    /// The position after the last durable event.
-    #[must_use]
-    pub fn durable(&self) -> Position {
-        self.state().durable
-    }
-
-    fn push(&self, chunks: Vec<Arc<Chunk>>, durable: Position) {
-        let mut dropped = Vec::new();
-        let mut tail = self.state();
-        for chunk in chunks {
-            tail.bytes += chunk.bytes.capacity();
-            tail.chunks.push_back(chunk);
-        }
-        tail.durable = durable;
-        while tail.bytes > HOT_TAIL_BYTES_MAX {
-            let Some(oldest) = tail.chunks.pop_front() else { break };
-            tail.bytes -= oldest.bytes.capacity();
-            dropped.push(oldest);
-        }
-    }
-
-    /// Takes the chunk that holds `position`, forgetting older ones. `Err` tells where the tail begins, or the
-    /// durable end when it is empty.
-    ///
-    /// # Errors
-    /// The position up to which the disk must be read instead.
-    pub fn take(&self, position: Position) -> Result<Arc<Chunk>, Position> {
-        let mut tail = self.state();
-        while let Some(front) = tail.chunks.front() {
-            if front.first > position {
-                return Err(front.first);
-            }
-            let Some(chunk) = tail.chunks.pop_front() else { break };
-            tail.bytes -= chunk.bytes.capacity();
-            if chunk.first.0 + u64::from(chunk.count) > position.0 {
-                return Ok(chunk);
-            }
-        }
-        Err(tail.durable)
-    }
-}
-
 #[derive(Debug, Default)]
 struct Gathering {
     parts: Vec<(Vec<u8>, u32)>,
     bytes: usize,
     events: u64,
-    /// Each batch's first event within the group, and who wants to know.
-    receipts: Vec<(u64, oneshot::Sender<Position>)>,
-    permits: Vec<Permit>,
+    /// Each batch of it, in order.
+    waiting: Vec<Waiting>,
     closing: bool,
     /// The commit thread wants no wake-up before this many bytes are here.
     quiet_below: usize,
     /// The dispatcher freed disk space since the commit thread last looked.
     space_freed: bool,
+}
+
+/// One batch of a group: what is needed of it once its bytes lie among others.
+#[derive(Debug)]
+struct Waiting {
+    /// Its first event within the group.
+    first: u64,
+    events: u32,
+    bytes: u32,
+    source: u16,
+    /// Who wants to know.
+    sender: oneshot::Sender<Result<Position, Limit>>,
+    permit: Permit,
 }
 
 /// Who wants to know that something became durable.
@@ -288,6 +221,11 @@ pub struct Shared {
     pub metrics: Arc<StreamMetrics>,
     max_bytes: u64,
     wake: Mutex<Option<Wake>>,
+    ask_for_room: Mutex<Option<Wake>>,
+    policy: OnceLock<Policy>,
+    /// Events refused for want of room, by the doors and here.
+    refused: AtomicU64,
+    book: Book,
 }
 
 impl std::fmt::Debug for Shared {
@@ -321,6 +259,10 @@ impl SpoolHandle {
             metrics,
             max_bytes,
             wake: Mutex::new(None),
+            ask_for_room: Mutex::new(None),
+            policy: OnceLock::new(),
+            refused: AtomicU64::new(0),
+            book: Book::default(),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -329,6 +271,84 @@ impl SpoolHandle {
     #[must_use]
     pub fn shared(&self) -> &Arc<Shared> {
         &self.shared
+    }
+
+    /// Sets what the spool promises and does. Once, before the commit thread and the doors begin; a spool that is never told
+    /// has the default policy.
+    pub fn set_policy(&self, policy: Policy) {
+        let told = PolicyTold { sync: policy.sync.to_string(), on_full: policy.on_full.name() };
+        let first = self.shared.policy.set(policy).is_ok() && self.shared.metrics.policy.set(told).is_ok();
+        debug_assert!(first, "a policy is set once, before it is needed");
+    }
+
+    /// What the spool promises and does.
+    #[must_use]
+    pub fn policy(&self) -> Policy {
+        self.shared.policy()
+    }
+
+    /// Makes a source known, so that what it has in the spool is counted and its quota (bytes) kept.
+    pub fn register(&self, name: &str, quota: Option<u64>) -> Tenant {
+        let usage = Arc::new(SourceUsage::new(name, quota));
+        let mut sources = locked(&self.shared.metrics.sources);
+        sources.push(Arc::clone(&usage));
+        Tenant { number: u16::try_from(sources.len()).expect("a configuration has at most some hundred sources"), usage }
+    }
+
+    /// [`SpoolHandle::admit`] for a source: unless the policy is to refuse, a source at its quota waits here, holding
+    /// nothing, until segments with events of it were removed.
+    ///
+    /// # Errors
+    /// [`Closed`] when the spool takes nothing more.
+    pub async fn admit_source(&self, tenant: &Tenant, bytes: usize) -> Result<Permit, Closed> {
+        if tenant.usage.is_full() && self.policy().on_full != OnFull::Reject {
+            self.wait_below_quota(tenant).await?;
+        }
+        self.admit(bytes).await
+    }
+
+    async fn wait_below_quota(&self, tenant: &Tenant) -> Result<(), Closed> {
+        loop {
+            let mut freed = std::pin::pin!(tenant.usage.freed.notified());
+            freed.as_mut().enable();
+            if self.shared.budget.is_closed() {
+                return Err(Closed);
+            }
+            if !tenant.usage.is_full() {
+                return Ok(());
+            }
+            tenant.note_at_quota();
+            freed.await;
+        }
+    }
+
+    /// Why there is no room for events of this source at present, whatever the policy. A load or two.
+    #[must_use]
+    pub fn full_for(&self, tenant: &Tenant) -> Option<Limit> {
+        self.shared.metrics.full_by().or_else(|| tenant.usage.is_full().then_some(Limit::Quota))
+    }
+
+    /// Why events of this source must be refused at present: there is no room, and that is the policy. Asked once a batch.
+    #[must_use]
+    pub fn refuses(&self, tenant: &Tenant) -> Option<Limit> {
+        self.full_for(tenant).filter(|_| self.policy().on_full == OnFull::Reject)
+    }
+
+    /// Counts `events` of a source that were refused for want of room.
+    pub fn count_full(&self, tenant: &Tenant, limit: Limit, events: u64) {
+        if limit == Limit::Quota {
+            tenant.note_at_quota();
+            tenant.usage.refused.fetch_add(events, Ordering::Relaxed);
+        } else {
+            self.shared.refused.fetch_add(events, Ordering::Relaxed);
+        }
+        self.count_rejected(&tenant.usage.name, FULL, events);
+    }
+
+    /// Events that were submitted and that no commit has taken yet.
+    #[must_use]
+    pub fn gathered(&self) -> u64 {
+        self.shared.gathering().events
     }
 
     /// Waits until `bytes` fit the memory budget. This is where backpressure is felt: full spool, full or slow
@@ -352,10 +372,18 @@ impl SpoolHandle {
         Ok(Permit { held, since: self.shared.host.clock.monotonic() })
     }
 
-    /// An empty batch in a reused buffer.
+    /// An empty batch in a reused buffer, whose events are counted for no source.
     #[must_use]
     pub fn batch(&self) -> Batch {
-        Batch { bytes: self.shared.pool.take(), count: 0, pool: Arc::clone(&self.shared.pool) }
+        Batch { bytes: self.shared.pool.take(), count: 0, source: 0, pool: Arc::clone(&self.shared.pool) }
+    }
+
+    /// An empty batch for a source's events.
+    #[must_use]
+    pub fn batch_of(&self, tenant: &Tenant) -> Batch {
+        let mut batch = self.batch();
+        batch.source = tenant.number;
+        batch
     }
 
     /// Hands a batch to the commit thread. Never blocks. Batches that one task submits one after the other get
@@ -366,14 +394,14 @@ impl SpoolHandle {
         // What was admitted and not needed goes back at once.
         let spare = permit.held.num_permits().saturating_sub(batch.len().max(1));
         drop(permit.held.split(spare));
+        let (events, bytes, source) = (batch.count, batch.len() as u32, batch.source);
         let mut gathering = self.shared.gathering();
         if gathering.closing {
             // `sender` is dropped here: the receipt answers NotDurable.
             return Receipt(receipt);
         }
         let first = gathering.events;
-        gathering.receipts.push((first, sender));
-        gathering.permits.push(permit);
+        gathering.waiting.push(Waiting { first, events, bytes, source, sender, permit });
         gathering.events += u64::from(batch.count);
         gathering.bytes += batch.len();
         match gathering.parts.last_mut() {
@@ -393,29 +421,7 @@ impl SpoolHandle {
 
     /// Counts `events` refused events of a source.
     pub fn count_rejected(&self, source: &str, reason: &'static str, events: u64) {
-        let mut rejected = locked(&self.shared.metrics.rejected);
-        // A scan over a handful of sources and reasons, where a lookup would need an owned key for each refused event.
-        match rejected.iter_mut().find(|(key, _)| key.0 == source && key.1 == reason) {
-            Some((_, count)) => *count += events,
-            None => drop(rejected.insert((source.to_owned(), reason), events)),
-        }
-    }
-
-    /// Counts events taken in by a source.
-    pub fn count_accepted(&self, source: &str, events: u64) {
-        let mut accepted = locked(&self.shared.metrics.accepted_by_source);
-        match accepted.get_mut(source) {
-            Some(count) => *count += events,
-            None => {
-                accepted.insert(source.to_owned(), events);
-            }
-        }
-    }
-
-    /// The spool is at `max_bytes`, or the disk is full: `admit` may wait long.
-    #[must_use]
-    pub fn is_full(&self) -> bool {
-        self.shared.metrics.full.load(Ordering::Relaxed)
+        self.shared.count_rejected(source, reason, events);
     }
 
     /// Takes nothing more. What was submitted is still committed.
@@ -423,6 +429,36 @@ impl SpoolHandle {
         self.shared.budget.close();
         self.shared.gathering().closing = true;
         self.shared.arrived.notify_all();
+        for usage in locked(&self.shared.metrics.sources).iter() {
+            usage.freed.notify_waiters();
+        }
+    }
+}
+
+/// A source as its spool knows it. Shared by all connections of the source.
+#[derive(Debug)]
+pub struct Tenant {
+    number: u16,
+    usage: Arc<SourceUsage>,
+}
+
+impl Tenant {
+    /// The source's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.usage.name
+    }
+
+    /// Says once, until it is below again, that the source has met its quota.
+    fn note_at_quota(&self) {
+        if !self.usage.at_quota.swap(true, Ordering::Relaxed) {
+            let SourceUsage { name, quota, .. } = &*self.usage;
+            tracing::warn!(
+                source = name,
+                spool_quota = quota,
+                "the source has filled its share of the spool: on_full holds for it"
+            );
+        }
     }
 }
 
@@ -431,30 +467,63 @@ impl Shared {
         locked(&self.gathering)
     }
 
+    fn count_rejected(&self, source: &str, reason: &'static str, events: u64) {
+        let mut rejected = locked(&self.metrics.rejected);
+        // A scan over a handful of sources and reasons, where a lookup would need an owned key for each refused event.
+        match rejected.iter_mut().find(|(key, _)| key.0 == source && key.1 == reason) {
+            Some((_, count)) => *count += events,
+            None => drop(rejected.insert((source.to_owned(), reason), events)),
+        }
+    }
+
     /// Who is told, from now on, that something became durable.
     pub fn on_commit(&self, wake: Wake) {
         *locked(&self.wake) = Some(wake);
     }
 
-    /// Tells the commit thread that segments were removed.
+    /// Who is asked, from now on, to give up the oldest events for a group that finds no room (`on_full = "drop_oldest"`).
+    pub fn on_no_room(&self, ask: Wake) {
+        *locked(&self.ask_for_room) = Some(ask);
+    }
+
+    /// As set, or the default.
+    #[must_use]
+    pub fn policy(&self) -> Policy {
+        self.policy.get().copied().unwrap_or_default()
+    }
+
+    /// Tells the commit thread, and who waits for a quota, that segments were removed.
     pub fn space_freed(&self) {
         self.metrics.spool_bytes.store(self.table.bytes(), Ordering::Relaxed);
+        self.book.release(&self.table, &self.sources());
         self.gathering().space_freed = true;
         self.arrived.notify_all();
     }
 
-    /// Waits for batches; `None` when closed and empty. Takes up to [`GROUP_BYTES_MAX`]. In a `stream` of events it
-    /// waits a moment longer for a group worth a sync.
-    fn next_group(&self, stream: bool) -> Option<Gathering> {
+    fn sources(&self) -> Vec<Arc<SourceUsage>> {
+        locked(&self.metrics.sources).clone()
+    }
+
+    /// Waits for batches, no longer than `patience`. Takes up to [`GROUP_BYTES_MAX`]. In a `stream` of events it waits a
+    /// moment longer for a group worth a sync.
+    fn next_group(&self, stream: bool, patience: Option<Duration>) -> Next {
         let mut gathering = self.gathering();
-        loop {
-            if gathering.bytes > 0 || !gathering.receipts.is_empty() {
-                break;
+        let idle = |held: &mut Gathering| held.waiting.is_empty() && !held.closing;
+        let waited = match patience {
+            None => self.arrived.wait_while(gathering, idle),
+            // Whoever has patience waits for room as well.
+            Some(patience) => {
+                let idle = |held: &mut Gathering| idle(held) && !held.space_freed;
+                match self.arrived.wait_timeout_while(gathering, patience, idle) {
+                    Ok((held, _)) => Ok(held),
+                    Err(poisoned) => Err(PoisonError::new(poisoned.into_inner().0)),
+                }
             }
-            if gathering.closing {
-                return None;
-            }
-            gathering = self.arrived.wait(gathering).unwrap_or_else(PoisonError::into_inner);
+        };
+        gathering = waited.unwrap_or_else(PoisonError::into_inner);
+        if gathering.waiting.is_empty() {
+            gathering.space_freed = false;
+            return if gathering.closing { Next::Closed } else { Next::Nothing };
         }
         if stream && gathering.bytes < STREAM_BYTES && !gathering.closing {
             let few = |held: &mut Gathering| held.bytes < STREAM_BYTES && !held.closing;
@@ -473,19 +542,18 @@ impl Shared {
             keep += 1;
         }
         if keep < group.parts.len() {
-            let split = group.receipts.partition_point(|(first, _)| *first < events);
+            let split = group.waiting.partition_point(|waiting| waiting.first < events);
             gathering.parts = group.parts.split_off(keep);
-            gathering.receipts = group.receipts.split_off(split);
-            gathering.permits = group.permits.split_off(split);
-            for (first, _) in &mut gathering.receipts {
-                *first -= events;
+            gathering.waiting = group.waiting.split_off(split);
+            for waiting in &mut gathering.waiting {
+                waiting.first -= events;
             }
             gathering.events = group.events - events;
             gathering.bytes = group.bytes - bytes;
             group.events = events;
             group.bytes = bytes;
         }
-        Some(group)
+        Next::Group(group)
     }
 
     /// Waits until segments were removed, the spool closes, or a moment passed. False when closing.
@@ -508,91 +576,18 @@ impl Shared {
     }
 }
 
-/// The commit thread: takes groups, makes them durable, answers, and hands them on. Ends when the spool is
-/// closed and all that was submitted is committed, or when closed while commits fail.
-pub fn commit_loop(shared: &Arc<Shared>, mut writer: Writer) {
-    let clock: &Arc<dyn Clock> = &shared.host.clock;
-    shared.metrics.writable.store(true, Ordering::Relaxed);
-    shared.metrics.spool_bytes.store(shared.table.bytes(), Ordering::Relaxed);
-    let mut stream = false;
-    while let Some(mut group) = shared.next_group(stream) {
-        stream = group.bytes >= STREAM_BYTES / 8;
-        if group.events > 0 && !commit_group(shared, &mut writer, &mut group) {
-            // Batches that came while it was tried would otherwise wait for as long as anybody holds a handle.
-            shared.abandon();
-            return;
-        }
-        let durable = writer.next();
-        let base = Position(durable.0 - group.events);
-        let now = clock.monotonic();
-        for permit in &group.permits {
-            shared.metrics.receipt_seconds.observe_n((now.saturating_sub(permit.since)).as_secs_f64(), 1);
-        }
-        for (first, sender) in group.receipts {
-            // Whoever dropped the receipt does not want to know.
-            sender.send(Position(base.0 + first)).ok();
-        }
-        drop(group.permits);
-    }
-    writer.seal();
+/// What the commit thread finds to do.
+#[derive(Debug)]
+enum Next {
+    Group(Gathering),
+    /// Time passed, or segments were removed.
+    Nothing,
+    /// Closed, and everything is taken.
+    Closed,
 }
 
-/// Commits one group, however long it takes. False when the spool closed while it could not.
-fn commit_group(shared: &Arc<Shared>, writer: &mut Writer, group: &mut Gathering) -> bool {
-    let metrics = &shared.metrics;
-    // A receipt is exact only if its parts keep their order; sizes are needed after the bytes are moved out.
-    let counts: Vec<u32> = group.parts.iter().map(|(_, count)| *count).collect();
-    let mut buffers: Vec<Vec<u8>> = group.parts.drain(..).map(|(bytes, _)| bytes).collect();
-    let mut failing = false;
-    let placed = loop {
-        let cost = writer.cost(group.events, group.bytes as u64);
-        if shared.table.bytes() + cost > shared.max_bytes {
-            if !metrics.full.swap(true, Ordering::Relaxed) {
-                tracing::warn!(max_bytes = shared.max_bytes, "the spool is full: accepting waits until Kinesis takes events");
-            }
-            if !shared.wait_for_space() {
-                return false;
-            }
-            continue;
-        }
-        let before = shared.host.clock.monotonic();
-        match writer.commit(&mut buffers) {
-            Ok(placed) => {
-                let took = shared.host.clock.monotonic().saturating_sub(before);
-                metrics.commit_seconds.observe_n(took.as_secs_f64(), 1);
-                break placed;
-            }
-            Err(error) => {
-                let full = matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded);
-                metrics.full.store(full, Ordering::Relaxed);
-                metrics.writable.store(false, Ordering::Relaxed);
-                if !failing {
-                    tracing::error!(%error, "the spool cannot be written: receipts wait; trying a new file again and again");
-                }
-                failing = true;
-                if !shared.wait_for_space() {
-                    return false;
-                }
-            }
-        }
-    };
-    if failing {
-        tracing::info!("the spool can be written again");
-    }
-    metrics.writable.store(true, Ordering::Relaxed);
-    metrics.full.store(false, Ordering::Relaxed);
-    metrics.spool_bytes.store(shared.table.bytes(), Ordering::Relaxed);
-    locked(&metrics.account).accepted += group.events;
-    let chunks = buffers.into_iter().zip(counts).zip(placed).map(|((bytes, count), placed)| {
-        let Placed { segment, offset, first, created_ms } = placed;
-        Arc::new(Chunk { bytes, first, count, segment, offset, created_ms, pool: Some(Arc::clone(&shared.pool)) })
-    });
-    shared.tail.push(chunks.collect(), writer.next());
-    if let Some(wake) = &*locked(&shared.wake) {
-        wake();
-    }
-    true
-}
+/// The reason under which refusals for want of room are counted.
+const FULL: &str = "full";
 
 #[cfg(test)]
 mod tests;

@@ -43,7 +43,7 @@ mod tests;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use gather::{Batch, Closed, NotDurable, Permit, Receipt, SpoolHandle};
+pub use gather::{Batch, Closed, NotDurable, Permit, Policy, Receipt, SpoolHandle, Tenant};
 pub use recover::OpenError;
 
 use self::commit::Writer;

@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use forebay::config::{KeyFallback, Secret, SourceConfig, SourceKind};
-use forebay::event::{KeyHash, Position};
+use forebay::event::{KeyHash, LANES, Position};
 use forebay::host::Host;
 use forebay::ingest::{Source, Sources};
 use forebay::limits::EVENT_BYTES_MAX;
@@ -20,7 +20,7 @@ use forebay::spool::commit::Writer;
 use forebay::spool::cursor::Cursor;
 use forebay::spool::frame::Frame;
 use forebay::spool::gather::commit_loop;
-use forebay::spool::{SpoolHandle, SpoolOptions, open, prepare};
+use forebay::spool::{Policy, SpoolHandle, SpoolOptions, open, prepare, remove_covered};
 use tokio::sync::watch;
 
 /// The longest that anything may take before a test fails.
@@ -45,13 +45,18 @@ impl World {
 
     /// A spool in which nothing becomes durable until [`World::go`].
     pub fn stalled() -> Self {
+        Self::with_policy(1 << 30, 64 << 20, Policy::default())
+    }
+
+    /// The same, of a size and with a policy. With `segment_bytes` 1 each commit takes a segment of its own, some 8.4 KB.
+    pub fn with_policy(max_bytes: u64, segment_bytes: u64, policy: Policy) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let host = Host::real();
-        let options =
-            SpoolOptions { stream: "clicks".into(), dir: dir.path().join("spool"), max_bytes: 1 << 30, segment_bytes: 64 << 20 };
+        let options = SpoolOptions { stream: "clicks".into(), dir: dir.path().join("spool"), max_bytes, segment_bytes };
         let metrics = Arc::new(StreamMetrics::default());
         prepare(&host, &options).unwrap();
         let opened = open(&host, &options, Position(0), &metrics).unwrap();
+        opened.handle.set_policy(policy);
         Self { dir, handle: opened.handle, metrics, writer: Some(opened.writer), thread: None }
     }
 
@@ -60,6 +65,13 @@ impl World {
         let shared = Arc::clone(self.handle.shared());
         let writer = self.writer.take().expect("started once");
         self.thread = Some(std::thread::spawn(move || commit_loop(&shared, writer)));
+    }
+
+    /// All segments but the newest go, as when everything in them was delivered.
+    pub fn deliver_all(&self) {
+        let shared = self.handle.shared();
+        remove_covered(&Host::real(), &shared.table, &[Position(u64::MAX); LANES]).unwrap();
+        shared.space_freed();
     }
 
     /// Takes the directory away under the spool, starts the commit thread, and closes the spool: what was
@@ -96,7 +108,7 @@ impl World {
 
     /// Events that were submitted, durable or not.
     pub fn submitted(&self) -> u64 {
-        self.metrics.accepted_by_source.lock().unwrap().values().sum()
+        self.handle.gathered() + self.metrics.accepted_by_source.lock().unwrap().values().sum::<u64>()
     }
 
     /// Rejected events of one reason.
@@ -135,6 +147,7 @@ pub fn config(name: &str) -> SourceConfig {
         partition_key_fallback: KeyFallback::Reject,
         keys: Vec::new(),
         max_event_bytes: EVENT_BYTES_MAX,
+        spool_quota: None,
     }
 }
 

@@ -27,7 +27,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use forebay::host::{Clock, Entropy, File, Files, Host, mix64};
+use forebay::host::{Clock, Entropy, File, Files, Host, Space, mix64};
 
 #[path = "fault_disk.rs"]
 mod disk;
@@ -436,6 +436,15 @@ impl Files for FaultFiles {
             at = path.parent();
         }
         Ok(())
+    }
+
+    fn space(&self, _: &Path) -> io::Result<Space> {
+        let disk = self.disk();
+        if disk.died {
+            return Err(died());
+        }
+        let total = disk.capacity.unwrap_or(u64::MAX);
+        Ok(Space { free: total.saturating_sub(disk.used()), total })
     }
 }
 

@@ -8,7 +8,9 @@ use http_body_util::Full;
 use hyper::header::{ACCEPT_ENCODING, ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use hyper::{Response, StatusCode};
 
+use crate::config::SyncClass;
 use crate::ingest::{NoSource, Reject};
+use crate::metrics::Limit;
 
 /// A whole answer.
 pub type Answer = Response<Full<Bytes>>;
@@ -82,6 +84,11 @@ impl Problem {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, text).with(RETRY_AFTER, "1")
     }
 
+    /// 503: there is no room for the request's events.
+    pub fn full(limit: Limit) -> Self {
+        Self::overload(format!("{}; send all of the request again later", Reject::Full(limit)))
+    }
+
     /// An only event that was refused.
     pub fn rejected(reject: Reject) -> Self {
         match reject {
@@ -140,6 +147,18 @@ pub fn empty() -> Answer {
     let mut answer = Response::new(Full::default());
     *answer.status_mut() = StatusCode::NO_CONTENT;
     answer
+}
+
+/// What the receipt in a success answer means: `Forebay-Sync: always`.
+static SYNC: HeaderName = HeaderName::from_static("forebay-sync");
+
+/// Names the sync class in force in a success answer.
+pub fn name_class(answer: &mut Answer, class: SyncClass) {
+    if answer.status() == StatusCode::OK
+        && let Ok(value) = HeaderValue::try_from(class.to_string())
+    {
+        answer.headers_mut().insert(SYNC.clone(), value);
+    }
 }
 
 /// Asks the client of an HTTP/1 connection to use another one next time.

@@ -29,7 +29,7 @@ use crate::ingest::source::check_key;
 use crate::ingest::wire::{self, Item};
 use crate::ingest::{Reject, Source, stopped};
 use crate::limits::{BATCH_BYTES, KEY_BYTES_MAX};
-use crate::spool::Receipt;
+use crate::spool::{NotDurable, Receipt};
 
 /// Events in one request: bounds what a body of tiny events costs beside its bytes.
 const EVENTS_MAX: usize = 100_000;
@@ -64,26 +64,29 @@ pub async fn ingest(request: Request<Incoming>, source: Option<String>, context:
     let body = body::read(incoming, &head.headers, &context.memory, &context.options).await?;
     let events = take_apart(form, &body.bytes, source.data_bytes_max())?;
     let single = matches!(events, Events::One(_));
-    if source.spool().is_full() {
+    if let Some(limit) = source.full() {
         // What is taken now would wait for room as long as that takes, and its client for an answer.
-        return Err(full());
+        if source.refuses().is_some() {
+            source.count_rejected(Reject::Full(limit), events.count());
+        }
+        return Err(Problem::full(limit));
     }
     let taken = submit(source, partition_key, events, body.bytes.len(), context).await?;
     // The events are in batches now; the body's memory can serve another request.
     drop(body);
     for receipt in taken.receipts {
-        if receipt.durable().await.is_err() {
-            return Err(Problem::overload("the spool cannot make events durable at present; send all of the request again"));
+        match receipt.durable().await {
+            Ok(_) => {}
+            Err(NotDurable::Full(limit)) => return Err(Problem::full(limit)),
+            Err(NotDurable::Closed) => {
+                return Err(Problem::overload("the spool cannot make events durable at present; send all of the request again"));
+            }
         }
     }
     match taken.rejected[..] {
         [(_, reject)] if single => Err(Problem::rejected(reject)),
         _ => Ok(answer::accepted(taken.accepted, &taken.rejected)),
     }
-}
-
-fn full() -> Problem {
-    Problem::overload("the spool is full: events are delivered more slowly than they come; try again")
 }
 
 fn draining() -> Problem {
@@ -140,6 +143,17 @@ enum Events<'b> {
     Elements(&'b [u8], Vec<(u32, u32)>),
     /// A request that is one event.
     One(&'b [u8]),
+}
+
+impl Events<'_> {
+    /// How many, good or bad.
+    fn count(&self) -> u64 {
+        match self {
+            Self::Lines(body, data_bytes_max) => wire::lines(body, *data_bytes_max).count() as u64,
+            Self::Elements(_, ranges) => ranges.len() as u64,
+            Self::One(_) => 1,
+        }
+    }
 }
 
 /// Without a type, the first byte tells an array from lines.
@@ -257,7 +271,7 @@ async fn submit_all<'b>(
     let mut patience = context.options.admit_timeout;
     loop {
         let permit = admit(source, body_bytes.min(BATCH_BYTES) + FRAME_OVERHEAD_BYTES, patience, context).await?;
-        let mut batch = source.spool().batch();
+        let mut batch = source.batch();
         let mut more = false;
         let counted = taken.rejected.len();
         for (index, item) in items.by_ref() {
@@ -282,10 +296,8 @@ async fn submit_all<'b>(
             source.count_rejected(run[0].1, run.len() as u64);
         }
         if !batch.is_empty() {
-            let events = u64::from(batch.count());
+            taken.accepted += u64::from(batch.count());
             taken.receipts.push(source.spool().submit(batch, permit));
-            source.spool().count_accepted(source.name(), events);
-            taken.accepted += events;
         }
         if !more {
             return Ok(taken);
@@ -297,11 +309,13 @@ async fn submit_all<'b>(
 async fn admit(source: &Source, bytes: usize, patience: Duration, context: &Context) -> Result<crate::spool::Permit, Problem> {
     tokio::select! {
         biased;
-        admitted = timeout(patience, source.spool().admit(bytes)) => match admitted {
+        admitted = timeout(patience, source.admit(bytes)) => match admitted {
             Ok(Ok(permit)) => Ok(permit),
             Ok(Err(_)) => Err(draining()),
-            Err(_) if source.spool().is_full() => Err(full()),
-            Err(_) => Err(Problem::overload("the disk is slower than events come; try again")),
+            Err(_) => Err(match source.full() {
+                Some(limit) => Problem::full(limit),
+                None => Problem::overload("the disk is slower than events come; try again"),
+            }),
         },
         () = stopped(context.shutdown.clone()) => Err(draining()),
     }

@@ -6,7 +6,8 @@
 //! becomes one line: text is written only when there is nothing more to do at once.
 //!
 //! Failure: a client that cannot be written to gets nothing more, but its events are still taken. A batch that
-//! did not become durable ends the task; the closed channel tells the reader. A client that does not read
+//! found no room, where the policy is to refuse, is told as rejected, event by event. One that did not become durable
+//! otherwise ends the task; the closed channel tells the reader. A client that does not read
 //! blocks this task and, once the channel is full, its own reader: nobody else.
 
 use std::future::{Future, ready};
@@ -16,6 +17,7 @@ use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 
 use crate::ingest::Reject;
+use crate::metrics::Limit;
 use crate::spool::NotDurable;
 
 /// Text that is written even if more could be gathered.
@@ -75,10 +77,17 @@ where
                     outcome.await
                 }
             };
-            if outcome.is_err() {
-                not_durable = true;
-                notes.close();
-                break;
+            match outcome {
+                Ok(()) => {}
+                Err(NotDurable::Full(limit)) => {
+                    teller.refuse(note.count, &note.rejects, limit).await;
+                    continue;
+                }
+                Err(NotDurable::Closed) => {
+                    not_durable = true;
+                    notes.close();
+                    break;
+                }
             }
         }
         teller.settle(note.count, &note.rejects);
@@ -109,6 +118,18 @@ impl<W: AsyncWrite + Unpin> Teller<W> {
         self.settled = count;
     }
 
+    /// Settles a batch none of whose events found room: those without a reason of their own get that one.
+    async fn refuse(&mut self, count: u64, rejects: &[(u64, Reject)], limit: Limit) {
+        let mut own = rejects.iter().peekable();
+        for number in self.settled + 1..=count {
+            let reject = own.next_if(|(rejected, _)| *rejected == number).map_or(Reject::Full(limit), |(_, reject)| *reject);
+            self.settle(number, &[(number, reject)]);
+            if self.text.len() > TEXT_BYTES_MAX {
+                self.flush().await;
+            }
+        }
+    }
+
     async fn flush(&mut self) {
         if self.reachable && self.settled > self.told {
             self.text.push_str(&format!("ack {}\n", self.settled));
@@ -133,7 +154,7 @@ mod tests {
     type Receipt = oneshot::Receiver<Result<(), NotDurable>>;
 
     async fn durable(receipt: Receipt) -> Result<(), NotDurable> {
-        receipt.await.unwrap_or(Err(NotDurable))
+        receipt.await.unwrap_or(Err(NotDurable::Closed))
     }
 
     fn note(count: u64, rejects: Vec<(u64, Reject)>) -> (Note<Receipt>, oneshot::Sender<Result<(), NotDurable>>) {
@@ -176,7 +197,7 @@ mod tests {
         let mut line = [0; 6];
         client.read_exact(&mut line).await.unwrap();
         assert_eq!(&line, b"ack 1\n");
-        second_durable.send(Err(NotDurable)).unwrap();
+        second_durable.send(Err(NotDurable::Closed)).unwrap();
         let ended = telling.await.unwrap();
         assert!(ended.not_durable);
         assert!(send.is_closed());

@@ -9,6 +9,9 @@
 //! Owner: the splitter with what it carries over, and the count of events, belong to this task alone. Shared by
 //! all connections: the budget for unfinished events ([`Partials`]).
 //!
+//! Without room (`spool.on_full`): `block` does not read; `reject` reads, throws away, and has each event told as rejected
+//! where acknowledgements were asked for, so that a plain client cannot block on a full spool.
+//!
 //! *BOUNDED*: an idle connection holds no buffer; an unfinished event above [`PARTIAL_BYTES_FREE`] needs one of
 //! few slots, and its client is closed when it stays silent; while unfinished events take much memory together,
 //! reads are small.
@@ -20,38 +23,24 @@
 use std::cell::RefCell;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use super::UnixOptions;
 use super::acks::{self, Ended, Note};
+use super::partials::{PARTIAL_BYTES_FREE, Partial, Partials, READ_BYTES};
 use crate::ingest::hello::{HELLO_BYTES_MAX, Hello, Sniff, sniff};
 use crate::ingest::wire::{Item, Splitter};
 use crate::ingest::{DRAIN_GRACE, NoSource, Reject, Shutdown, Source, Sources, Stopped, stopped};
 use crate::limits::{BATCH_BYTES, KEY_BYTES_MAX};
 use crate::spool::{Batch, Permit, Receipt};
-
-/// Bytes of one read.
-const READ_BYTES: usize = 64 << 10;
-
-/// Bytes of one read while unfinished events take [`PARTIALS_BYTES_LEAN`] or more.
-const READ_BYTES_LEAN: usize = 4 << 10;
-
-/// An unfinished event up to this size may wait for its rest as long as it likes.
-const PARTIAL_BYTES_FREE: usize = 16 << 10;
-
-/// Connections that may have an unfinished event above [`PARTIAL_BYTES_FREE`] at once.
-const PARTIALS_LARGE_MAX: usize = 24;
-
-/// Bytes of unfinished events, over all connections, from which on reads are small.
-const PARTIALS_BYTES_LEAN: usize = 8 << 20;
 
 /// Read buffers that a thread keeps.
 const BUFFERS_KEPT: usize = 8;
@@ -86,55 +75,13 @@ pub struct Shared {
 
 impl Shared {
     pub fn new(sources: Sources, options: UnixOptions) -> Self {
-        let partials = Partials { large: Semaphore::new(PARTIALS_LARGE_MAX), bytes: AtomicUsize::new(0) };
-        Self { sources, options, partials, refused: AtomicU64::new(0) }
+        Self { sources, options, partials: Partials::default(), refused: AtomicU64::new(0) }
     }
 
     /// Counts a refused connection. True now and then, when it should be logged.
     fn count_refused(&self) -> Option<u64> {
         let refused = self.refused.fetch_add(1, Ordering::Relaxed) + 1;
         refused.is_power_of_two().then_some(refused)
-    }
-}
-
-/// Budget for events of which only a part has come.
-#[derive(Debug)]
-struct Partials {
-    /// One permit for each large one.
-    large: Semaphore,
-    /// All of them together.
-    bytes: AtomicUsize,
-}
-
-/// One connection's part in [`Partials`].
-struct Partial<'s> {
-    budget: &'s Partials,
-    bytes: usize,
-    large: Option<SemaphorePermit<'s>>,
-}
-
-impl Partial<'_> {
-    fn set(&mut self, bytes: usize) {
-        if bytes != self.bytes {
-            self.budget.bytes.fetch_add(bytes, Ordering::Relaxed);
-            self.budget.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
-            self.bytes = bytes;
-        }
-        if bytes <= PARTIAL_BYTES_FREE {
-            self.large = None;
-        }
-    }
-
-    /// Bytes that the next read may bring.
-    fn read_bytes(&self) -> usize {
-        let lean = self.large.is_none() && self.budget.bytes.load(Ordering::Relaxed) >= PARTIALS_BYTES_LEAN;
-        if lean { READ_BYTES_LEAN } else { READ_BYTES }
-    }
-}
-
-impl Drop for Partial<'_> {
-    fn drop(&mut self) {
-        self.set(0);
     }
 }
 
@@ -306,8 +253,9 @@ async fn greet(
     match answer {
         Ok((source, hello)) => {
             let text = format!(
-                "ok version=1 source={} sync=always format={} ack={} max_event_bytes={}\n",
+                "ok version=1 source={} sync={} format={} ack={} max_event_bytes={}\n",
                 source.name(),
+                source.spool().policy().sync,
                 hello.format.name(),
                 if hello.ack { "on" } else { "off" },
                 source.data_bytes_max(),
@@ -409,7 +357,7 @@ struct Connection {
 impl Connection {
     /// Reads until the end; `head` was read before the source was known.
     async fn run(&mut self, read: &OwnedReadHalf, head: Vec<u8>, shared: &Shared, stop: &mut Stopped) -> End {
-        let mut partial = Partial { budget: &shared.partials, bytes: 0, large: None };
+        let mut partial = Partial::new(&shared.partials);
         let outcome = async {
             if !head.is_empty() {
                 let permit = self.admit_within_grace(head.len()).await?;
@@ -477,7 +425,7 @@ impl Connection {
     async fn admit(&self, bytes: usize, stop: &mut Stopped) -> Result<Permit, End> {
         tokio::select! {
             biased;
-            permit = self.source.spool().admit(bytes) => permit.map_err(|_| End::Stopped),
+            permit = self.source.admit(bytes) => permit.map_err(|_| End::Stopped),
             () = stop => Err(End::Stopped),
         }
     }
@@ -512,30 +460,49 @@ impl Connection {
         }
     }
 
-    /// Moves whole events from `input` into `batch`, which is begun with the first, until either ends.
+    /// Moves whole events from `input` into `batch`, which is begun with the first, until either ends. While there is no
+    /// room and the policy is to refuse, events are read and thrown away instead.
     fn fill(&mut self, input: &mut &[u8], batch: &mut Option<Batch>) -> Filled {
-        while batch.as_ref().is_none_or(|batch| batch.len() < BATCH_BYTES) && self.rejects.len() < REJECTS_IN_NOTE_MAX {
-            let Some(item) = self.splitter.next(input) else { return Filled::All };
-            let batch = batch.get_or_insert_with(|| self.source.spool().batch());
-            let outcome = match item {
-                Item::Event { key: None, data } => self.source.encode(data, batch),
-                Item::Event { key: Some(key), data } => self.source.encode_keyed(key, data, batch),
-                Item::Rejected(reject) => Err(reject),
-                Item::Lost => {
+        let refuses = self.source.refuses();
+        let mut refused = 0;
+        let filled = loop {
+            if batch.as_ref().is_some_and(|batch| batch.len() >= BATCH_BYTES) || self.rejects.len() >= REJECTS_IN_NOTE_MAX {
+                break Filled::Full;
+            }
+            let Some(item) = self.splitter.next(input) else { break Filled::All };
+            let outcome = match (item, refuses) {
+                (Item::Rejected(reject), _) => Err(reject),
+                (Item::Lost, _) => {
                     self.settle(Err(Reject::BadFrame));
-                    return Filled::Lost;
+                    break Filled::Lost;
+                }
+                (Item::Event { .. }, Some(limit)) => {
+                    refused += 1;
+                    Err(Reject::Full(limit))
+                }
+                (Item::Event { key, data }, None) => {
+                    let batch = batch.get_or_insert_with(|| self.source.batch());
+                    match key {
+                        None => self.source.encode(data, batch),
+                        Some(key) => self.source.encode_keyed(key, data, batch),
+                    }
                 }
             };
             self.settle(outcome);
+        };
+        if let Some(limit) = refuses.filter(|_| refused > 0) {
+            self.source.count_rejected(Reject::Full(limit), refused);
         }
-        Filled::Full
+        filled
     }
 
-    /// Counts an event, and its rejection.
+    /// Counts an event, and its rejection. Those for want of room come in such numbers that the caller counts them.
     fn settle(&mut self, outcome: Result<(), Reject>) {
         self.count += 1;
         if let Err(reject) = outcome {
-            self.source.count_rejected(reject, 1);
+            if !matches!(reject, Reject::Full(_)) {
+                self.source.count_rejected(reject, 1);
+            }
             if self.acks.is_some() {
                 self.rejects.push((self.count, reject));
             }
@@ -549,12 +516,7 @@ impl Connection {
                 drop(permit);
                 None
             }
-            Some(batch) => {
-                let events = u64::from(batch.count());
-                let receipt = self.source.spool().submit(batch, permit);
-                self.source.spool().count_accepted(self.source.name(), events);
-                Some(receipt)
-            }
+            Some(batch) => Some(self.source.spool().submit(batch, permit)),
         };
         if let Some(acks) = &self.acks
             && (receipt.is_some() || !self.rejects.is_empty())
@@ -577,7 +539,7 @@ impl Connection {
         };
         tokio::select! {
             biased;
-            permit = self.source.spool().admit(bytes + FRAME_OVERHEAD_BYTES) => permit.map_err(|_| End::Stopped),
+            permit = self.source.admit(bytes + FRAME_OVERHEAD_BYTES) => permit.map_err(|_| End::Stopped),
             () = late => Err(End::Stopped),
         }
     }
@@ -588,10 +550,16 @@ impl Connection {
             return Ok(());
         }
         let permit = self.admit_within_grace(self.splitter.carried()).await?;
-        let mut batch = self.source.spool().batch();
+        let mut batch = self.source.batch();
         let outcome = match self.splitter.finish() {
             None => return Ok(()),
-            Some(Item::Event { data, .. }) => self.source.encode(data, &mut batch),
+            Some(Item::Event { data, .. }) => match self.source.refuses() {
+                Some(limit) => {
+                    self.source.count_rejected(Reject::Full(limit), 1);
+                    Err(Reject::Full(limit))
+                }
+                None => self.source.encode(data, &mut batch),
+            },
             Some(Item::Rejected(reject)) => Err(reject),
             Some(Item::Lost) => Err(Reject::BadFrame),
         };

@@ -3,12 +3,17 @@
 //! Batches are submitted before the commit thread runs wherever a test is about groups, so that it decides what a
 //! group is, and not the scheduler.
 
+mod policies;
+
 use std::thread::JoinHandle;
 
 use super::*;
 use crate::event::{LANES, Lane};
+use crate::limits::HOT_TAIL_BYTES_MAX;
+use crate::spool::commit::Writer;
 use crate::spool::cursor::Cursor;
 use crate::spool::frame::Frame;
+use crate::spool::segment::SegmentId;
 use crate::spool::tests::fault_files::{EIO, ENOSPC, Fault, FaultFiles, Op, SimClock, sim_host};
 use crate::spool::{Opened, SpoolOptions, open, prepare, remove_covered};
 
@@ -135,20 +140,19 @@ fn a_group_that_is_too_large_is_split_and_permits_and_receipts_follow_their_even
     let shared = world.handle.shared();
     let (mut events, mut found, mut groups) = (0, Vec::new(), 0);
     while events < 36 {
-        let group = shared.next_group(false).expect("a group");
+        let Next::Group(group) = shared.next_group(false, None) else { panic!("no group") };
         assert!(group.bytes <= GROUP_BYTES_MAX);
         assert_eq!(group.parts.iter().map(|(bytes, _)| bytes.len()).sum::<usize>(), group.bytes);
         assert_eq!(group.parts.iter().map(|(_, count)| u64::from(*count)).sum::<u64>(), group.events);
-        assert_eq!(group.receipts.len(), group.permits.len());
-        let permits: usize = group.permits.iter().map(|permit| permit.held.num_permits()).sum();
+        let permits: usize = group.waiting.iter().map(|waiting| waiting.permit.held.num_permits()).sum();
         // An empty batch holds a permit of one byte.
-        assert!((group.bytes..=group.bytes + group.permits.len()).contains(&permits), "{permits} for {} bytes", group.bytes);
-        found.extend(group.receipts.iter().map(|(first, _)| events + first));
+        assert!((group.bytes..=group.bytes + group.waiting.len()).contains(&permits), "{permits} for {} bytes", group.bytes);
+        found.extend(group.waiting.iter().map(|waiting| events + waiting.first));
         events += group.events;
         groups += 1;
     }
     assert_eq!((found, groups), (firsts, 3));
-    assert!(shared.gathering().receipts.is_empty() && shared.gathering().permits.is_empty());
+    assert!(shared.gathering().waiting.is_empty());
 }
 
 #[test]
@@ -186,7 +190,7 @@ fn a_closed_spool_admits_nothing_and_wakes_who_waits_to_be_admitted() {
     assert_eq!(waited, Err(Closed));
     assert_eq!(world.handle.try_admit(1).map(drop), Err(Closed));
     let receipt = world.handle.submit(world.handle.batch(), permit);
-    assert_eq!(answer(receipt), Err(NotDurable), "admitted before, submitted after");
+    assert_eq!(answer(receipt), Err(NotDurable::Closed), "admitted before, submitted after");
 }
 
 #[test]
@@ -286,11 +290,11 @@ fn no_receipt_leaves_while_commits_fail_and_at_the_close_nobody_waits_in_vain() 
         world.handle.close();
         thread.join().expect("the commit thread ends");
         // The handle still lives.
-        assert_eq!(answer(tried), Err(NotDurable), "RECEIPT-AFTER-SYNC: {op:?}");
+        assert_eq!(answer(tried), Err(NotDurable::Closed), "RECEIPT-AFTER-SYNC: {op:?}");
         for receipt in meanwhile {
-            assert_eq!(answer(receipt), Err(NotDurable), "{op:?}");
+            assert_eq!(answer(receipt), Err(NotDurable::Closed), "{op:?}");
         }
-        assert_eq!(answer(world.handle.submit(world.handle.batch(), early)), Err(NotDurable), "{op:?}: after the end");
+        assert_eq!(answer(world.handle.submit(world.handle.batch(), early)), Err(NotDurable::Closed), "{op:?}: after the end");
         assert_eq!(world.free_permits(), INGEST_BYTES_MAX, "{op:?}");
         assert_eq!(locked(&world.handle.shared().metrics.account).accepted, 0);
     }
@@ -349,7 +353,7 @@ fn a_full_spool_holds_events_back_until_segments_were_removed() {
     assert_eq!(removed, [SegmentId(1)]);
     shared.space_freed();
     assert_eq!(answer(held_back), Ok(Position(2)));
-    assert!(!world.handle.is_full());
+    assert_eq!(world.handle.shared().metrics.full_by(), None);
     let in_lane = KeyHash::of_key("user").lane();
     assert!((0..LANES as u16).map(Lane).all(|lane| lane == in_lane || shared.table.all()[0].directory().count(lane) == 0));
     world.handle.close();
