@@ -82,15 +82,14 @@ fn through_its_life(aggregate: &'static str) {
     let dir = tempfile::tempdir().expect("a directory");
     let (sink, setup) = start(dir.path(), aggregate, "300ms");
     set_dead(&sink, true);
-    let keys = (0..20).map(|n| format!("user-{n}")).collect();
-    let mut client = Client::new(&setup.socket(), keys, 100, 200, 1);
 
     // Kills at different depths of expiring.
     let mut accepted = 0;
     for (round, after) in [1_u64, 150, 299, 400].into_iter().enumerate() {
         let mut agent = Agent::start(&setup);
         let expired = agent.account().expired;
-        client.run(&Pace::of(300));
+        let keys = (0..20).map(|n| format!("user-{round}-{n}")).collect();
+        Client::new(&setup.socket(), keys, 100, 200, 1).run(&Pace::of(300));
         accepted += 300;
         agent.wait_for("letters", |agent| agent.account().expired >= expired + after.min(300));
         agent.kill();
@@ -122,8 +121,8 @@ fn through_its_life(aggregate: &'static str) {
     assert_eq!((code, err.contains("no dead letter 999999")), (1, true), "{err}");
     assert_eq!(dead(&setup, &["retry"]).0, 64, "which ones?");
     assert_eq!(dead(&setup, &["purge", "--all"]).0, 64, "nobody to ask");
-    let by_key = good(&setup, &["ls", "--key", "user-7", "--json", "--limit", "0"]).lines().count();
-    assert_eq!(by_key, all.values().filter(|letter| letter["key"] == "user-7").count());
+    let by_key = good(&setup, &["ls", "--key", "user-2-7", "--json", "--limit", "0"]).lines().count();
+    assert_eq!(by_key, all.values().filter(|letter| letter["key"] == "user-2-7").count());
 
     set_dead(&sink, false);
     let second = all.keys().nth(1).expect("letters");
@@ -156,7 +155,7 @@ fn through_its_life(aggregate: &'static str) {
     assert_eq!(arrived(&sink), all.values().take(50).map(number_in).collect());
     assert!(agent.terminate().success());
     let log = setup.log_text();
-    assert!(!log.contains("user-7"), "no key and no data of an event is in the log");
+    assert!(!log.contains("user-2-7"), "no key and no data of an event is in the log");
 }
 
 #[test]
