@@ -28,7 +28,7 @@ use crate::admin::dead::LetterDoor;
 use crate::admin::spool::SpoolDoor;
 use crate::admin::{self, AdminState};
 use crate::checkpoint::{Checkpoint, MarkStore, SledMarks};
-use crate::config::{Config, StreamConfig, SyncClass};
+use crate::config::{Config, OnFull, StreamConfig, SyncClass};
 use crate::dispatch::run::{Ended, Event, Inbox, Parts, SentLog};
 use crate::dispatch::{DispatchOptions, Dispatcher, run};
 use crate::event::{LANES, Position};
@@ -381,8 +381,10 @@ fn start_stream(config: &Config, stream: &StreamConfig, host: &Host, api: Arc<dy
     let (inbox, dispatch) = run::start(parts).map_err(StartError::Threads)?;
     let waker = inbox.clone();
     shared.on_commit(Box::new(move || waker.committed()));
-    let asker = inbox.clone();
-    shared.on_want_room(Box::new(move || asker.tell(Event::DropOldest)));
+    if config.spool.on_full == OnFull::DropOldest {
+        let dropper = inbox.clone();
+        shared.on_no_room(Box::new(move || dropper.tell(Event::DropOldest)));
+    }
     let writer = opened.writer;
     let commit = std::thread::Builder::new()
         .name(format!("commit-{}", stream.name))

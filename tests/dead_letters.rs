@@ -82,15 +82,14 @@ fn through_its_life(aggregate: &'static str) {
     let dir = tempfile::tempdir().expect("a directory");
     let (sink, setup) = start(dir.path(), aggregate, "300ms");
     set_dead(&sink, true);
-    let keys = (0..20).map(|n| format!("user-{n}")).collect();
-    let mut client = Client::new(&setup.socket(), keys, 100, 200, 1);
 
     // Kills at different depths of expiring.
     let mut accepted = 0;
     for (round, after) in [1_u64, 150, 299, 400].into_iter().enumerate() {
         let mut agent = Agent::start(&setup);
         let expired = agent.account().expired;
-        client.run(&Pace::of(300));
+        let keys = (0..20).map(|n| format!("user-{round}-{n}")).collect();
+        Client::new(&setup.socket(), keys, 100, 200, 1).run(&Pace::of(300));
         accepted += 300;
         agent.wait_for("letters", |agent| agent.account().expired >= expired + after.min(300));
         agent.kill();
@@ -122,8 +121,8 @@ fn through_its_life(aggregate: &'static str) {
     assert_eq!((code, err.contains("no dead letter 999999")), (1, true), "{err}");
     assert_eq!(dead(&setup, &["retry"]).0, 64, "which ones?");
     assert_eq!(dead(&setup, &["purge", "--all"]).0, 64, "nobody to ask");
-    let by_key = good(&setup, &["ls", "--key", "user-7", "--json", "--limit", "0"]).lines().count();
-    assert_eq!(by_key, all.values().filter(|letter| letter["key"] == "user-7").count());
+    let by_key = good(&setup, &["ls", "--key", "user-2-7", "--json", "--limit", "0"]).lines().count();
+    assert_eq!(by_key, all.values().filter(|letter| letter["key"] == "user-2-7").count());
 
     set_dead(&sink, false);
     let second = all.keys().nth(1).expect("letters");
@@ -156,7 +155,7 @@ fn through_its_life(aggregate: &'static str) {
     assert_eq!(arrived(&sink), all.values().take(50).map(number_in).collect());
     assert!(agent.terminate().success());
     let log = setup.log_text();
-    assert!(!log.contains("user-7"), "no key and no data of an event is in the log");
+    assert!(!log.contains("user-2-7"), "no key and no data of an event is in the log");
 }
 
 #[test]
@@ -183,4 +182,35 @@ fn what_is_younger_than_ttl_is_delivered() {
     assert!(good(&setup, &["ls"]).contains("no dead letters"));
     let (code, _, err) = dead(&setup, &["ls", "--stream", "other"]);
     assert_eq!((code, err.contains("no spool of stream other")), (1, true), "{err}");
+}
+
+#[test]
+fn a_full_spool_drops_its_oldest_events_for_new_ones_and_counts_them() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (sink, mut setup) = start(dir.path(), "kpl", "0s");
+    setup.spool += "\nmax_bytes = \"256MiB\"\non_full = \"drop_oldest\"\nreserve = \"0B\"";
+    set_dead(&sink, true);
+    let mut agent = Agent::start(&setup);
+    let keys = (0..50).map(|n| format!("user-{n}")).collect();
+    // A third more than the spool holds, every event of it acknowledged.
+    let mut client = Client::new(&setup.socket(), keys, 60_000, 200, 1);
+    client.run(&Pace::of(6_000));
+    let account = agent.account();
+    assert!(account.accepted == 6_000 && account.dropped > 500 && account.delivered == 0, "{account:?}");
+    assert!(account.pending > 3_000, "no more is dropped than was needed: {account:?}");
+    agent.kill();
+    let mut agent = Agent::start(&setup);
+    // A checkpoint may have been on its way: what it did not pass is pending again.
+    assert!(agent.account().dropped <= account.dropped);
+    let log = setup.log_text();
+    assert_eq!(log.matches("its oldest undelivered events are given up").count(), 1, "one loud line an episode");
+    set_dead(&sink, false);
+    agent.wait_for("some delivery", |agent| agent.account().delivered > 100);
+    let mut last: BTreeMap<String, u64> = BTreeMap::new();
+    for arrival in (0..SHARDS).flat_map(|shard| sink.events(shard)) {
+        let number = number_of(&arrival.event.data).expect("an event of ours");
+        let before = last.insert(arrival.event.key, number);
+        assert!(before.is_none_or(|before| before < number), "KEY-ORDER");
+    }
+    agent.kill();
 }

@@ -18,9 +18,9 @@ use serde_json::json;
 
 use super::{AdminState, Answer, json_answer};
 use crate::event::Position;
-use crate::spool::SpoolHandle;
 use crate::spool::dead::Letter;
 use crate::spool::dead::desk::{DeadLetters, Done, Selection};
+use crate::spool::{NotDurable, SpoolHandle};
 
 /// Path of the one.
 pub const RETRY: &str = "/dead/retry";
@@ -30,6 +30,8 @@ pub const PURGE: &str = "/dead/purge";
 
 /// The largest body read.
 const BODY_BYTES_MAX: usize = 1 << 20;
+
+const FULL: &str = "the spool is full: letters can be retried when Kinesis has taken events, or with a higher spool.max_bytes";
 
 /// What is asked.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -64,10 +66,7 @@ impl LetterDoor {
 
     fn write(&self, letters: &[Letter]) -> Result<Position, String> {
         if self.spool.shared().metrics.full_by().is_some() {
-            return Err(
-                "the spool is full: letters can be retried when Kinesis has taken events, or with a higher spool.max_bytes"
-                    .into(),
-            );
+            return Err(FULL.to_owned());
         }
         let mut batch = self.spool.batch();
         for letter in letters {
@@ -76,7 +75,10 @@ impl LetterDoor {
         let busy = "the agent takes no events at the moment (it is stopping, or its memory for them is in use); try again";
         let permit = self.spool.try_admit(batch.len()).map_err(|_| busy.to_owned())?;
         let receipt = self.spool.submit(batch, permit);
-        receipt.wait().map_err(|_| "the agent stopped meanwhile; the letters are still there".to_owned())
+        receipt.wait().map_err(|error| match error {
+            NotDurable::Closed => "the agent stopped meanwhile; the letters are still there".to_owned(),
+            NotDurable::Full(_) => FULL.to_owned(),
+        })
     }
 }
 

@@ -350,7 +350,8 @@ static SPOOL: [Key; 8] = [
         Kind::Choice { offered: &["block", "reject", "drop_oldest"], later: &[] },
         Fallback::Toml("\"block\""),
         "What happens to new events while there is no room: \"block\", senders wait; \"reject\", they are refused at once, and \
-         plain socket clients lose them; \"drop_oldest\", the oldest undelivered ones are given up for them, and counted.",
+         plain socket clients lose them; \"drop_oldest\", the oldest undelivered events are given up for them, a file at a time, \
+         and counted as dropped. Only the last throws accepted events away.",
     ),
     key(
         "reserve",

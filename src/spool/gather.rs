@@ -222,7 +222,7 @@ pub struct Shared {
     pub metrics: Arc<StreamMetrics>,
     max_bytes: u64,
     wake: Mutex<Option<Wake>>,
-    want_room: Mutex<Option<Wake>>,
+    ask_for_room: Mutex<Option<Wake>>,
     policy: OnceLock<Policy>,
     /// Events refused for want of room, by the doors and here.
     refused: AtomicU64,
@@ -260,7 +260,7 @@ impl SpoolHandle {
             metrics,
             max_bytes,
             wake: Mutex::new(None),
-            want_room: Mutex::new(None),
+            ask_for_room: Mutex::new(None),
             policy: OnceLock::new(),
             refused: AtomicU64::new(0),
             book: Book::default(),
@@ -482,9 +482,9 @@ impl Shared {
         *locked(&self.wake) = Some(wake);
     }
 
-    /// Who is asked, with `on_full = "drop_oldest"`, to give up the oldest events: again and again while there is no room.
-    pub fn on_want_room(&self, wake: Wake) {
-        *locked(&self.want_room) = Some(wake);
+    /// Who is asked, from now on, to give up the oldest events for a group that finds no room (`on_full = "drop_oldest"`).
+    pub fn on_no_room(&self, ask: Wake) {
+        *locked(&self.ask_for_room) = Some(ask);
     }
 
     /// As set, or the default.

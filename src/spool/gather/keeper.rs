@@ -192,10 +192,9 @@ impl Keeper<'_> {
                     buffers.into_iter().for_each(|bytes| shared.pool.give(bytes));
                     return Outcome::Refused(limit);
                 }
-                if shared.policy().on_full == OnFull::DropOldest
-                    && let Some(wake) = &*locked(&shared.want_room)
-                {
-                    wake();
+                // Asked again with every look, for as long as there is none.
+                if let Some(ask) = &*locked(&shared.ask_for_room) {
+                    ask();
                 }
             }
             // It may be long until the next look at the timer.
