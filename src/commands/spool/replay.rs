@@ -60,17 +60,19 @@ pub(super) async fn run(place: Place, args: SpoolReplayArgs, config: Option<&Con
     bar.set_message("counting");
     let place = Arc::new(place);
     let (counted, wanted) = (Arc::clone(&place), select.clone());
-    let (there, end, begin) =
+    let (there, end, begin, held_ms) =
         progress::watched(&bar, place.spool.bytes_read(), move || count_there(&counted, &wanted, &checkpoint)).await?;
     select.to = select.to.min(end);
     if there.events == 0 {
-        let text = format!(
-            "nothing of this range is in the files: they hold positions {} up to {}{}. What was delivered and removed cannot be replayed",
-            begin.0,
-            end.0,
-            if select.key.is_some() { ", and none of the range has this key" } else { "" }
-        );
-        return Err(Failed::Told(text));
+        let mut text = "nothing of this range".to_owned();
+        if select.key.is_some() {
+            text.push_str(" with this key");
+        }
+        text.push_str(&format!(" is in the files: they hold positions {} up to {}", begin.0, end.0));
+        if let Some((from_ms, to_ms)) = held_ms {
+            text.push_str(&format!(", received {} to {}", show_ms(from_ms), show_ms(to_ms)));
+        }
+        return Err(Failed::Told(text + ". What was delivered and removed cannot be replayed"));
     }
     explain(&place, &select, &there);
     if !args.yes && !confirmed()? {
@@ -79,7 +81,7 @@ pub(super) async fn run(place: Place, args: SpoolReplayArgs, config: Option<&Con
     }
     let done = match &place.agent {
         Some(agent) => live(agent, &select, &there).await,
-        None => stopped(&place, &select, config).await,
+        None => stopped(&place, &select, &there, config).await,
     };
     let (events, data_bytes, error) = match done {
         Ok((events, bytes)) => (events, bytes, None),
@@ -107,11 +109,13 @@ pub(super) async fn run(place: Place, args: SpoolReplayArgs, config: Option<&Con
     }
 }
 
+/// What of the range is there, where it ends, and, for whoever finds nothing, what the files hold instead: their first
+/// position and times.
 fn count_there(
     place: &Place,
     select: &Select,
     checkpoint: &crate::checkpoint::Checkpoint,
-) -> Result<(There, Position, Position), Failed> {
+) -> Result<(There, Position, Position, Option<(u64, u64)>), Failed> {
     let heads = place.spool.heads()?;
     let begin = heads.iter().find_map(|head| head.assumed).map_or(Position(0), |header| header.base);
     let mut there = There::default();
@@ -124,14 +128,13 @@ fn count_there(
         Ok(ControlFlow::Continue(()))
     })?;
     there.damaged = walked.damaged;
-    let end = match there.last {
-        Some((last, _)) => Position(last.0 + 1),
-        None => {
-            let seen = place.spool.segments(&heads, checkpoint, None)?;
-            seen.last().map_or(begin, |(seen, _)| seen.segment.extent().end)
-        }
-    };
-    Ok((there, end, begin))
+    if let Some((last, _)) = there.last {
+        return Ok((there, Position(last.0 + 1), begin, None));
+    }
+    let seen = place.spool.segments(&heads, checkpoint, None)?;
+    let end = seen.last().map_or(begin, |(seen, _)| seen.segment.extent().end);
+    let last_ms = seen.iter().rev().find_map(|(seen, _)| seen.last_ms);
+    Ok((there, end, begin, seen.first().map(|(seen, _)| seen.segment.created_ms).zip(last_ms)))
 }
 
 fn explain(place: &Place, select: &Select, there: &There) {
@@ -210,7 +213,7 @@ async fn live(agent: &LiveAgent, select: &Select, there: &There) -> Done {
 }
 
 /// Appends under the spool's lock.
-async fn stopped(place: &Arc<Place>, select: &Select, config: Option<&Config>) -> Done {
+async fn stopped(place: &Arc<Place>, select: &Select, there: &There, config: Option<&Config>) -> Done {
     let Some(spool) = config.map(|config| config.spool.clone()) else {
         return Err((0, 0, "no configuration was read, which tells the spool's sizes".to_owned()));
     };
@@ -223,7 +226,8 @@ async fn stopped(place: &Arc<Place>, select: &Select, config: Option<&Config>) -
     let (host, select) = (place.host.clone(), select.clone());
     let total = Arc::new(AtomicU64::new(0));
     let told = Arc::clone(&total);
-    let bar = progress::bar(0, false);
+    let bar = progress::bar(there.bytes, true);
+    bar.set_message("replaying");
     let done = progress::watched(&bar, total, move || {
         append(&host, &options, &select, |done| told.store(done.bytes, Ordering::Relaxed))
     })
