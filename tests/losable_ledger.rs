@@ -23,7 +23,6 @@ mod sink;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Seek as _, SeekFrom, Write as _};
-use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -49,12 +48,6 @@ fn seed() -> u64 {
 
 fn sink() -> Sink {
     Sink::start(Options { shards: SHARDS, delay: Duration::from_millis(1), mode: Mode::Keep }).expect("a loopback port")
-}
-
-/// An endpoint at which nobody listens.
-fn nobody() -> String {
-    let port = TcpListener::bind("127.0.0.1:0").and_then(|port| port.local_addr()).expect("a loopback port");
-    format!("http://{port}")
 }
 
 fn setup(dir: &Path, endpoint: String) -> Setup {
