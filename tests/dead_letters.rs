@@ -190,7 +190,7 @@ fn a_full_spool_drops_its_oldest_events_for_new_ones_and_counts_them() {
     let (sink, mut setup) = start(dir.path(), "kpl", "0s");
     setup.spool += "\nmax_bytes = \"256MiB\"\non_full = \"drop_oldest\"\nreserve = \"0B\"";
     set_dead(&sink, true);
-    let mut agent = Agent::start(&setup);
+    let agent = Agent::start(&setup);
     let keys = (0..50).map(|n| format!("user-{n}")).collect();
     // A third more than the spool holds, every event of it acknowledged.
     let mut client = Client::new(&setup.socket(), keys, 60_000, 200, 1);

@@ -8,6 +8,7 @@
 //! them. Absent on purpose: reading letters, which needs no agent.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Limited};
@@ -65,7 +66,7 @@ impl LetterDoor {
     }
 
     fn write(&self, letters: &[Letter]) -> Result<Position, String> {
-        if self.spool.is_full() {
+        if self.spool.shared().metrics.full.load(Ordering::Relaxed) {
             return Err(FULL.to_owned());
         }
         let mut batch = self.spool.batch();

@@ -313,7 +313,7 @@ static LISTEN: [Key; 6] = [
     ),
 ];
 
-static SPOOL: [Key; 7] = [
+static SPOOL: [Key; 8] = [
     key(
         "dir",
         Kind::Text(&PATH),
