@@ -304,6 +304,15 @@ impl Cursor {
         Ok(entries)
     }
 
+    /// The position of an indexed frame. One that does not check is not asked: a flipped bit may lie in its position.
+    fn position_of(&mut self, segment: &Segment, entry: Entry) -> io::Result<Position> {
+        let mut bytes = Vec::new();
+        if self.read_frame(segment, entry, &mut bytes)? {
+            return Ok(Frame::check(&bytes).map_or(segment.base, |frame| frame.position()));
+        }
+        self.damaged_position(segment, entry)
+    }
+
     /// The position of a frame that no longer checks, as [`Damaged::position`] has it.
     ///
     /// # Errors
@@ -414,9 +423,7 @@ impl Cursor {
                     let (mut low, mut high) = (0, entries.len());
                     while low < high {
                         let middle = usize::midpoint(low, high);
-                        let mut bytes = [0; 16];
-                        self.file(segment)?.read_exact_at(&mut bytes, u64::from(entries[middle].1.offset))?;
-                        if Frame::peek_position(&bytes).is_some_and(|position| position < mark) {
+                        if self.position_of(segment, entries[middle].1)? < mark {
                             low = middle + 1;
                         } else {
                             high = middle;

@@ -200,3 +200,110 @@ fn covered_segments_go_and_the_newest_stays() {
     drop(opened);
     assert_eq!(reopen(dir.path()).writer.next(), Position(200), "the newest file says where positions go on");
 }
+
+/// A simulated disk with `events` events, each its own group, in one segment; sealed or not.
+fn simulated(events: u64, sealed: bool) -> (fault_files::FaultFiles, Host) {
+    let files = fault_files::FaultFiles::new();
+    let host = fault_files::sim_host(&files, &Arc::new(fault_files::SimClock::new()), 1);
+    let options = SpoolOptions { segment_bytes: 1 << 20, ..options(Path::new("/spool")) };
+    prepare(&host, &options).expect("an empty disk");
+    let mut writer = open(&host, &options, Position(0), &Arc::default()).expect("an empty spool").writer;
+    for n in 0..events {
+        let mut batch = Vec::new();
+        frame::encode(&mut batch, "user", KeyHash::of_key("user"), false, format!("event {n}").as_bytes());
+        writer.commit(&mut [batch]).expect("a good disk");
+    }
+    if sealed {
+        writer.seal();
+    }
+    (files, host)
+}
+
+fn reopen_simulated(files: &fault_files::FaultFiles) -> (Opened, Host) {
+    let host = fault_files::sim_host(files, &Arc::new(fault_files::SimClock::new()), 1);
+    let opened = open(&host, &options(Path::new("/spool")), Position(0), &Arc::default()).expect("open");
+    (opened, host)
+}
+
+/// Bytes of one frame of [`simulated`], below ten events.
+const SIMULATED_FRAME: u64 = frame::FRAME_HEADER_BYTES as u64 + 11;
+
+#[test]
+fn a_full_disk_does_not_stop_a_start() {
+    let files = simulated(5, false).0.kill();
+    files.set_capacity(Some(files.used() + 100));
+    let (opened, host) = reopen_simulated(&files);
+    assert_eq!((opened.damaged_events, opened.writer.next()), (0, Position(5)));
+    let mut cursor = Cursor::new(Arc::clone(opened.handle.shared()), Arc::clone(&host.files));
+    assert_eq!(cursor.next(Position(0)).expect("read").expect("five events").chunk.count, 5);
+    // Room again: nothing was harmed by the index that found none.
+    let files = files.kill();
+    files.set_capacity(None);
+    let (opened, _) = reopen_simulated(&files);
+    assert_eq!((opened.damaged_events, opened.writer.next()), (0, Position(5)));
+}
+
+#[test]
+fn a_damaged_event_that_was_read_before_takes_no_position_of_a_good_one() {
+    for (hit, from, told) in [(0, 1, None), (0, 0, Some(0)), (3, 2, Some(3)), (3, 4, None), (5, 4, Some(5))] {
+        let files = simulated(6, true).0.kill();
+        let path = Path::new("/spool/segments").join(segment::SegmentId(1).file_name());
+        let offset = segment::SEGMENT_HEADER_BYTES as u64 + hit * SIMULATED_FRAME;
+        assert!(files.flip_bit(&path, offset + 45, 2));
+        let (opened, host) = reopen_simulated(&files);
+        let mut cursor = Cursor::new(Arc::clone(opened.handle.shared()), Arc::clone(&host.files));
+        let (mut at, mut good, mut damaged) = (Position(from), Vec::new(), Vec::new());
+        while let Some(swept) = cursor.next(at).expect("read") {
+            damaged.extend(swept.damaged.iter().map(|damaged| damaged.position.0));
+            let mut bytes = &swept.chunk.bytes[..];
+            while let Some(frame) = Frame::check(bytes) {
+                good.push(frame.position().0);
+                bytes = &bytes[frame.len()..];
+            }
+            at = Position(good.last().map_or(0, |last| last + 1)).max(swept.chunk.first);
+        }
+        assert_eq!(damaged, Vec::from_iter(told), "bit {hit}, read from {from}");
+        assert_eq!(good, (from..6).filter(|position| *position != hit).collect::<Vec<_>>(), "bit {hit}, read from {from}");
+        let segment = opened.handle.shared().table.all().remove(0);
+        let entry = super::index::Entry { offset: offset as u32, len: SIMULATED_FRAME as u32 };
+        assert_eq!(cursor.damaged_position(&segment, entry).expect("read"), Position(hit));
+    }
+}
+
+#[test]
+fn a_flipped_position_does_not_mislead_the_count_of_pending_events() {
+    for hit in 0..9 {
+        for byte in 8..16 {
+            let files = simulated(9, true).0.kill();
+            let path = Path::new("/spool/segments").join(segment::SegmentId(1).file_name());
+            assert!(files.flip_bit(&path, segment::SEGMENT_HEADER_BYTES as u64 + hit * SIMULATED_FRAME + byte, 3));
+            let (opened, host) = reopen_simulated(&files);
+            let mut cursor = Cursor::new(Arc::clone(opened.handle.shared()), Arc::clone(&host.files));
+            let segment = opened.handle.shared().table.all().remove(0);
+            for mark in 0..=9 {
+                let marks = Box::new([Position(mark); LANES]);
+                assert_eq!(cursor.pending(&segment, &marks).expect("read"), 9 - mark, "event {hit}, byte {byte}");
+            }
+        }
+    }
+}
+
+#[test]
+fn several_tries_at_one_group_prove_nothing_durable() {
+    let (files, _) = simulated(2, true);
+    let dir = Path::new("/spool/segments");
+    let mut group = Vec::new();
+    for n in 0..3u64 {
+        let start = group.len();
+        frame::encode(&mut group, "user", KeyHash::of_key("user"), false, format!("event {n}").as_bytes());
+        frame::stamp(&mut group[start..], Position(2 + n), 0, n == 0);
+    }
+    // Two files that were given up on a failing disk, and that a power cut brought back: the first with its group torn, the
+    // second with nothing that was ever written to it.
+    group[..50].fill(0);
+    let header = segment::SegmentHeader { id: segment::SegmentId(2), base: Position(2), created_ms: 0 }.encode();
+    files.plant(&dir.join(segment::SegmentId(2).file_name()), &[&header[..], &group].concat());
+    files.plant(&dir.join(segment::SegmentId(4).file_name()), &[0; 300]);
+    let (opened, _) = reopen_simulated(&files.kill());
+    assert_eq!((opened.damaged_events, opened.writer.next()), (0, Position(2)));
+}
