@@ -581,8 +581,8 @@ fn a_flipped_bit_in_a_rewritten_segment_costs_one_event_at_most_and_gaps_are_not
     let len = spool.files.contents(&path).expect("a segment").len() as u64;
     let mut disk = spool.files;
     let mut hit = 0;
-    let mut zones = (0..len).filter(|at| at % 11 == 0 || *at < 64 || *at + 64 >= len);
-    while let Some(offset) = zones.next() {
+    let zones = (0..len).filter(|at| at % 11 == 0 || *at < 64 || *at + 64 >= len);
+    for offset in zones {
         disk = disk.kill();
         let copy = disk.crash(1);
         let damaged = copy.crash(1);

@@ -25,7 +25,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -127,7 +127,8 @@ impl Planner {
         self.left_alone.retain(|id| held.contains(id));
         let (mut used, mut pending) = (0, 0);
         let (mut thin, mut weighed) = (BTreeMap::new(), BTreeSet::new());
-        let (mut least, mut least_thin): (Option<(u64, &Arc<Segment>)>, Option<(u64, &Arc<Segment>)>) = (None, None);
+        let mut least: Option<(u64, &Arc<Segment>)> = None;
+        let mut least_thin = least;
         for segment in older {
             let (end, frames_end, file_bytes) = {
                 let extent = segment.extent();
@@ -276,7 +277,7 @@ impl Rewritten {
     }
 }
 
-fn discard(files: &dyn Files, id: SegmentId, path: &PathBuf) {
+fn discard(files: &dyn Files, id: SegmentId, path: &Path) {
     match files.remove(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             tracing::debug!(segment = %id, %error, "an unfinished rewriting could not be removed");
