@@ -156,6 +156,11 @@ impl Keeper<'_> {
         let shared = self.shared;
         let metrics = &shared.metrics;
         let refuse = shared.policy().on_full == OnFull::Reject;
+        if let Some(limit) = metrics.full_by().filter(|_| refuse) {
+            // It was on its way when the doors were told. Were it taken for being small, fullness would flicker.
+            group.parts.drain(..).for_each(|(bytes, _)| shared.pool.give(bytes));
+            return Outcome::Refused(limit);
+        }
         // A receipt is exact only if its parts keep their order; sizes are needed after the bytes are moved out.
         let counts: Vec<u32> = group.parts.iter().map(|(_, count)| *count).collect();
         let mut buffers: Vec<Vec<u8>> = group.parts.drain(..).map(|(bytes, _)| bytes).collect();

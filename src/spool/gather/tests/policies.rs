@@ -89,6 +89,15 @@ fn with_reject_a_full_spool_answers_full_at_once_counts_by_source_and_takes_even
 }
 
 #[test]
+fn with_reject_what_follows_a_group_without_room_is_refused_too_however_small() {
+    let (mut world, _) = world(20_000, 64 << 20, reject());
+    let thread = world.start();
+    assert_eq!(answer(world.submit(&[&[b'x'; 15_000]])), Err(NotDurable::Full(Limit::MaxBytes)));
+    assert_eq!(answer(world.submit(&[b"small"])), Err(NotDurable::Full(Limit::MaxBytes)), "fullness flickers");
+    world.end(thread);
+}
+
+#[test]
 fn with_reject_a_disk_without_room_is_answered_full_is_not_broken_and_serves_again_when_it_has_room() {
     let (mut world, _) = world(1 << 30, 64 << 20, reject());
     let web = world.handle.register("web", None);
