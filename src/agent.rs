@@ -25,8 +25,9 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::admin::dead::LetterDoor;
+use crate::admin::spool::SpoolDoor;
 use crate::admin::{self, AdminState};
-use crate::checkpoint::{Checkpoint, MarkStore, SledMarks, StoreError};
+use crate::checkpoint::{Checkpoint, MarkStore, SledMarks};
 use crate::config::{Config, OnFull, StreamConfig, SyncClass};
 use crate::dispatch::run::{Ended, Event, Inbox, Parts, SentLog};
 use crate::dispatch::{DispatchOptions, Dispatcher, run};
@@ -50,13 +51,6 @@ pub enum StartError {
         /// What is wrong.
         error: OpenError,
     },
-    /// A stream's marks: not even a new store can be made.
-    Marks {
-        /// The stream.
-        stream: String,
-        /// What is wrong.
-        error: StoreError,
-    },
     /// The socket.
     Socket(unix::BindError),
     /// The HTTP port.
@@ -73,7 +67,6 @@ impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Spool { stream, error } => write!(f, "spool of stream {stream}: {error}"),
-            Self::Marks { stream, error } => write!(f, "marks of stream {stream}: {error}"),
             Self::Socket(error) => error.fmt(f),
             Self::Http(error) => error.fmt(f),
             Self::Admin(error) => error.fmt(f),
@@ -191,6 +184,15 @@ impl Agent {
             let named = streams.iter().map(|stream| (stream.name.clone(), Arc::clone(&stream.metrics))).collect();
             let mut state = AdminState::new(named, draining.clone(), Arc::clone(&host.clock));
             state.allowed_hosts.clone_from(&config.listen.allowed_hosts);
+            state.spools = streams
+                .iter()
+                .map(|stream| SpoolDoor {
+                    name: stream.name.clone(),
+                    dir: spool_dir(&config.spool.dir, &stream.name),
+                    handle: stream.handle.clone(),
+                    host: host.clone(),
+                })
+                .collect();
             state.letters = streams
                 .iter()
                 .map(|stream| LetterDoor {
@@ -286,8 +288,7 @@ fn start_stream(config: &Config, stream: &StreamConfig, host: &Host, api: Arc<dy
     };
     spool::prepare(host, &options).map_err(failed)?;
 
-    let marks_failed = |error| StartError::Marks { stream: stream.name.clone(), error };
-    let mut store = SledMarks::open(&dir.join("ledger")).map_err(marks_failed)?;
+    let mut store = SledMarks::open(&dir.join("ledger"));
     let loaded = store.load();
     let metrics = Arc::<StreamMetrics>::default();
     let durable = loaded.as_ref().map_or(Position(0), |checkpoint| checkpoint.durable);
@@ -302,10 +303,22 @@ fn start_stream(config: &Config, stream: &StreamConfig, host: &Host, api: Arc<dy
     }
     let next = opened.writer.next();
     let sent_path = dir.join("ledger.sent");
-    let (sent_log, sent_high) = SentLog::open(host, &sent_path).map_err(|error| io("opening", &sent_path, error))?;
+    let (mut sent_log, sent_high) = SentLog::open(host, &sent_path);
     // With the marks lost, all that is there is sent again, however long ago it was sent first.
     let marks_lost = loaded.is_none() && next > Position(0);
-    let resent_below = if marks_lost { next } else { sent_high };
+    let clean = loaded.as_ref().is_some_and(|checkpoint| checkpoint.clean);
+    let resent_below = match (marks_lost, clean) {
+        (true, _) => next,
+        // What is past a mark was never sent.
+        (false, true) => Position(0),
+        (false, false) => sent_high.min(next),
+    };
+    if loaded.is_some() && !clean {
+        tracing::info!(
+            stream = stream.name,
+            "the last end was no clean one, or its last marks are lost: what was sent after these marks were saved is sent again"
+        );
+    }
 
     let mut checkpoint = loaded.unwrap_or_default();
     let shared = Arc::clone(opened.handle.shared());
@@ -313,7 +326,13 @@ fn start_stream(config: &Config, stream: &StreamConfig, host: &Host, api: Arc<dy
     let pending = count_pending(&mut cursor, &checkpoint.marks).map_err(|error| io("reading", &dir, error))?;
     checkpoint = Checkpoint { clean: false, durable: next, dead: checkpoint.dead + opened.damaged_events, ..checkpoint };
     // What was found dead is known from now on, and what was durable stays so.
-    store.save(&checkpoint).map_err(marks_failed)?;
+    if let Err(error) = store.save(&checkpoint) {
+        tracing::error!(stream = stream.name, %error, "the marks cannot be saved: events are taken and delivered, but no disk space is freed, and a restart sends again");
+    }
+    if clean {
+        sent_log.restart(Position(0));
+    }
+    *locked(&metrics.saved_marks) = Some((host.clock.wall_ms(), Arc::new(checkpoint.clone())));
     {
         let mut account = locked(&metrics.account);
         account.accepted = next.0;
@@ -355,6 +374,7 @@ fn start_stream(config: &Config, stream: &StreamConfig, host: &Host, api: Arc<dy
         runtime: tokio::runtime::Handle::current(),
         store: Box::new(store),
         checkpoint_interval: config.spool.checkpoint_interval,
+        segment_bytes: config.spool.segment_bytes,
         sent_log,
         stream: stream.name.clone(),
     };

@@ -124,7 +124,7 @@ fn parse_aggregate(body: &[u8]) -> Option<Vec<Member<'_>>> {
     while let Some((field, value)) = reader.field()? {
         match (field, value) {
             (1, Value::Bytes(key)) => keys.push(key),
-            (2, Value::Bytes(hash)) => hashes.push(parse_decimal(hash)?),
+            (2, Value::Bytes(hash)) => hashes.push(hash),
             (3, Value::Bytes(entry)) => entries.push(parse_entry(entry)?),
             (1..=3, _) => return None,
             _ => {}
@@ -133,7 +133,8 @@ fn parse_aggregate(body: &[u8]) -> Option<Vec<Member<'_>>> {
     let member = |entry: &Entry<'_>| {
         let key = *keys.get(usize::try_from(entry.key).ok()?)?;
         let explicit_hash_key = match entry.hash {
-            Some(index) => Some(*hashes.get(usize::try_from(index).ok()?)?),
+            // Read where an event asks for it, as KCL does.
+            Some(index) => Some(parse_decimal(hashes.get(usize::try_from(index).ok()?)?)?),
             None => None,
         };
         Some((key, explicit_hash_key))

@@ -4,10 +4,14 @@
 //! [`PANICKED`], since an agent that lost its commit thread or a lane would look healthy and move nothing. What
 //! was receipted is on disk, so a supervisor's restart loses nothing.
 //!
-//! Absent on purpose: unwinding as a way to go on, and `abort`, whose core file would hold event data.
+//! One exception: the store of the marks may be lost, and sled panics on some kinds of damage, in threads of its
+//! own too. Such a panic is [`contained`]: it costs the marks, not the process.
+//!
+//! Absent on purpose: unwinding as a way to go on anywhere else, and `abort`, whose core file would hold event data.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
-use std::panic::PanicHookInfo;
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
 use std::process::ExitCode;
 
 /// The codes that scripts and supervisors may rely on.
@@ -33,13 +37,32 @@ impl From<Exit> for ExitCode {
 /// Exit code after a panic; the one Rust itself uses for a panic of the main thread.
 pub const PANICKED: i32 = 101;
 
-/// From now on, a panic anywhere is logged and ends the process.
+/// What the names of sled's own threads begin with.
+const SLED_THREADS: &str = "sled-";
+
+thread_local! {
+    static CONTAINED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `work` on something that may be lost; `None` when it panicked. What `work` touched must not be used again.
+pub fn contained<T>(work: impl FnOnce() -> T) -> Option<T> {
+    let outer = CONTAINED.replace(true);
+    let done = catch_unwind(AssertUnwindSafe(work)).ok();
+    CONTAINED.set(outer);
+    done
+}
+
+/// From now on, a panic anywhere is logged and ends the process, unless it is [`contained`].
 pub fn on_any_panic() {
     std::panic::set_hook(Box::new(|info| {
         let backtrace = Backtrace::capture();
         let place = info.location().map(ToString::to_string).unwrap_or_default();
         let thread = std::thread::current().name().unwrap_or("unnamed").to_owned();
         let message = without_data(message(info));
+        if CONTAINED.get() || thread.starts_with(SLED_THREADS) {
+            tracing::warn!(%place, %thread, %message, "the store of the marks gave up on its files");
+            return;
+        }
         tracing::error!(%place, %thread, %message, "a bug: the process ends so that it can be started afresh; nothing receipted is lost");
         if !tracing::enabled!(tracing::Level::ERROR) {
             eprintln!("forebay: a bug at {place}: {message}");
@@ -76,6 +99,13 @@ fn without_data(message: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_contained_panic_is_none_and_containment_ends_with_it() {
+        assert_eq!(contained(|| 7), Some(7));
+        assert_eq!(contained(|| contained(|| -> u8 { panic!("as sled does") }).is_none()), Some(true));
+        assert!(!CONTAINED.get());
+    }
 
     #[test]
     fn no_text_in_quotes_leaves_a_panic_message() {

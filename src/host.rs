@@ -93,6 +93,14 @@ pub trait Files: Send + Sync + Debug {
     /// `NotFound`, permissions, or what the device says.
     fn open(&self, path: &Path) -> io::Result<Arc<dyn File>>;
 
+    /// Opens an existing file for reading only, which needs no permission to write it.
+    ///
+    /// # Errors
+    /// As [`Files::open`].
+    fn open_read(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        self.open(path)
+    }
+
     /// Creates a file that must not exist yet. Its directory entry is durable only after [`Files::sync_dir`].
     ///
     /// # Errors
@@ -231,6 +239,10 @@ impl Files for RealFiles {
         Ok(Arc::new(RealFile(file)))
     }
 
+    fn open_read(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        Ok(Arc::new(RealFile(fs::File::open(path)?)))
+    }
+
     fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
         let file = fs::OpenOptions::new().read(true).append(true).create_new(true).mode(FILE_MODE).open(path)?;
         Ok(Arc::new(RealFile(file)))
@@ -341,6 +353,15 @@ pub fn rename_dir(from: &Path, to: &Path) -> io::Result<()> {
     fs::rename(from, to)
 }
 
+/// What tells a file from another that has its name later: device and inode. For `checkpoint`, as [`rename_dir`].
+///
+/// # Errors
+/// As the file system says.
+pub fn file_id(path: &Path) -> io::Result<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt as _;
+    fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
 /// An exclusive advisory lock on a file, held until the value is dropped or the process ends.
 #[derive(Debug)]
 pub struct DirLock(#[expect(dead_code, reason = "held for its lock")] fs::File);
@@ -356,4 +377,18 @@ pub fn lock(path: &Path) -> io::Result<Option<DirLock>> {
         Err(fs::TryLockError::WouldBlock) => Ok(None),
         Err(fs::TryLockError::Error(error)) => Err(error),
     }
+}
+
+/// The process that holds [`lock`] on this file, as far as `/proc/locks` tells; looks without touching the lock.
+/// `None` also where the system does not tell (another pid namespace may show as 0).
+#[must_use]
+pub fn lock_holder(path: &Path) -> Option<u32> {
+    use std::os::unix::fs::MetadataExt as _;
+    let meta = fs::metadata(path).ok()?;
+    let (major, minor) = (rustix::fs::major(meta.dev()), rustix::fs::minor(meta.dev()));
+    let place = format!("{major:02x}:{minor:02x}:{}", meta.ino());
+    let locks = fs::read_to_string("/proc/locks").ok()?;
+    // `1: FLOCK  ADVISORY  WRITE 4711 fd:01:1234 0 EOF`; who waits for one has `->` as second word.
+    let line = locks.lines().find(|line| line.contains(" FLOCK ") && line.split_whitespace().any(|word| word == place))?;
+    line.split_whitespace().nth(4)?.parse().ok()
 }

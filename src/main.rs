@@ -58,6 +58,7 @@ async fn dispatch(command: Command, loaded: Option<Loaded>) -> ExitCode {
             Ok(options) => commands::status::run(options).await,
             Err(exit) => exit.into(),
         },
+        Command::Spool(args) => commands::spool::run(args, config).await,
         Command::Dead(args) => commands::dead::run(args, config).await,
         Command::Config(args) => commands::config::run(&args, &loaded.expect("`config_request` asks for one for this command")),
     }

@@ -11,6 +11,8 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use crate::checkpoint::Checkpoint;
+
 /// Bucket bounds, in seconds, of all latency histograms; +Inf is implied.
 pub const LATENCY_BOUNDS_SECONDS: [f64; 18] = [
     0.000_1, 0.000_2, 0.000_4, 0.000_8, 0.001_6, 0.003_2, 0.006_4, 0.012_8, 0.025_6, 0.051_2, 0.102_4, 0.204_8, 0.5, 1.0, 5.0,
@@ -139,6 +141,8 @@ pub struct StreamMetrics {
     pub duplicated: Mutex<BTreeMap<&'static str, u64>>,
     /// Bytes of all segment files.
     pub spool_bytes: AtomicU64,
+    /// Segments that were made smaller because little of them was pending.
+    pub rewritten_segments: AtomicU64,
     /// Wall clock (ms) of the oldest pending event; 0 when none.
     pub oldest_pending_ms: AtomicU64,
     /// One fdatasync with its write.
@@ -161,6 +165,8 @@ pub struct StreamMetrics {
     pub shards: Mutex<Vec<ShardStatus>>,
     /// Why the stream is paused, empty when it is not. Shown by status and readiness' body.
     pub paused_reason: Mutex<String>,
+    /// The last saved marks, and the wall clock (ms) then: what another process cannot read while sled is open.
+    pub saved_marks: Mutex<Option<(u64, Arc<Checkpoint>)>>,
     /// Dead letters that are kept.
     pub dead_letters: AtomicU64,
     /// Bytes of all files of dead letters.

@@ -290,7 +290,9 @@ async fn an_unknown_path_lists_the_known_ones() {
     let agent = Agent::start(Vec::new()).await;
     let (code, body) = agent.json("/metric").await;
     assert_eq!(code, 404);
-    assert_eq!(body["known"], json!(["GET /", "GET /healthz", "GET /readyz", "GET /metrics", "GET /status", "POST /drain"]));
+    let own = ["GET /", "GET /healthz", "GET /readyz", "GET /metrics", "GET /status", "POST /drain"];
+    let known: Vec<&str> = own.into_iter().chain(forebay::admin::spool::ROUTES).collect();
+    assert_eq!(body["known"], json!(known));
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@
 //! Kinesis over loopback HTTP that keeps every record in its shard's order (`common/sink.rs`). The moment of each kill is
 //! chosen by progress, not by time: after so many acknowledgements, or so many records at the sink, or at some point of a
 //! start. The seed is printed and can be given again as `FOREBAY_CRASH_SEED`; the machine's own timing cannot.
+//! `FOREBAY_CRASH_ROUNDS=200` kills more often than the 32 times that suffice for each change.
 //!
 //! Checked at the end: *NOTHING-LOST* (each acknowledged event arrived), *KEY-ORDER* (each key's events arrive first in
 //! the order of their numbers), *DUPLICATES-EXPLAINED* (no more than what arrived shortly before a kill, or was sent again
@@ -45,6 +46,11 @@ fn seed() -> u64 {
     let seed = given.unwrap_or_else(|| mix64(fresh()));
     println!("FOREBAY_CRASH_SEED={seed}");
     seed
+}
+
+fn rounds() -> u64 {
+    let given = std::env::var("FOREBAY_CRASH_ROUNDS").ok();
+    given.map_or(ROUNDS, |text| text.parse().expect("FOREBAY_CRASH_ROUNDS is a number"))
 }
 
 /// The agent's life until it is killed, and the moment of the kill.
@@ -96,7 +102,7 @@ fn crash(aggregate: &'static str) {
         for client in &mut clients {
             scope.spawn(|| client.run(&pace));
         }
-        for number in 0..ROUNDS {
+        for number in 0..rounds() {
             kills.push(round(&setup, &sink, &pace, number, mix64(seed.wrapping_add(number))));
         }
         let mut agent = Agent::start(&setup);

@@ -1,4 +1,4 @@
-//! What README.md and docs/ARCHITECTURE.md say, held to the code: tables, paths, names, commands, sizes.
+//! What README.md, docs/ARCHITECTURE.md and docs/RELIABILITY.md say, held to the code: tables, paths, names, commands, sizes.
 //!
 //! Goal: prose that outlives the code fails the build. Method: the pages are read as text and compared with the schema, the
 //! command line, the constants and the files of the repository. `FOREBAY_WRITE_DOCS=1` writes the generated table anew
@@ -19,7 +19,7 @@ use forebay::dispatch::queue::Slot;
 use forebay::exit::{Exit, PANICKED};
 use forebay::{event, limits};
 
-const PAGES: [&str; 2] = ["README.md", "docs/ARCHITECTURE.md"];
+const PAGES: [&str; 3] = ["README.md", "docs/ARCHITECTURE.md", "docs/RELIABILITY.md"];
 const TABLE: (&str, &str) = ("<!-- config table: begin -->\n", "<!-- config table: end -->");
 
 fn root() -> &'static Path {
@@ -128,7 +128,8 @@ fn every_path_that_is_named_exists() {
     for at in PAGES.into_iter().chain(["CONTRIBUTING.md"]) {
         for span in code_spans(&page(at)) {
             let path = span.split("::").next().unwrap();
-            let ours = ["src/", "tests/", "benches/", "docs/", "packaging/", ".ci/"].iter().any(|dir| path.starts_with(dir));
+            let ours =
+                ["src/", "tests/", "benches/", "docs/", "fuzz/", "packaging/", ".ci/"].iter().any(|dir| path.starts_with(dir));
             let file = !path.contains(['/', ' ', '*']) && [".md", ".toml", ".rs"].iter().any(|end| path.ends_with(end));
             if ours || (file && path != "forebay.toml") {
                 assert!(root().join(path).exists(), "{at}: `{span}` does not exist");
@@ -139,21 +140,51 @@ fn every_path_that_is_named_exists() {
     assert!(named > 60, "only {named} paths were found");
 }
 
-#[test]
-fn every_test_that_is_named_exists() {
+/// Every `path.rs::name` of a page is a test there; how many are named.
+fn named_tests(at: &str) -> usize {
     let mut named = 0;
-    for span in code_spans(&page("docs/ARCHITECTURE.md")) {
+    for span in code_spans(&page(at)) {
         let Some((path, name)) = span.split_once(".rs::") else { continue };
         let source = page(&format!("{path}.rs"));
-        let at = source.find(&format!("fn {name}(")).unwrap_or_else(|| panic!("`{span}`: there is no such test"));
-        let attributes = source[..at].rsplit("\n\n").next().unwrap();
+        let place = source.find(&format!("fn {name}(")).unwrap_or_else(|| panic!("{at}: `{span}`: there is no such test"));
+        let attributes = source[..place].rsplit("\n\n").next().unwrap();
         assert!(
-            attributes.contains("test]") || attributes.contains("test(") || source[..at].contains("proptest!"),
-            "`{span}` is no test"
+            attributes.contains("test]") || attributes.contains("test(") || source[..place].contains("proptest!"),
+            "{at}: `{span}` is no test"
         );
         named += 1;
     }
-    assert!(named > 25, "only {named} tests were found");
+    named
+}
+
+#[test]
+fn every_test_that_is_named_exists() {
+    for (at, least) in [("docs/ARCHITECTURE.md", 25), ("docs/RELIABILITY.md", 30)] {
+        let named = named_tests(at);
+        assert!(named > least, "{at}: only {named} tests were found");
+    }
+}
+
+#[test]
+fn every_row_of_the_reliability_tables_names_a_test_and_only_promises_that_there_are() {
+    let text = page("docs/RELIABILITY.md");
+    let known: BTreeSet<String> =
+        page("docs/ARCHITECTURE.md").lines().filter_map(|line| line.strip_prefix("### ")).map(str::to_owned).collect();
+    let is_head = |row: &str| row.starts_with("| ---") || row.contains("| the test that shows it |");
+    let mut rows = 0;
+    for row in text.lines().filter(|line| line.starts_with("| ") && !is_head(line)) {
+        let cells: Vec<&str> = row.trim_matches('|').split(" | ").collect();
+        assert_eq!(cells.len(), 4, "docs/RELIABILITY.md: {row}");
+        assert!(cells[2].contains(".rs::"), "docs/RELIABILITY.md: no test shows this: {row}");
+        let promises = cells[1]
+            .split([' ', ',', ':', ';'])
+            .filter(|word| word.contains('-') && word.bytes().all(|b| b.is_ascii_uppercase() || b == b'-'));
+        for promise in promises {
+            assert!(known.contains(promise), "docs/RELIABILITY.md: {promise} is no promise of docs/ARCHITECTURE.md");
+        }
+        rows += 1;
+    }
+    assert!(rows > 30, "only {rows} rows were found");
 }
 
 #[test]
@@ -207,6 +238,8 @@ fn every_command_and_flag_that_is_shown_is_one() {
         for words in lines.iter().flat_map(|line| invocations(line)) {
             let name = &words[0];
             let command = cli.find_subcommand(name).unwrap_or_else(|| panic!("{at}: `forebay {name}` is no command"));
+            // `forebay spool ls`: a command of commands.
+            let command = words.get(1).and_then(|word| command.find_subcommand(word)).unwrap_or(command);
             shown.insert(name.clone());
             for flag in words.iter().filter_map(|word| word.strip_prefix("--")) {
                 let known = command.get_arguments().chain(cli.get_arguments()).any(|known| known.get_long() == Some(flag));

@@ -1,7 +1,8 @@
 //! The format on disk is an interface: what version 1 wrote is written today, byte for byte, and opened for ever.
 //!
 //! Place: `fixtures/v1/` holds a whole spool (its `format` file, a sealed segment, an unsealed one, the note of what was
-//! sent) and the value of a checkpoint. One test builds the same from fixed inputs with today's code and compares; others
+//! sent) and the value of a checkpoint; `fixtures/v1-rewritten.seg` its first segment as that checkpoint lets it be rewritten.
+//! One test builds the same from fixed inputs with today's code and compares; others
 //! open what is stored. Only a new version of the format may change the fixtures: `FOREBAY_BLESS=1 cargo test --test
 //! format` writes them anew, and a release with version 1 behind it must never need that.
 //!
@@ -24,6 +25,7 @@ use forebay::host::{Clock, Host};
 use forebay::spool::cursor::Cursor;
 use forebay::spool::frame::{self, FRAME_HEADER_BYTES, Frame};
 use forebay::spool::index::{ActiveIndex, DIRECTORY_BYTES, Entry, FOOTER_BYTES, Footer};
+use forebay::spool::rewrite::rewrite;
 use forebay::spool::segment::{Index, SEGMENT_HEADER_BYTES, SegmentHeader, SegmentId};
 use forebay::spool::{Opened, SpoolOptions, open, prepare};
 
@@ -120,7 +122,7 @@ fn build(dir: &Path) {
         writer.commit(&mut batches).expect("a good disk");
         clock.0.fetch_add(25, Ordering::Relaxed);
     }
-    let (mut sent, high) = SentLog::open(&host, &spool.join("ledger.sent")).expect("a good disk");
+    let (mut sent, high) = SentLog::open(&host, &spool.join("ledger.sent"));
     assert_eq!(high, Position(0));
     for position in SENT {
         sent.note(Position(position));
@@ -254,7 +256,7 @@ fn a_version_1_checkpoint_and_note_of_what_was_sent_are_understood() {
     assert_eq!(Checkpoint::decode(&stored("checkpoint.bin")), Some(checkpoint()));
     let dir = tempfile::tempdir().expect("a directory");
     copy(&fixtures().join("spool"), dir.path());
-    let (_, high) = SentLog::open(&still(), &dir.path().join("ledger.sent")).expect("a good disk");
+    let (_, high) = SentLog::open(&still(), &dir.path().join("ledger.sent"));
     assert_eq!(high, Position(37));
 }
 
@@ -269,6 +271,45 @@ fn a_version_1_spool_takes_new_events_behind_the_old() {
     drop(opened.handle);
     let again = open(&still(), &options(dir.path()), Position(0), &Arc::default()).expect("opens again");
     assert_eq!((again.writer.next(), again.damaged_events), (Position(EVENTS + 1), 0));
+}
+
+#[test]
+fn a_rewritten_segment_is_byte_for_byte_what_it_was_and_opens_without_what_was_settled() {
+    let (dir, opened) = opened();
+    let shared = opened.handle.shared();
+    let (segment, marks) = (shared.table.all()[0].clone(), checkpoint().marks);
+    let copy = rewrite(&still(), &segment, &marks, || true).expect("a good disk");
+    assert!(copy.install(still().files.as_ref(), &shared.table).expect("a good disk"));
+    let (today, golden) = (fs::read(&segment.path).expect("a segment"), fixtures().with_file_name("v1-rewritten.seg"));
+    if std::env::var_os("FOREBAY_BLESS").is_some() {
+        fs::write(&golden, &today).expect("a good disk");
+    }
+    let then = fs::read(&golden).expect("a fixture");
+    assert_eq!(today.iter().zip(&then).position(|(a, b)| a != b), None, "FORMAT: other bytes from there on");
+    assert_eq!(today.len(), then.len());
+    let was = fixtures().join("spool/segments/0000000001.seg");
+    assert!(then.len() < fs::read(was).expect("a fixture").len(), "it is smaller");
+
+    // As a new process finds it: what is pending is there, in its place among the gaps.
+    fs::write(&segment.path, &then).expect("a good disk");
+    drop(opened);
+    let again = open(&still(), &options(dir.path()), Position(0), &Arc::default()).expect("FORMAT: a rewritten segment opens");
+    assert_eq!((again.damaged_events, again.torn_bytes, again.writer.next()), (0, 0, Position(EVENTS)));
+    let mut cursor = Cursor::new(Arc::clone(again.handle.shared()), still().files);
+    let (mut at, mut found) = (Position(0), Vec::new());
+    while let Some(swept) = cursor.next(at).expect("a good disk") {
+        let mut bytes = &swept.chunk.bytes[..];
+        while let Some(frame) = Frame::check(bytes) {
+            assert_eq!(as_event(&frame, swept.chunk.created_ms), event(frame.position().0), "position {}", frame.position());
+            found.push(frame.position().0);
+            at = Position(frame.position().0 + 1);
+            bytes = &bytes[frame.len()..];
+        }
+        at = at.max(swept.chunk.first);
+    }
+    let end = segment.extent().end.0;
+    let expected = (0..EVENTS).filter(|n| *n >= end || *n >= marks[event(*n).hash.lane().index()].0);
+    assert_eq!(found, expected.collect::<Vec<_>>());
 }
 
 /// A row of a head comment's byte table.
@@ -353,13 +394,15 @@ fn the_table_in_frame_rs_agrees_with_the_bytes() {
 #[test]
 fn the_table_in_segment_rs_agrees_with_the_bytes() {
     let table = table(include_str!("../src/spool/segment.rs"), SEGMENT_HEADER_BYTES);
-    let header =
-        SegmentHeader { id: SegmentId(0x1122_3344), base: Position(0x5566_7788_99aa_bbcc), created_ms: 0x0102_0304_0506 };
-    let bytes = header.encode();
+    let (id, base, created_ms) = (SegmentId(0x1122_3344), Position(0x5566_7788_99aa_bbcc), 0x0102_0304_0506);
+    let bytes = SegmentHeader { id, base, created_ms, rewritten: false }.encode();
+    let rewritten = SegmentHeader { id, base, created_ms, rewritten: true };
     let magic = field(&table, "magic `FBYSEGMT`");
     assert_eq!(&bytes[magic.offset..magic.offset + magic.bytes], b"FBYSEGMT");
     assert_eq!(field(&table, "version, 1").of(&bytes), 1);
-    assert_eq!(field(&table, "flags, 0").of(&bytes), 0);
+    let flags = field(&table, "flags: 1 rewritten");
+    assert_eq!((flags.of(&bytes), flags.of(&rewritten.encode())), (0, 1));
+    assert_eq!(SegmentHeader::decode(&rewritten.encode()), Ok(rewritten));
     assert_eq!(field(&table, "segment id").of(&bytes), 0x1122_3344);
     assert_eq!(field(&table, "base: position").of(&bytes), 0x5566_7788_99aa_bbcc);
     assert_eq!(field(&table, "creation time").of(&bytes), 0x0102_0304_0506);

@@ -10,6 +10,18 @@ mod fake_kinesis;
 #[path = "common/fault_files.rs"]
 #[allow(dead_code, reason = "each test binary uses its own part of the double")]
 mod fault_files;
+#[path = "sim/life.rs"]
+mod life;
+#[path = "sim/lives.rs"]
+mod lives;
+#[path = "sim/mutations.rs"]
+mod mutations;
+#[path = "sim/planted.rs"]
+mod planted;
+#[path = "sim/promises.rs"]
+mod promises;
+#[path = "sim/reader.rs"]
+mod reader;
 #[path = "common/spool_world.rs"]
 mod spool_world;
 

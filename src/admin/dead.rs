@@ -8,7 +8,6 @@
 //! them. Absent on purpose: reading letters, which needs no agent.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Limited};
@@ -66,7 +65,7 @@ impl LetterDoor {
     }
 
     fn write(&self, letters: &[Letter]) -> Result<Position, String> {
-        if self.spool.shared().metrics.full.load(Ordering::Relaxed) {
+        if self.spool.shared().metrics.full_by().is_some() {
             return Err(FULL.to_owned());
         }
         let mut batch = self.spool.batch();

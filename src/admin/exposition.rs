@@ -181,6 +181,11 @@ impl Out<'_, '_> {
         self.gauge("forebay_spool_bytes", "Bytes of all segment files of the stream's spool.", |reading| {
             reading.report.spool.bytes as f64
         })?;
+        self.counter(
+            "forebay_spool_rewritten_segments",
+            "Segment files replaced by smaller ones because little of them was pending: a shard is stuck.",
+            |reading| reading.metrics.rewritten_segments.load(std::sync::atomic::Ordering::Relaxed),
+        )?;
         self.gauge("forebay_spool_oldest_seconds", "Age of the oldest pending event; 0 when none is pending.", |reading| {
             reading.report.spool.oldest_pending_seconds
         })?;

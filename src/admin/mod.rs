@@ -16,6 +16,7 @@
 pub mod dead;
 pub mod exposition;
 pub mod report;
+pub mod spool;
 
 use std::convert::Infallible;
 use std::io;
@@ -79,6 +80,8 @@ pub struct AdminState {
     pub started: Duration,
     /// `listen.allowed_hosts`: host names besides loopback ones.
     pub allowed_hosts: Vec<String>,
+    /// The spools, for the tools that look into them ([`spool`]).
+    pub spools: Vec<spool::SpoolDoor>,
     /// Streams whose dead letters may be retried and purged.
     pub letters: Vec<dead::LetterDoor>,
 }
@@ -88,7 +91,7 @@ impl AdminState {
     #[must_use]
     pub fn new(streams: Vec<(String, Arc<StreamMetrics>)>, draining: watch::Sender<bool>, clock: Arc<dyn Clock>) -> Self {
         let started = clock.monotonic();
-        Self { streams, draining, clock, started, allowed_hosts: Vec::new(), letters: Vec::new() }
+        Self { streams, draining, clock, started, allowed_hosts: Vec::new(), spools: Vec::new(), letters: Vec::new() }
     }
 
     /// What `/status` says now.
@@ -176,13 +179,19 @@ async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> io::Result<(
 }
 
 async fn serve_connection(stream: TcpStream, state: Arc<AdminState>, mut shutdown: watch::Receiver<bool>) {
-    let service = service_fn(move |request| {
+    let service = service_fn(move |request: Request<hyper::body::Incoming>| {
         let state = Arc::clone(&state);
         async move {
+            if is_spool_path(request.uri().path()) {
+                return Ok::<_, Infallible>(match check_caller(&state, &request) {
+                    Err(refusal) => *refusal,
+                    Ok(()) => spool::respond(&state.spools, request).await,
+                });
+            }
             let answer = respond(&state, &request);
             // Allowed, and it waits for the disk.
             let waits = answer.status() == StatusCode::CONTINUE;
-            Ok::<_, Infallible>(if waits { dead::respond(&state, request).await } else { answer })
+            Ok(if waits { dead::respond(&state, request).await } else { answer })
         }
     });
     let connection = hyper::server::conn::http1::Builder::new()
@@ -204,14 +213,19 @@ async fn serve_connection(stream: TcpStream, state: Arc<AdminState>, mut shutdow
 
 type Answer = Response<Full<Bytes>>;
 
-/// The whole routing. Never waits; `CONTINUE` stands for what is allowed and would have to.
+fn is_spool_path(path: &str) -> bool {
+    path == "/spool" || path.starts_with("/spool/")
+}
+
+/// The routing of all but `/spool…`. Never waits; `CONTINUE` stands for what is allowed and would have to.
 fn respond<B>(state: &AdminState, request: &Request<B>) -> Answer {
     if let Err(refusal) = check_caller(state, request) {
         return *refusal;
     }
     let path = request.uri().path();
     let Some((method, _)) = ROUTES.iter().find(|(_, route)| *route == path) else {
-        let known: Vec<String> = ROUTES.iter().map(|(method, route)| format!("{method} {route}")).collect();
+        let known = ROUTES.iter().map(|(method, route)| format!("{method} {route}"));
+        let known: Vec<String> = known.chain(spool::ROUTES.map(str::to_owned)).collect();
         return json_answer(StatusCode::NOT_FOUND, &json!({"error": "there is nothing at this path", "known": known}));
     };
     let allowed = if *method == "GET" { "GET, HEAD" } else { *method };

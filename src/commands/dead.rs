@@ -476,7 +476,7 @@ fn write(
 ) -> Result<Position, String> {
     if spool.is_none() {
         spool::prepare(host, options).map_err(|error| error.to_string())?;
-        let mut marks = SledMarks::open(&options.dir.join("ledger")).map_err(|error| error.to_string())?;
+        let mut marks = SledMarks::open(&options.dir.join("ledger"));
         let loaded = marks.load();
         let durable = loaded.as_ref().map_or(Position(0), |checkpoint| checkpoint.durable);
         let opened = spool::open(host, options, durable, &Arc::default()).map_err(|error| error.to_string())?;

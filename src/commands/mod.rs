@@ -9,6 +9,7 @@ pub mod dead;
 pub mod demo;
 pub mod run;
 pub mod send;
+pub mod spool;
 pub mod status;
 pub mod tail;
 

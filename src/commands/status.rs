@@ -12,7 +12,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Empty, Limited};
+use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
@@ -113,25 +113,33 @@ pub async fn fetch(admin: SocketAddr) -> Result<(String, StatusReport), StatusEr
 }
 
 async fn exchange(admin: SocketAddr) -> Result<(String, StatusReport), StatusError> {
+    let request = Request::get("/status").body(Full::default()).expect("a constant path makes a valid request");
+    let (status, body) = call(admin, request).await?;
+    if status != StatusCode::OK {
+        return Err(StatusError::NotForebay(admin, format!("GET /status says {status}")));
+    }
+    let text =
+        String::from_utf8(body.into()).map_err(|_| StatusError::NotForebay(admin, "the answer is not UTF-8".to_owned()))?;
+    let report = serde_json::from_str(&text).map_err(|error| StatusError::NotForebay(admin, error.to_string()))?;
+    Ok((text, report))
+}
+
+/// One exchange with the admin listener, without a limit of time. The `Host` header is added.
+///
+/// # Errors
+/// See [`StatusError`].
+pub async fn call(admin: SocketAddr, mut request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes), StatusError> {
     let broken = |error: &dyn fmt::Display| StatusError::Broken(admin, error.to_string());
     let stream = TcpStream::connect(admin).await.map_err(|error| StatusError::NoAgent(admin, error))?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
-    let request = Request::get("/status")
-        .header(hyper::header::HOST, admin.to_string())
-        .body(Empty::<Bytes>::new())
-        .expect("a constant path and an address make a valid request");
+    let host = admin.to_string().parse().expect("an address is a valid header");
+    request.headers_mut().insert(hyper::header::HOST, host);
     let answer = async {
         let answer = sender.send_request(request).await.map_err(|error| broken(&error))?;
         let status = answer.status();
         let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await.map_err(|error| broken(&error))?.to_bytes();
-        if status != StatusCode::OK {
-            return Err(StatusError::NotForebay(admin, format!("GET /status says {status}")));
-        }
-        let text =
-            String::from_utf8(body.into()).map_err(|_| StatusError::NotForebay(admin, "the answer is not UTF-8".to_owned()))?;
-        let report = serde_json::from_str(&text).map_err(|error| StatusError::NotForebay(admin, error.to_string()))?;
-        Ok((text, report))
+        Ok((status, body))
     };
     let mut answer = std::pin::pin!(answer);
     tokio::select! {
@@ -258,7 +266,7 @@ fn write_counts<'a>(out: &mut String, title: &str, counts: impl Iterator<Item = 
 }
 
 /// Right-aligned columns, the first `left` of them left-aligned, two spaces apart.
-fn write_table(out: &mut String, rows: &[Vec<String>], left: usize) -> fmt::Result {
+pub(super) fn write_table(out: &mut String, rows: &[Vec<String>], left: usize) -> fmt::Result {
     let columns = rows.first().map_or(0, Vec::len);
     let widths: Vec<usize> =
         (0..columns).map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0)).collect();
@@ -284,7 +292,7 @@ fn quantiles(latency: &LatencyReport) -> String {
 }
 
 /// 1234567 as 1,234,567.
-fn count(n: u64) -> String {
+pub(super) fn count(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::with_capacity(digits.len() + digits.len() / 3);
     for (at, digit) in digits.chars().enumerate() {
@@ -296,7 +304,7 @@ fn count(n: u64) -> String {
     out
 }
 
-fn bytes(n: u64) -> String {
+pub(super) fn bytes(n: u64) -> String {
     const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
     if n < 1024 {
         return format!("{n} B");
@@ -310,7 +318,7 @@ fn bytes(n: u64) -> String {
     format!("{value:.1} {}", UNITS[unit])
 }
 
-fn seconds(s: f64) -> String {
+pub(super) fn seconds(s: f64) -> String {
     match s {
         s if s < 0.001 => format!("{:.0} us", s * 1e6),
         s if s < 1.0 => format!("{:.1} ms", s * 1e3),

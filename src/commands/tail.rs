@@ -149,7 +149,7 @@ fn text_line(text: &mut String, arrival: &Arrival, event: &Event) {
 }
 
 /// Text as it is; control characters and bytes that are no UTF-8 escaped.
-fn printable(text: &mut String, bytes: &[u8]) {
+pub(super) fn printable(text: &mut String, bytes: &[u8]) {
     for chunk in bytes.utf8_chunks() {
         for c in chunk.valid().chars() {
             match c {

@@ -23,9 +23,8 @@ use std::time::Duration;
 use super::Dispatcher;
 use super::outgoing::Outgoing;
 use super::queue::{Slot, SlotState};
-use crate::event::{Lane, Position};
+use crate::event::Lane;
 use crate::metrics::{Account, locked};
-use crate::spool::cursor::Damaged;
 use crate::spool::dead::desk::DeadLetters;
 use crate::spool::dead::{Known, Letter, Reason};
 
@@ -381,17 +380,6 @@ impl Dispatcher {
         if std::mem::take(&mut self.endings.stuck) {
             tracing::info!("dead letters can be written again");
             locked(&self.metrics.dead_reason).clear();
-        }
-    }
-
-    /// The position of a damaged frame, at least `least`.
-    pub(super) fn position_of_damaged(&mut self, damaged: &Damaged, least: Position) -> Position {
-        match self.cursor.position_of_damaged(damaged) {
-            Ok(found) => found.map_or(least, |found| found.max(least)),
-            Err(error) => {
-                tracing::warn!(segment = %damaged.segment, %error, "the position of a damaged event is a guess");
-                least
-            }
         }
     }
 

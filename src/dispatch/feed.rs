@@ -208,7 +208,10 @@ impl Dispatcher {
     fn enqueue_damaged(&mut self, damaged: Damaged, now: Duration) {
         // Its hash is unknown: of a lane's several queues the first one accounts for it.
         let at = self.queue_of(KeyHash(damaged.lane.first_hash()));
-        let position = self.position_of_damaged(&damaged, self.sweep);
+        let position = damaged.position;
+        if position < self.sweep {
+            return;
+        }
         self.sweep = Position(position.0 + 1);
         if self.queues[at].lag.is_none() {
             self.enqueue_dead(at, damaged, position, now);
@@ -324,14 +327,22 @@ impl Dispatcher {
                 }
                 lag.from = lag.from.max(Position(position.0 + 1));
             } else if self.queue_of(KeyHash(lane.first_hash())) == at {
-                let damaged = Damaged { segment: id, entry, lane };
-                let position = self.position_of_damaged(&damaged, lag.from.max(segment.base));
+                let position = match self.cursor.damaged_position(&segment, entry) {
+                    Ok(position) => position,
+                    Err(error) => {
+                        failed = Some(error);
+                        break;
+                    }
+                };
                 if position >= self.sweep {
                     joined = Some(());
                     break;
                 }
-                lag.from = Position(position.0 + 1);
-                dead.push((slots.len(), damaged, position));
+                // One that lies behind what was read before is settled already.
+                if position >= lag.from {
+                    lag.from = Position(position.0 + 1);
+                    dead.push((slots.len(), Damaged { segment: id, entry, lane, position }, position));
+                }
             }
             lag.entries.pop();
         }

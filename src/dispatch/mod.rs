@@ -33,6 +33,7 @@ pub mod marks;
 pub mod outgoing;
 mod pack;
 pub mod queue;
+pub mod rewriter;
 pub mod run;
 #[cfg(test)]
 mod tests;

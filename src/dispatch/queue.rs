@@ -343,6 +343,20 @@ impl Queue {
         }
     }
 
+    /// A segment was rewritten: whether `moved` knows the new offset of every event of it that is not settled.
+    #[must_use]
+    pub fn can_move(&self, segment: SegmentId, moved: impl Fn(u32) -> Option<u32>) -> bool {
+        let held = |slot: &&Slot| slot.segment == segment && slot.state != SlotState::Settled;
+        self.slots.iter().filter(held).all(|slot| moved(slot.entry.offset).is_some())
+    }
+
+    /// The frames of a segment lie elsewhere now. What is settled may have been left out, and is not read again.
+    pub fn move_frames(&mut self, segment: SegmentId, moved: impl Fn(u32) -> Option<u32>) {
+        for slot in self.slots.iter_mut().filter(|slot| slot.segment == segment) {
+            slot.entry.offset = moved(slot.entry.offset).unwrap_or(slot.entry.offset);
+        }
+    }
+
     /// Takes the oldest slot away if it is settled.
     pub fn pop_settled(&mut self) -> Option<Slot> {
         self.slots.front().filter(|slot| slot.state == SlotState::Settled)?;

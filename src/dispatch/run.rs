@@ -18,11 +18,13 @@ use std::time::Duration;
 
 use super::Dispatcher;
 use super::outgoing::Outgoing;
+use super::rewriter::{self, Rewriter};
 use crate::checkpoint::{Checkpoint, MarkStore};
 use crate::event::Position;
-use crate::host::{Clock, File, Host};
+use crate::host::{Clock, File, Files, Host};
 use crate::kinesis::{EntryOutcome, ErrorClass, KinesisApi, PutError, ShardRange};
 use crate::metrics::locked;
+use crate::spool::rewrite::Rewritten;
 
 /// The most that `linger` makes of the dispatcher's pace.
 const PACE_MAX: Duration = Duration::from_millis(2);
@@ -46,6 +48,8 @@ pub enum Event {
     Listed(Result<Vec<ShardRange>, PutError>),
     /// A checkpoint is durable, or could not be made so.
     Saved(Box<Checkpoint>, bool),
+    /// The rewriter looked: a segment's copy, if one was made.
+    Rewritten(Option<Box<Rewritten>>),
     /// The spool is full, and its oldest events are to make room.
     DropOldest,
     /// No more events come: deliver what is there until then (dispatcher time), then end.
@@ -83,33 +87,58 @@ pub struct Ended {
 }
 
 /// The file in which the dispatcher notes how far sending went since the last checkpoint, so that after a crash
-/// the events that may be sent twice can be counted. Written without sync: it survives a kill, and if a power cut
-/// takes it, only the count is too low.
+/// the events that may be sent twice can be counted. Written without sync: it survives a kill, and if a power cut or
+/// a person takes it, only the count is too low.
 #[derive(Debug)]
 pub struct SentLog {
-    file: Arc<dyn File>,
+    file: Option<Arc<dyn File>>,
     noted: Position,
+    bytes: u64,
+    /// Told once.
+    failing: bool,
 }
 
+/// Beyond this the file is begun anew. It gets so long only while no checkpoint can be saved.
+const SENT_LOG_BYTES_MAX: u64 = 1 << 20;
+
 impl SentLog {
-    /// Opens or creates it; tells how far sending went.
-    ///
-    /// # Errors
-    /// As the file system says.
-    pub fn open(host: &Host, path: &Path) -> std::io::Result<(Self, Position)> {
-        let file = match host.files.open(path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => host.files.create(path)?,
+    /// Opens or creates it; tells how far sending went. One that cannot be read is set aside; without any, nothing is noted.
+    #[must_use]
+    pub fn open(host: &Host, path: &Path) -> (Self, Position) {
+        let files = host.files.as_ref();
+        let found = match Self::read(files, path) {
+            Err(error) => {
+                tracing::warn!(%error, path = %path.display(), "the note of what was sent is damaged: set aside; the count of repeated events may be low");
+                files.rename(path, &path.with_extension("sent.damaged")).and_then(|()| Self::read(files, path))
+            }
+            found => found,
+        };
+        let (file, high) = match found {
+            Ok((file, high)) => (Some(file), high),
+            Err(error) => {
+                tracing::warn!(%error, path = %path.display(), "what is sent is not noted; after a crash the count of repeated events will be low");
+                (None, Position(0))
+            }
+        };
+        (Self { file, noted: Position(0), bytes: 0, failing: false }, high)
+    }
+
+    fn read(files: &dyn Files, path: &Path) -> std::io::Result<(Arc<dyn File>, Position)> {
+        let file = match files.open(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => files.create(path)?,
             other => other?,
         };
-        let mut bytes = vec![0; file.len()? as usize];
-        file.read_exact_at(&mut bytes, 0)?;
+        let len = file.len()?;
+        let mut bytes = vec![0; len.min(2 * SENT_LOG_BYTES_MAX) as usize];
+        let from = len - bytes.len() as u64;
+        file.read_exact_at(&mut bytes, from)?;
         // At any offset: an append that was torn leaves what follows it out of step.
         let entries = bytes.windows(12).filter_map(|entry| {
             let (position, crc) = entry.split_first_chunk::<8>()?;
             (crc32fast::hash(position).to_le_bytes() == crc).then(|| Position(u64::from_le_bytes(*position)))
         });
         let high = entries.max().unwrap_or_default();
-        Ok((Self { file, noted: Position(0) }, high))
+        Ok((file, high))
     }
 
     /// Sending went as far as `high`. A failure is a warning: only the count of repeated events suffers.
@@ -117,18 +146,31 @@ impl SentLog {
         if high <= self.noted {
             return;
         }
+        if self.bytes > SENT_LOG_BYTES_MAX {
+            self.cut();
+        }
         self.noted = high;
+        let Some(file) = &self.file else { return };
         let position = high.0.to_le_bytes();
-        if let Err(error) = self.file.append(&[&position, &crc32fast::hash(&position).to_le_bytes()]) {
-            tracing::warn!(%error, "noting what is sent failed; after a crash the count of repeated events may be low");
+        self.bytes += 12;
+        if let Err(error) = file.append(&[&position, &crc32fast::hash(&position).to_le_bytes()]) {
+            if !self.failing {
+                tracing::warn!(%error, "noting what is sent failed; after a crash the count of repeated events may be low");
+            }
+            self.failing = true;
         }
     }
 
-    /// A checkpoint was saved: what it does not cover is noted anew.
-    fn restart(&mut self, high: Position) {
-        if let Err(error) = self.file.set_len(0) {
+    fn cut(&mut self) {
+        self.bytes = 0;
+        if let Some(Err(error)) = self.file.as_ref().map(|file| file.set_len(0)) {
             tracing::warn!(%error, "the note of what was sent could not be cut");
         }
+    }
+
+    /// A checkpoint was saved: sending is noted anew from `high` on.
+    pub fn restart(&mut self, high: Position) {
+        self.cut();
         self.noted = Position(0);
         if high > Position(0) {
             self.note(high);
@@ -151,6 +193,8 @@ pub struct Parts {
     pub store: Box<dyn MarkStore>,
     /// How often.
     pub checkpoint_interval: Duration,
+    /// Size at which segments are sealed, bytes.
+    pub segment_bytes: u64,
     /// What was sent since.
     pub sent_log: SentLog,
     /// For the threads' names.
@@ -188,6 +232,7 @@ struct Shell {
     next_publish: Duration,
     drain_until: Option<Duration>,
     sent_log: SentLog,
+    rewriter: Rewriter,
 }
 
 impl Shell {
@@ -196,14 +241,22 @@ impl Shell {
         let mut store = parts.store;
         let answers = inbox.clone();
         let saver_thread = std::thread::Builder::new().name(format!("marks-{}", parts.stream)).spawn(move || {
+            let mut failing = false;
             while let Ok(checkpoint) = checkpoints.recv() {
                 let saved = store.save(&checkpoint);
-                if let Err(error) = &saved {
-                    tracing::error!(%error, "the marks could not be saved; trying again");
+                match &saved {
+                    Err(error) if !failing => {
+                        tracing::error!(%error, "the marks cannot be saved: delivery goes on, no disk space is freed, a restart would send again; trying again and again");
+                    }
+                    Ok(()) if failing => tracing::info!("the marks can be saved again"),
+                    _ => {}
                 }
+                failing = saved.is_err();
                 answers.tell(Event::Saved(checkpoint, saved.is_ok()));
             }
         })?;
+        let table = Arc::clone(&parts.dispatcher.shared().table);
+        let rewriter = rewriter::start(&parts.host, table, parts.segment_bytes, &parts.stream, inbox.clone())?;
         let now = parts.host.clock.monotonic();
         let pace = parts.dispatcher.linger() / 50;
         Ok(Self {
@@ -223,6 +276,7 @@ impl Shell {
             next_publish: now,
             drain_until: None,
             sent_log: parts.sent_log,
+            rewriter,
         })
     }
 
@@ -272,6 +326,7 @@ impl Shell {
             Event::Answered { id, answer } => self.dispatcher.on_answer(id, answer, now),
             Event::Listed(answer) => self.dispatcher.on_map(answer, now),
             Event::Saved(checkpoint, durable) => self.on_saved(checkpoint, durable),
+            Event::Rewritten(copy) => self.on_rewritten(copy),
             Event::DropOldest => self.dispatcher.drop_oldest(),
             Event::Drain(until) => {
                 self.drain_until = Some(until);
@@ -328,6 +383,7 @@ impl Shell {
         }
         let checkpoint = self.dispatcher.checkpoint(stopping);
         if self.saved.as_ref() == Some(&checkpoint) {
+            self.look_for_rewriting();
             return;
         }
         if let Some(saver) = &self.saver {
@@ -338,17 +394,38 @@ impl Shell {
     fn on_saved(&mut self, checkpoint: Box<Checkpoint>, durable: bool) {
         self.saving = false;
         if durable {
+            // Told before files go by them: who looks behind a removal finds the marks that allowed it.
+            let saved = Some((self.clock.wall_ms(), Arc::new((*checkpoint).clone())));
+            *locked(&self.dispatcher.metrics.saved_marks) = saved;
             self.dispatcher.on_saved(&checkpoint);
-            // Events past its marks may be under way.
-            let high = if checkpoint.clean { Position(0) } else { self.dispatcher.sent_high() };
-            let settled = checkpoint.marks.iter().all(|mark| *mark >= high);
-            self.sent_log.restart(if settled { Position(0) } else { high });
+            // Also where all of it is settled: should this checkpoint be lost and an older one be found, it still tells.
+            self.sent_log.restart(self.dispatcher.sent_high());
             self.saved = Some(*checkpoint);
+            self.look_for_rewriting();
+        }
+    }
+
+    /// Lets the rewriter see whether something is to be done, by the marks that are durable.
+    fn look_for_rewriting(&mut self) {
+        if let Some(saved) = &self.saved {
+            self.rewriter.look(&saved.marks, self.dispatcher.swept());
+        }
+    }
+
+    fn on_rewritten(&mut self, copy: Option<Box<Rewritten>>) {
+        self.rewriter.done();
+        if let Some(copy) = copy
+            && self.dispatcher.swap_in(&copy)
+        {
+            self.rewriter.renamed();
+            // There may be more of its kind.
+            self.look_for_rewriting();
         }
     }
 
     /// The last checkpoint, and the end.
     fn end(mut self) -> Ended {
+        self.rewriter.stop();
         let wait = Duration::from_secs(10);
         let mut clean = false;
         // One may be under way already; the last one must come after it.
@@ -415,14 +492,14 @@ mod tests {
     fn how_far_sending_went_is_found_behind_a_torn_note() {
         let dir = tempfile::tempdir().expect("temp dir");
         let path = dir.path().join("ledger.sent");
-        let (mut log, high) = SentLog::open(&Host::real(), &path).expect("open");
+        let (mut log, high) = SentLog::open(&Host::real(), &path);
         assert_eq!(high, Position(0));
         log.note(Position(7));
-        log.file.append(&[b"torn!"]).expect("append");
+        log.file.as_ref().expect("a file").append(&[b"torn!"]).expect("append");
         log.note(Position(9));
-        let (mut log, high) = SentLog::open(&Host::real(), &path).expect("open again");
+        let (mut log, high) = SentLog::open(&Host::real(), &path);
         assert_eq!(high, Position(9));
         log.restart(Position(0));
-        assert_eq!(SentLog::open(&Host::real(), &path).expect("once more").1, Position(0));
+        assert_eq!(SentLog::open(&Host::real(), &path).1, Position(0));
     }
 }

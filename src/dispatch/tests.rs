@@ -18,7 +18,10 @@ use crate::kinesis::{EntryOutcome, ErrorClass, PutEntry};
 use crate::shard_map::even_shards;
 use crate::spool::dead::desk::DeadLetters;
 use crate::spool::gather::commit_loop;
+use crate::spool::rewrite::Rewritten;
 use crate::spool::{self, SpoolHandle, SpoolOptions};
+
+mod rewrites;
 
 #[derive(Debug, Default)]
 struct TestClock(AtomicU64);
@@ -63,9 +66,13 @@ impl Model {
         Self { shards: even_shards(shards), stored: HashMap::new(), made: shards }
     }
 
+    fn hash_of(entry: &PutEntry) -> u128 {
+        entry.explicit_hash_key.unwrap_or(KeyHash::of_key(&entry.partition_key).0)
+    }
+
     fn store(&mut self, entry: PutEntry) -> ShardId {
         assert!(entry.partition_key.chars().count() <= 256 && entry.billed_bytes() <= 1 << 20, "INSIDE-THE-LIMITS");
-        let hash = entry.explicit_hash_key.unwrap_or(KeyHash::of_key(&entry.partition_key).0);
+        let hash = Self::hash_of(&entry);
         let shard = self.shards.iter().find(|shard| shard.open && (shard.first_hash..=shard.last_hash).contains(&hash));
         let id = shard.expect("open shards cover").id.clone();
         self.stored.entry(id.clone()).or_default().push(entry);
@@ -138,7 +145,12 @@ struct History {
     saved: Checkpoint,
     counted_before: u64,
     faults: bool,
+    /// Hashes of a shard that takes nothing.
+    dead: Option<std::ops::RangeInclusive<u128>>,
     dead_max_bytes: u64,
+    segment_bytes: u64,
+    /// Data of an event is shorter than this.
+    padding: u64,
 }
 
 struct Running {
@@ -148,6 +160,8 @@ struct Running {
     metrics: Arc<StreamMetrics>,
     under_way: Vec<(Outgoing, Duration)>,
     listing: Option<Vec<ShardRange>>,
+    /// A segment's copy that has not taken its place yet.
+    copy: Option<Rewritten>,
 }
 
 impl History {
@@ -182,13 +196,20 @@ impl History {
             saved: Checkpoint::default(),
             counted_before: 0,
             faults: true,
+            dead: None,
             dead_max_bytes: 1 << 30,
+            segment_bytes: 16 << 10,
+            padding: 120,
         }
     }
 
     fn start(&mut self, sent_high: Position) -> Running {
-        let options =
-            SpoolOptions { stream: "s".into(), dir: self.dir.path().to_owned(), max_bytes: 1 << 30, segment_bytes: 16 << 10 };
+        let options = SpoolOptions {
+            stream: "s".into(),
+            dir: self.dir.path().to_owned(),
+            max_bytes: 1 << 30,
+            segment_bytes: self.segment_bytes,
+        };
         spool::prepare(&self.host, &options).expect("prepare");
         let metrics = Arc::<StreamMetrics>::default();
         let opened = spool::open(&self.host, &options, self.saved.durable, &metrics).expect("open");
@@ -215,7 +236,7 @@ impl History {
         dispatcher.keep_letters(letters, &known).expect("read");
         let writer = opened.writer;
         let commit = std::thread::spawn(move || commit_loop(&shared, writer));
-        Running { handle: opened.handle, commit, dispatcher, metrics, under_way: Vec::new(), listing: None }
+        Running { handle: opened.handle, commit, dispatcher, metrics, under_way: Vec::new(), listing: None, copy: None }
     }
 
     /// Writes some events and waits for their receipts.
@@ -225,7 +246,7 @@ impl History {
             // A hot key now and then.
             let key = format!("key-{}", if self.random.percent(20) { 0 } else { self.random.below(self.keys) });
             let n = self.accepted.entry(key.clone()).or_default();
-            let padding = "x".repeat(self.random.below(120) as usize);
+            let padding = "x".repeat(self.random.below(self.padding) as usize);
             batch.push(&key, None, format!("{n} {padding}").as_bytes());
             *n += 1;
         }
@@ -245,7 +266,13 @@ impl History {
             "INSIDE-THE-LIMITS"
         );
         if !self.faults {
-            return Ok(entries.into_iter().map(|entry| EntryOutcome::Stored { shard: self.model.store(entry) }).collect());
+            let answered = entries.into_iter().map(|entry| {
+                if self.dead.as_ref().is_some_and(|dead| dead.contains(&Model::hash_of(&entry))) {
+                    return EntryOutcome::Failed(error(ErrorClass::Throttle, "ProvisionedThroughputExceededException"));
+                }
+                EntryOutcome::Stored { shard: self.model.store(entry) }
+            });
+            return Ok(answered.collect());
         }
         match self.random.below(100) {
             0..5 => return Err(error(ErrorClass::Transient, "connect")),
@@ -298,6 +325,7 @@ impl History {
             // Through its bytes, which assert that no mark is past what is durable.
             self.saved = Checkpoint::decode(&checkpoint.encode()).expect("whole");
             running.dispatcher.on_saved(&self.saved);
+            self.rewrite(running);
         }
         if self.faults && self.random.percent(2) {
             let n = self.random.next_u64();
@@ -333,6 +361,10 @@ impl History {
                 running = self.start(high);
             }
         }
+        self.finish(running);
+    }
+
+    fn finish(mut self, mut running: Running) {
         // Liveness: faults stop, all is delivered in bounded time.
         self.faults = false;
         for _ in 0..20_000 {

@@ -237,7 +237,7 @@ impl Writer {
         let id = self.next_id;
         // The id is spent even if the file cannot be made: a name is never used twice.
         self.next_id = id.next();
-        let header = SegmentHeader { id, base: self.next, created_ms: self.host.clock.wall_ms() };
+        let header = SegmentHeader { id, base: self.next, created_ms: self.host.clock.wall_ms(), rewritten: false };
         let path = self.table.dir().join(id.file_name());
         let file = self.host.files.create(&path)?;
         let extent = Extent {
@@ -252,7 +252,8 @@ impl Writer {
 
     fn write(&mut self, active: &mut Active, batches: &[Vec<u8>]) -> io::Result<()> {
         let segment = &active.segment;
-        let header = SegmentHeader { id: segment.id, base: segment.base, created_ms: segment.created_ms }.encode();
+        let header =
+            SegmentHeader { id: segment.id, base: segment.base, created_ms: segment.created_ms, rewritten: false }.encode();
         let mut parts: Vec<&[u8]> = Vec::with_capacity(batches.len() + 1);
         if active.fresh {
             parts.push(&header);

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use super::frame::Frame;
 use super::gather::{Chunk, Shared};
 use super::index::Entry;
-use super::recover::scan;
+use super::recover::{scan, scan_rewritten};
 use super::segment::{Index, Segment, SegmentId};
 use crate::event::{LANES, Lane, Position};
 use crate::host::{File, Files};
@@ -43,6 +43,8 @@ pub struct Damaged {
     pub entry: Entry,
     /// Its lane.
     pub lane: Lane,
+    /// Its position, counted back from the next good frame: past all good events before it, and before those behind it.
+    pub position: Position,
 }
 
 /// What the sweep met.
@@ -52,6 +54,13 @@ pub struct Swept {
     pub chunk: Arc<Chunk>,
     /// Frames that no longer check, just before those of the chunk.
     pub damaged: Vec<Damaged>,
+}
+
+/// Gives the last `unplaced` of the damaged ones the positions just before `next`.
+fn place_back_from(damaged: &mut [Damaged], unplaced: usize, next: Position) {
+    for (back, gone) in (1..).zip(damaged.iter_mut().rev().take(unplaced)) {
+        gone.position = Position(next.0.saturating_sub(back));
+    }
 }
 
 /// A reader of one spool.
@@ -91,12 +100,19 @@ impl Cursor {
         Ok(file)
     }
 
-    /// Forgets a file that is about to be removed.
+    /// Forgets a file that is removed, or was replaced by its rewriting.
     pub fn forget(&mut self, segment: SegmentId) {
         self.open.retain(|(id, _)| *id != segment);
+        if self.place.is_some_and(|(_, id, _)| id == segment) {
+            self.place = None;
+        }
+        if self.span.0 == segment {
+            self.span.2.clear();
+        }
     }
 
-    /// The next chunk that holds `position` or what follows it; `None` when all that is durable was read.
+    /// The next chunk that holds `position` or what follows it; `None` when all that is durable was read. Where nothing is
+    /// left between `position` and the end of what is durable, or the hot tail, the chunk is empty and begins there.
     ///
     /// # Errors
     /// The device's.
@@ -111,6 +127,7 @@ impl Cursor {
         if position >= until {
             return Ok(None);
         }
+        let asked = position;
         let mut position = position;
         loop {
             let Some(segment) = self.shared.table.holding(position) else { return Ok(None) };
@@ -118,7 +135,10 @@ impl Cursor {
                 return Ok(Some(swept));
             }
             if position >= until {
-                return Ok(None);
+                // Positions that a rewriting left out, or that were damaged.
+                let first = position.min(until);
+                let chunk = Chunk::cold(Vec::new(), first, 0, segment.id, 0, segment.created_ms);
+                return Ok((first > asked).then(|| Swept { chunk: Arc::new(chunk), damaged: Vec::new() }));
             }
         }
     }
@@ -135,7 +155,10 @@ impl Cursor {
             _ => super::segment::SEGMENT_HEADER_BYTES as u64,
         };
         let file = self.file(segment)?;
-        let mut damaged = Vec::new();
+        let mut damaged: Vec<Damaged> = Vec::new();
+        // Of the damaged ones, so many at the end wait for the next good frame to tell their positions.
+        let mut unplaced = 0;
+        let mut end = end;
         while at < frames_end {
             let want = READ_BYTES.min((frames_end - at) as usize);
             let mut bytes = vec![0; want];
@@ -147,8 +170,12 @@ impl Cursor {
             }
             let (mut used, mut count, mut first, mut next) = (0, 0, None, *position);
             let mut skipped = 0;
+            if let Some(frame) = Frame::check(&bytes) {
+                place_back_from(&mut damaged, std::mem::take(&mut unplaced), frame.position());
+            }
             while let Some(frame) = Frame::check(&bytes[used..]) {
-                if frame.position() >= until {
+                // Behind a frame that was taken, none goes back: what does is no frame of the index.
+                if frame.position() >= until || first.is_some() && frame.position() < next {
                     break;
                 }
                 if frame.position() < *position {
@@ -166,25 +193,30 @@ impl Cursor {
                 bytes.truncate(used);
                 bytes.drain(..skipped);
                 let chunk = Chunk::cold(bytes, first, count, segment.id, offset, segment.created_ms);
+                damaged.retain(|gone| gone.position >= *position);
                 return Ok(Some(Swept { chunk: Arc::new(chunk), damaged }));
             }
             at += used as u64;
             if used == 0 {
                 if Frame::check(&bytes).is_some() {
                     // The next frame is the hot tail's.
-                    return Ok(None).inspect(|_| *position = until);
+                    end = until;
+                    break;
                 }
                 let Some((gone, next)) = Self::around(segment, file.as_ref(), at)? else { break };
+                unplaced += usize::from(gone.is_some());
                 damaged.extend(gone);
                 at = next;
             }
         }
         self.place = None;
+        place_back_from(&mut damaged, unplaced, end);
+        // Behind what was already read nothing is told again, and no position is taken from a good event.
+        damaged.retain(|gone| gone.position >= *position);
+        *position = end;
         if damaged.is_empty() {
-            *position = end;
             return Ok(None);
         }
-        *position = end;
         let chunk = Chunk::cold(Vec::new(), end, 0, segment.id, at as u32, segment.created_ms);
         Ok(Some(Swept { chunk: Arc::new(chunk), damaged }))
     }
@@ -196,6 +228,7 @@ impl Cursor {
             segment: segment.id,
             entry: *entry,
             lane: *lane,
+            position: segment.base,
         });
         let next = entries.iter().map(|(_, entry)| u64::from(entry.offset)).filter(|offset| *offset > at).min();
         let end = segment.extent().frames_end;
@@ -213,14 +246,19 @@ impl Cursor {
         };
         if !footer.entries_check(file)? {
             tracing::error!(segment = %segment.id, "the index of a segment is damaged; it is made anew from the frames");
-            let found = scan(file, segment.base, footer.end, footer.end, true)?;
+            let found = if footer.has_gaps() {
+                scan_rewritten(file, segment.base, footer.end)?
+            } else {
+                scan(file, segment.base, footer.end, footer.end, true)?
+            };
             segment.extent().index = Index::Memory(found.index);
         }
         segment.set_entries_checked();
         Ok(())
     }
 
-    fn lane_entries(segment: &Segment, file: &dyn File, first: Lane, last: Lane) -> io::Result<Vec<(Lane, Entry)>> {
+    /// The frames of the lanes `first..=last`: by lane, or by position where the index is in memory.
+    pub(super) fn lane_entries(segment: &Segment, file: &dyn File, first: Lane, last: Lane) -> io::Result<Vec<(Lane, Entry)>> {
         Self::check_entries(segment, file)?;
         let (footer, directory) = {
             let extent = segment.extent();
@@ -264,6 +302,24 @@ impl Cursor {
         let mut entries = Self::lane_entries(segment, file.as_ref(), first, last)?;
         entries.sort_unstable_by_key(|(_, entry)| entry.offset);
         Ok(entries)
+    }
+
+    /// The position of a frame that no longer checks, as [`Damaged::position`] has it.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn damaged_position(&mut self, segment: &Segment, entry: Entry) -> io::Result<Position> {
+        let entries = self.lane_frames(segment, Lane(0), Lane(LANES as u16 - 1))?;
+        let mut back = 0;
+        for (_, next) in entries.into_iter().filter(|(_, next)| next.offset >= entry.offset) {
+            let mut bytes = Vec::new();
+            if self.read_frame(segment, next, &mut bytes)? {
+                let good = Frame::check(&bytes).map_or(segment.base, |frame| frame.position());
+                return Ok(Position(good.0.saturating_sub(back)));
+            }
+            back += 1;
+        }
+        Ok(Position(segment.extent().end.0.saturating_sub(back)))
     }
 
     /// Appends one frame's bytes to `out`; false, with `out` as it was, when it no longer checks.

@@ -5,7 +5,8 @@
 //!
 //! Full: whether there is room for a group is `room`'s to say; what then happens is [`Policy::on_full`]. `block`: the
 //! commit thread holds the group until there is, and the doors feel it. `reject`: the group's receipts answer
-//! [`NotDurable::Full`], and the doors, which look at one flag for each batch, refuse what comes until there is room again.
+//! [`NotDurable::Full`], and the doors, which look at one flag for each batch, refuse what comes until there is room again. `drop_oldest`: as `block`, and the dispatcher is asked
+//! to give up the oldest segment's events, time and again.
 //! A source at its quota is the doors' own affair: [`SpoolHandle::admit_source`] waits, [`SpoolHandle::refuses`] refuses.
 //!
 //! Sync classes: `always` syncs each group before its receipts. `interval` and `os` give receipts after the write; the

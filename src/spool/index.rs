@@ -173,6 +173,19 @@ impl Directory {
     }
 }
 
+/// What stands at the end of a segment file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// An index that checks; its entries have a checksum of their own ([`Footer::entries_check`]).
+    Whole(Footer, Directory),
+    /// A good footer before which no directory is that checks.
+    DirectoryDamaged(Footer),
+    /// Something that begins as a footer does and is none.
+    FooterDamaged,
+    /// No footer: not sealed, or cut off.
+    NoIndex,
+}
+
 /// The last 64 bytes of a sealed segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Footer {
@@ -228,28 +241,50 @@ impl Footer {
         })
     }
 
+    /// Fewer frames than positions: a rewritten segment, or one of which frames were damaged when it was sealed.
+    #[must_use]
+    pub fn has_gaps(&self) -> bool {
+        u64::from(self.frames) < self.end.0.saturating_sub(self.base.0)
+    }
+
     /// Reads and checks the footer and directory of a file; `None` when there is none that checks.
     ///
     /// # Errors
     /// What the device says; never because of damage.
     pub fn read(file: &dyn File) -> io::Result<Option<(Self, Directory)>> {
+        Ok(match Self::look(file)? {
+            Ending::Whole(footer, directory) => Some((footer, directory)),
+            Ending::DirectoryDamaged(_) | Ending::FooterDamaged | Ending::NoIndex => None,
+        })
+    }
+
+    /// As [`Footer::read`], telling what does not check.
+    ///
+    /// # Errors
+    /// What the device says; never because of damage.
+    pub fn look(file: &dyn File) -> io::Result<Ending> {
         let len = file.len()?;
         if len < (DIRECTORY_BYTES + FOOTER_BYTES) as u64 {
-            return Ok(None);
+            return Ok(Ending::NoIndex);
         }
         let mut bytes = [0; FOOTER_BYTES];
         file.read_exact_at(&mut bytes, len - FOOTER_BYTES as u64)?;
-        let Some(footer) = Self::decode(&bytes) else { return Ok(None) };
+        let Some(footer) = Self::decode(&bytes) else {
+            return Ok(if &bytes[..8] == MAGIC { Ending::FooterDamaged } else { Ending::NoIndex });
+        };
         let index_bytes = (DIRECTORY_BYTES + FOOTER_BYTES) as u64 + u64::from(footer.frames) * 8;
-        if footer.frames_end + index_bytes != len || footer.end < footer.base {
-            return Ok(None);
+        if footer.frames_end.checked_add(index_bytes) != Some(len) || footer.end < footer.base {
+            return Ok(Ending::FooterDamaged);
         }
         let mut bytes = vec![0; DIRECTORY_BYTES];
         file.read_exact_at(&mut bytes, footer.frames_end)?;
         if crc32fast::hash(&bytes) != footer.directory_crc {
-            return Ok(None);
+            return Ok(Ending::DirectoryDamaged(footer));
         }
-        Ok(Directory::decode(&bytes).filter(|directory| directory.frames() == footer.frames).map(|directory| (footer, directory)))
+        Ok(match Directory::decode(&bytes).filter(|directory| directory.frames() == footer.frames) {
+            Some(directory) => Ending::Whole(footer, directory),
+            None => Ending::DirectoryDamaged(footer),
+        })
     }
 
     /// Reads the entries numbered `start..end`.

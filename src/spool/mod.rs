@@ -12,14 +12,16 @@
 //! | `format` | `forebay spool 1` and the stream's name | once |
 //! | `lock` | an advisory lock, held while the agent runs | the agent |
 //! | `segments/NNNNNNNNNN.seg` | header, frames, index once sealed (`segment.rs`, `frame.rs`, `index.rs`) | the commit thread |
+//! | `segments/NNNNNNNNNN.new` | what is alive of a segment, before it takes its place (`rewrite.rs`) | the rewriting thread |
 //! | `ledger/` | sled: the marks (`checkpoint.rs`); may be lost | the checkpoint thread |
 //! | `ledger.sent` | how far sending went since the last checkpoint; may be lost | the dispatcher |
 //! | `dead/` | dead letters (`dead.rs`), and bytes that recovery set aside | the dispatcher, recovery |
 //!
 //! Write: `admit` (bytes against a budget), `submit` (into the gathering group), one fdatasync for all who wait,
 //! receipts, hot tail (`gather.rs`, `commit.rs`). Read: forward through everything, from memory while it is hot,
-//! or lane by lane (`cursor.rs`). Delete: a sealed segment goes when a *saved* checkpoint's marks are past every
-//! frame in it; the newest file always stays, since it says where positions go on.
+//! or lane by lane (`cursor.rs`); for people, read-only (`inspect.rs`). Delete: a sealed segment goes when a *saved*
+//! checkpoint's marks are past every frame in it; the newest file always stays, since it says where positions go on. Of
+//! one that a few stuck lanes hold, a smaller copy with their frames alone takes the place (`rewrite.rs`).
 //!
 //! What we assume of the disk, and what the simulator's double does too: a crash keeps any subset of what was
 //! not synced, torn at 512 bytes, holes read as zeroes; a successful fdatasync keeps the file's data and length,
@@ -34,7 +36,10 @@ pub mod dead;
 pub mod frame;
 pub mod gather;
 pub mod index;
+pub mod inspect;
 pub mod recover;
+pub mod replay;
+pub mod rewrite;
 pub mod segment;
 #[cfg(test)]
 #[allow(clippy::disallowed_methods, reason = "tests damage files behind the spool's back")]

@@ -11,8 +11,10 @@
 //! whole from the first bad frame on, so that no later event of it overtakes an earlier one.
 //!
 //! *BORING-RECOVERY*: each step moves forward; nothing loops, and a second crash during recovery finds the
-//! same state. Failure: I/O errors are returned and stop the start; damage never does. What it will not do:
-//! guess at bytes, or touch a file of another version.
+//! same state. A file that a rewriting did not finish (`rewrite.rs`) is removed; gaps between the positions of a rewritten
+//! segment are no damage. Failure: I/O errors are returned and stop the start; damage never does, and neither does a full
+//! disk, which only delivery can empty: an index that finds no room stays in memory. What it will not do: guess at bytes,
+//! or touch a file of another version.
 
 use std::fmt;
 use std::io;
@@ -96,7 +98,7 @@ pub fn doing<T>(what: impl fmt::Display, path: &Path, result: io::Result<T>) -> 
 }
 
 /// Reads a file forward through one buffer.
-struct Window<'a> {
+pub(super) struct Window<'a> {
     file: &'a dyn File,
     len: u64,
     start: u64,
@@ -106,12 +108,12 @@ struct Window<'a> {
 impl<'a> Window<'a> {
     const STEP: usize = 1 << 20;
 
-    fn new(file: &'a dyn File) -> io::Result<Self> {
+    pub(super) fn new(file: &'a dyn File) -> io::Result<Self> {
         Ok(Self { file, len: file.len()?, start: 0, bytes: Vec::new() })
     }
 
     /// Up to `want` bytes at `offset`; fewer only at the end of the file.
-    fn at(&mut self, offset: u64, want: usize) -> io::Result<&[u8]> {
+    pub(super) fn at(&mut self, offset: u64, want: usize) -> io::Result<&[u8]> {
         let want = want.min((self.len - offset.min(self.len)) as usize);
         let held = self.start..self.start + self.bytes.len() as u64;
         if offset < held.start || offset + want as u64 > held.end {
@@ -148,6 +150,18 @@ pub struct Scan {
 /// # Errors
 /// The device's.
 pub fn scan(file: &dyn File, base: Position, stop: Position, durable: Position, sealed_off: bool) -> io::Result<Scan> {
+    walk(file, base, stop, durable, sealed_off, false)
+}
+
+/// The same for a rewritten segment: positions have gaps, and all of it was durable before it got its name.
+///
+/// # Errors
+/// The device's.
+pub fn scan_rewritten(file: &dyn File, base: Position, stop: Position) -> io::Result<Scan> {
+    walk(file, base, stop, Position(u64::MAX), true, true)
+}
+
+fn walk(file: &dyn File, base: Position, stop: Position, durable: Position, sealed_off: bool, gaps: bool) -> io::Result<Scan> {
     let mut window = Window::new(file)?;
     let mut at = SEGMENT_HEADER_BYTES as u64;
     let mut found =
@@ -160,7 +174,9 @@ pub fn scan(file: &dyn File, base: Position, stop: Position, durable: Position, 
                 let frame = Frame::parse(window.at(at, len)?).expect("checked just now");
                 let (position, lane, time, start) =
                     (frame.position(), frame.hash().lane(), frame.time_ms(), frame.commit_start());
-                (position >= found.end).then_some((len, position, lane, time, start))
+                // An index counts in 32 bits from the base: what lies further off was never written here.
+                let far = position.0.saturating_sub(base.0) > u64::from(u32::MAX);
+                (position >= found.end && !far).then_some((len, position, lane, time, start))
             }
             None => None,
         };
@@ -168,7 +184,14 @@ pub fn scan(file: &dyn File, base: Position, stop: Position, durable: Position, 
             if unproven.is_none() && !sealed_off && found.end >= durable {
                 unproven = Some((at, found.end, found.damage.len(), found.damaged_events));
             }
-            let next = resync(&mut window, at + 1, found.end, stop)?;
+            // Relative positions are u32. A dense file of this length holds at most so many frames, and a position
+            // further on is a coincidence of bytes.
+            let most = if gaps { u64::from(u32::MAX) } else { window.len / (FRAME_HEADER_BYTES as u64 + 1) };
+            let next = resync(&mut window, at + 1, found.end, Position(found.end.0.saturating_add(most).min(stop.0)))?;
+            if gaps {
+                let until = next.unwrap_or(window.len);
+                found.damaged_events += shaped_frames(&mut window, at, until, found.end, stop)?.max(u64::from(next.is_some()));
+            }
             let Some(next) = next else { break };
             found.damage.push((at, next - at));
             at = next;
@@ -180,7 +203,9 @@ pub fn scan(file: &dyn File, base: Position, stop: Position, durable: Position, 
         if commit_start {
             unproven = None;
         }
-        found.damaged_events += position.0 - found.end.0;
+        if !gaps {
+            found.damaged_events += position.0 - found.end.0;
+        }
         found.index.push(lane, (position.0 - base.0) as u32, Entry { offset: at as u32, len: len as u32 });
         found.end = Position(position.0 + 1);
         found.last_time_ms = time;
@@ -206,16 +231,31 @@ fn good_frame(window: &mut Window<'_>, at: u64) -> io::Result<Option<usize>> {
     Ok(Frame::check(window.at(at, len)?).map(|frame| frame.len()))
 }
 
+/// How many frames seem to lie in a damaged stretch of a rewritten segment, where positions do not tell: those whose header
+/// is whole enough to go on by.
+fn shaped_frames(window: &mut Window<'_>, from: u64, until: u64, after: Position, stop: Position) -> io::Result<u64> {
+    let (mut at, mut frames) = (from, 0);
+    while let Some(len) = Frame::peek_len(window.at(at, FRAME_HEADER_BYTES)?) {
+        if !(FRAME_HEADER_BYTES + 1..=FRAME_BYTES_MAX).contains(&len) || at + len as u64 > until {
+            break;
+        }
+        let shaped = Frame::parse(window.at(at, len)?).is_some_and(|frame| frame.position() >= after && frame.position() < stop);
+        if !shaped {
+            break;
+        }
+        frames += 1;
+        at += len as u64;
+    }
+    Ok(frames)
+}
+
 /// The next offset at which a good frame with a position in `after..stop` lies.
 fn resync(window: &mut Window<'_>, from: u64, after: Position, stop: Position) -> io::Result<Option<u64>> {
-    // A file of this length holds at most so many frames: a position further on is a coincidence of bytes.
-    let most = after.0.saturating_add(window.len / (FRAME_HEADER_BYTES as u64 + 1)).min(stop.0.saturating_sub(1));
     let mut at = from;
     while at + FRAME_HEADER_BYTES as u64 <= window.len {
         let chunk = window.at(at, Window::STEP)?;
-        let hit = (0..chunk.len().saturating_sub(FRAME_HEADER_BYTES - 1)).find(|offset| {
-            Frame::peek_position(&chunk[*offset..]).is_some_and(|position| position >= after && position.0 <= most)
-        });
+        let hit = (0..chunk.len().saturating_sub(FRAME_HEADER_BYTES - 1))
+            .find(|offset| Frame::peek_position(&chunk[*offset..]).is_some_and(|position| position >= after && position < stop));
         let searched = chunk.len().saturating_sub(FRAME_HEADER_BYTES - 1).max(1) as u64;
         match hit {
             Some(offset) => {
@@ -240,9 +280,16 @@ pub fn recover(host: &Host, segments_dir: &Path, aside_dir: &Path, durable: Posi
     let files = host.files.as_ref();
     let names = doing("listing", segments_dir, files.list(segments_dir))?;
     let ids: Vec<SegmentId> = names.iter().filter_map(|name| SegmentId::of_file_name(name)).collect();
+    for id in names.iter().filter_map(|name| SegmentId::of_new_file_name(name)) {
+        // The segment itself is still there, whole. What cannot be removed costs its space only.
+        let path = segments_dir.join(id.new_file_name());
+        if let Err(error) = files.remove(&path) {
+            tracing::warn!(segment = %id, %error, "what an unfinished rewriting left could not be removed");
+        }
+    }
     // Headers first: a segment ends where the next one begins.
     let mut found = Vec::new();
-    for (at, id) in ids.iter().enumerate() {
+    for id in &ids {
         let path = segments_dir.join(id.file_name());
         let file = doing("opening", &path, files.open(&path))?;
         let mut bytes = [0; SEGMENT_HEADER_BYTES];
@@ -257,9 +304,9 @@ pub fn recover(host: &Host, segments_dir: &Path, aside_dir: &Path, durable: Posi
                 });
             }
         };
-        found.push((*id, path, file, header, at + 1 == ids.len()));
+        found.push((*id, path, file, header));
     }
-    let bases: Vec<Option<Position>> = found.iter().map(|(_, _, _, header, _)| header.map(|header| header.base)).collect();
+    let bases: Vec<Option<Position>> = found.iter().map(|(_, _, _, header)| header.map(|header| header.base)).collect();
     let mut recovered = Recovered {
         segments: Vec::new(),
         next: Position(0),
@@ -267,11 +314,12 @@ pub fn recover(host: &Host, segments_dir: &Path, aside_dir: &Path, durable: Posi
         damaged_events: 0,
         torn_bytes: 0,
     };
-    for (at, (id, path, file, header, last)) in found.into_iter().enumerate() {
-        let stop = bases[at + 1..].iter().flatten().next().copied().unwrap_or(Position(u64::MAX));
+    for (at, (id, path, file, header)) in found.into_iter().enumerate() {
+        let stop = bases[at + 1..].iter().flatten().min().copied().unwrap_or(Position(u64::MAX));
         // Without a header and a first frame to tell, positions go on where the last segment ended.
         let intact = header.is_some();
-        let header = header.unwrap_or(SegmentHeader { id, base: recovered.next, created_ms: host.clock.wall_ms() });
+        let made = SegmentHeader { id, base: recovered.next, created_ms: host.clock.wall_ms(), rewritten: false };
+        let header = header.unwrap_or(made);
         let file_bytes = doing("reading", &path, file.len())?;
         let sealed = if intact { doing("reading", &path, Footer::read(file.as_ref()))? } else { None };
         if let Some((footer, directory)) = sealed.filter(|(footer, _)| footer.base == header.base && footer.end <= stop) {
@@ -285,11 +333,20 @@ pub fn recover(host: &Host, segments_dir: &Path, aside_dir: &Path, durable: Posi
             recovered.segments.push(Segment::new(&header, path, extent));
             continue;
         }
-        let scan = doing("scanning", &path, scan(file.as_ref(), header.base, stop, durable, !last))?;
-        if scan.index.is_empty() && !intact {
-            // Normally its first group was torn before it was synced, and it never held a receipt. Set aside rather than
-            // removed: neither header nor frames are there to prove it.
-            tracing::warn!(segment = %id, bytes = file_bytes, "a segment without header and frames is set aside");
+        // Only a later segment that tells where it begins proves what was durable before it: of several tries at one group
+        // whose files were given up, a power cut may bring back any, each torn.
+        let sealed_off = stop.0 < u64::MAX;
+        let scanned = if header.rewritten {
+            scan_rewritten(file.as_ref(), header.base, stop)
+        } else {
+            scan(file.as_ref(), header.base, stop, durable, sealed_off)
+        };
+        let scan = doing("scanning", &path, scanned)?;
+        // Normally a file without either: its first group was torn before it was synced, and it never held a receipt. Or one
+        // that claims to begin behind its successor, which no writer of ours leaves. Set aside rather than removed: nothing
+        // in it proves what it is.
+        if scan.index.is_empty() && !intact || header.base > stop {
+            tracing::warn!(segment = %id, bytes = file_bytes, "a segment without header and frames, or out of order, is set aside");
             let aside = aside_dir.join(format!("unreadable-{id}.seg"));
             doing("setting aside", &path, files.rename(&path, &aside))?;
             recovered.torn_bytes += file_bytes;
@@ -302,7 +359,7 @@ pub fn recover(host: &Host, segments_dir: &Path, aside_dir: &Path, durable: Posi
         // Counted here, once: the index that is written now makes the next opening skip this.
         recovered.damaged_events += scan.damaged_events;
         // Its end was cut off, if the next file is its neighbour; others between them were covered and removed.
-        if ids.get(at + 1) == Some(&id.next()) && stop.0 < u64::MAX {
+        if ids.get(at + 1) == Some(&id.next()) && stop.0 < u64::MAX && !header.rewritten {
             recovered.damaged_events += stop.0.saturating_sub(scan.end.0);
         }
         recovered.next = scan.end;
@@ -316,24 +373,52 @@ pub fn recover(host: &Host, segments_dir: &Path, aside_dir: &Path, durable: Posi
         }
         // The frames first: after a kill they may be in the page cache only, and an index must not outlive its frames.
         doing("syncing", &path, file.sync_data())?;
-        doing("sealing", &path, seal(&segment, file.as_ref(), last_ms))?;
+        if let Err(error) = seal(&segment, file.as_ref(), last_ms) {
+            // On a full disk there is no room for an index, and only delivery makes room: a start must not need any. The
+            // index stays in memory, and the next opening scans again.
+            tracing::warn!(segment = %id, %error, "a segment could not be sealed while opening; its index stays in memory");
+            if let Err(error) = file.set_len(scan.frames_end) {
+                tracing::warn!(segment = %id, %error, "what was written of its index could not be cut off; the next opening will");
+            }
+        }
         recovered.segments.push(segment);
     }
-    // After a kill the entry of the newest file may be in memory only, and what it holds is about to be delivered.
-    doing("syncing", segments_dir, files.sync_dir(segments_dir))?;
     if durable > recovered.next {
         // Receipted once, says the checkpoint, and no longer there: never give these positions to other events.
         recovered.damaged_events += durable.0 - recovered.next.0;
         recovered.next = durable;
+        // A file that begins there says so to the next opening, which then does not count them again.
+        let id = recovered.next_id;
+        recovered.next_id = id.next();
+        match begin_empty(host, segments_dir, id, durable) {
+            Ok(segment) => recovered.segments.push(segment),
+            // On a full disk: the next opening counts them again.
+            Err(error) => tracing::warn!(%error, "where positions go on could not be written"),
+        }
     }
+    // After a kill the entry of the newest file may be in memory only, and what it holds is about to be delivered.
+    doing("syncing", segments_dir, files.sync_dir(segments_dir))?;
     Ok(recovered)
+}
+
+/// A sealed segment without frames, which says where positions go on.
+fn begin_empty(host: &Host, dir: &Path, id: SegmentId, base: Position) -> Result<Segment, OpenError> {
+    let header = SegmentHeader { id, base, created_ms: host.clock.wall_ms(), rewritten: false };
+    let path = dir.join(id.file_name());
+    let file = doing("creating", &path, host.files.create(&path))?;
+    doing("writing", &path, file.append(&[&header.encode()]))?;
+    let (index, frames_end) = (Index::Memory(ActiveIndex::default()), SEGMENT_HEADER_BYTES as u64);
+    let segment = Segment::new(&header, path, Extent { end: base, frames_end, file_bytes: frames_end, index });
+    doing("sealing", &segment.path, seal(&segment, file.as_ref(), header.created_ms))?;
+    Ok(segment)
 }
 
 /// What a damaged header said, as far as the footer or the first frame tells it. The creation time is lost: a later one
 /// stands in, so that events seem younger than they are, never older.
-fn header_from_content(host: &Host, file: &dyn File, id: SegmentId) -> io::Result<Option<SegmentHeader>> {
+pub(super) fn header_from_content(host: &Host, file: &dyn File, id: SegmentId) -> io::Result<Option<SegmentHeader>> {
     if let Some((footer, _)) = Footer::read(file)? {
-        return Ok(Some(SegmentHeader { id, base: footer.base, created_ms: footer.last_ms }));
+        let rewritten = footer.has_gaps();
+        return Ok(Some(SegmentHeader { id, base: footer.base, created_ms: footer.last_ms, rewritten }));
     }
     let mut window = Window::new(file)?;
     let at = SEGMENT_HEADER_BYTES as u64;
@@ -342,7 +427,7 @@ fn header_from_content(host: &Host, file: &dyn File, id: SegmentId) -> io::Resul
     }
     let Some(len) = good_frame(&mut window, at)? else { return Ok(None) };
     let first = Frame::parse(window.at(at, len)?).expect("checked just now");
-    Ok(Some(SegmentHeader { id, base: first.position(), created_ms: host.clock.wall_ms() }))
+    Ok(Some(SegmentHeader { id, base: first.position(), created_ms: host.clock.wall_ms(), rewritten: false }))
 }
 
 /// Keeps damaged bytes for inspection. Best effort: recovery goes on without.

@@ -1,7 +1,7 @@
 //! Segment files: names, header, and the table of those that exist.
 //!
-//! Place: `commit` begins and seals segments, `recover` finds them, `cursor` reads them, `dispatch` asks for
-//! their removal when a saved checkpoint covers them. Owner: the table is shared under one lock; each
+//! Place: `commit` begins and seals segments, `recover` finds them, `cursor` reads them, `rewrite` makes them smaller,
+//! `dispatch` asks for their removal when a saved checkpoint covers them. Owner: the table is shared under one lock; each
 //! segment's end and index under its own, held for moments only.
 //!
 //! A file `segments/NNNNNNNNNN.seg` (the segment's id in decimal) is: a header of 64 bytes, frames, and, once
@@ -11,12 +11,17 @@
 //! | --- | --- | --- |
 //! | 0 | | magic `FBYSEGMT` |
 //! | 8 | u16 | version, 1 |
-//! | 10 | u16 | flags, 0 (compression and encryption will be told here) |
+//! | 10 | u16 | flags: 1 rewritten (compression and encryption will be told here) |
 //! | 12 | u32 | segment id |
 //! | 16 | u64 | base: position of the first frame |
 //! | 24 | u64 | creation time, wall clock ms since 1970 UTC |
 //! | 32 | | 28 bytes reserved, 0 |
 //! | 60 | u32 | CRC-32 of the 60 bytes before |
+//!
+//! A *rewritten* segment holds a part of what it held: the frames that were settled are gone, and so positions have
+//! gaps. All else stayed: id, base, creation time, each frame's bytes, the end in the footer. A program that does not know
+//! the flag would take the gaps for damage; it refuses the file as one of another version instead, as it does for any
+//! flag it does not know.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -33,6 +38,9 @@ pub const SEGMENT_HEADER_BYTES: usize = 64;
 
 const MAGIC: &[u8; 8] = b"FBYSEGMT";
 const VERSION: u16 = 1;
+
+/// Header flag: settled frames were left out, positions have gaps.
+const FLAG_REWRITTEN: u16 = 1;
 
 /// A segment's number: grows by one with each file, never used twice in a spool's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -51,11 +59,26 @@ impl SegmentId {
         format!("{self}.seg")
     }
 
+    /// Name of the file that a rewriting of it is written to first.
+    #[must_use]
+    pub fn new_file_name(self) -> String {
+        format!("{self}.new")
+    }
+
     /// The id that a file name tells.
     #[must_use]
     pub fn of_file_name(name: &str) -> Option<Self> {
-        let digits = name.strip_suffix(".seg").filter(|digits| digits.len() == 10)?;
-        digits.parse().ok().map(Self)
+        Self::of_digits(name.strip_suffix(".seg")?)
+    }
+
+    /// The id that the name of a rewriting tells.
+    #[must_use]
+    pub fn of_new_file_name(name: &str) -> Option<Self> {
+        Self::of_digits(name.strip_suffix(".new")?)
+    }
+
+    fn of_digits(digits: &str) -> Option<Self> {
+        if digits.len() == 10 { digits.parse().ok().map(Self) } else { None }
     }
 
     /// The next one.
@@ -74,6 +97,8 @@ pub struct SegmentHeader {
     pub base: Position,
     /// Wall clock at creation, ms.
     pub created_ms: u64,
+    /// Settled frames were left out: gaps between positions are no damage.
+    pub rewritten: bool,
 }
 
 impl SegmentHeader {
@@ -83,6 +108,7 @@ impl SegmentHeader {
         let mut out = [0; SEGMENT_HEADER_BYTES];
         out[..8].copy_from_slice(MAGIC);
         out[8..10].copy_from_slice(&VERSION.to_le_bytes());
+        out[10..12].copy_from_slice(&if self.rewritten { FLAG_REWRITTEN } else { 0 }.to_le_bytes());
         out[12..16].copy_from_slice(&self.id.0.to_le_bytes());
         out[16..24].copy_from_slice(&self.base.0.to_le_bytes());
         out[24..32].copy_from_slice(&self.created_ms.to_le_bytes());
@@ -104,10 +130,11 @@ impl SegmentHeader {
         }
         let version = u16::from_le_bytes([bytes[8], bytes[9]]);
         let flags = u16::from_le_bytes([bytes[10], bytes[11]]);
-        if version != VERSION || flags != 0 {
+        if version != VERSION || flags & !FLAG_REWRITTEN != 0 {
             return Err(HeaderError::OtherVersion { version, flags });
         }
-        Ok(Self { id: SegmentId(u32_at(12)), base: Position(u64_at(16)), created_ms: u64_at(24) })
+        let rewritten = flags & FLAG_REWRITTEN != 0;
+        Ok(Self { id: SegmentId(u32_at(12)), base: Position(u64_at(16)), created_ms: u64_at(24), rewritten })
     }
 }
 

@@ -45,6 +45,9 @@ pub struct Node {
     pub pending: Vec<DataOp>,
 }
 
+/// Counts every fault that fired, of whatever kind.
+pub const ANY_FAULT: &str = "fault";
+
 /// What every operation gets once the machine has died.
 pub fn died() -> io::Error {
     io::Error::other(DIED)
@@ -57,6 +60,15 @@ pub struct EntryOp(pub Vec<(PathBuf, Option<Inode>)>);
 impl EntryOp {
     pub fn touches(&self, dir: &Path) -> bool {
         self.0.iter().any(|(path, _)| path.parent() == Some(dir))
+    }
+
+    /// What it is called when a crash undoes it.
+    fn undone(&self) -> &'static str {
+        match &self.0[..] {
+            [(_, Some(_))] => "new entry lost",
+            [(_, None)] => "removal undone",
+            _ => "rename undone",
+        }
     }
 
     pub fn apply(&self, entries: &mut BTreeMap<PathBuf, Inode>) {
@@ -84,7 +96,16 @@ pub struct Disk {
     pub stop_at: Option<u64>,
     pub died: bool,
     pub log: Vec<OpRecord>,
+    /// While set, reads meet no faults and leave no trace: a checker looks.
+    pub quiet: bool,
+    /// Operations that may still be asked for before the disk says that whoever asks does not end.
+    pub budget: Option<u64>,
+    /// How often each kind of misfortune was met, over all crashes of this disk.
+    pub met: Met,
 }
+
+/// Misfortunes by name, counted.
+pub type Met = BTreeMap<&'static str, u64>;
 
 /// The crash's choices. How eager it is to keep differs from seed to seed, so that histories in which nearly all or
 /// nearly nothing survives come up as well as mixtures.
@@ -129,10 +150,14 @@ impl Disk {
     }
 
     pub fn survivors(&self, draw: &mut Draw) -> Self {
+        let mut met = self.met.clone();
+        *met.entry("power cut").or_default() += 1;
         let mut entries = self.durable.clone();
         for op in &self.pending {
             if draw.keep() {
                 op.apply(&mut entries);
+            } else {
+                *met.entry(op.undone()).or_default() += 1;
             }
         }
         let mut nodes = BTreeMap::new();
@@ -140,7 +165,7 @@ impl Disk {
             let node = &self.nodes[inode];
             let mut image = node.durable.clone();
             for op in &node.pending {
-                survive(op, &mut image, draw);
+                *met.entry(survive(op, &mut image, draw)).or_default() += 1;
             }
             nodes.insert(*inode, Node { live: image.clone(), durable: image, pending: Vec::new() });
         }
@@ -151,12 +176,23 @@ impl Disk {
             durable: entries,
             dirs: self.dirs.clone(),
             capacity: self.capacity,
+            met,
             ..Self::default()
         }
     }
 
+    pub fn meet(&mut self, what: &'static str) {
+        *self.met.entry(what).or_default() += 1;
+    }
+
     /// Counts the operation, logs it, and decides whether it fails.
     pub fn begin(&mut self, op: Op, path: &Path, bytes: u64) -> Result<(), Refused> {
+        if self.quiet && !self.died && !op.changes() {
+            return Ok(());
+        }
+        if let Some(budget) = &mut self.budget {
+            *budget = budget.checked_sub(1).expect("BORING-RECOVERY: operations without end");
+        }
         let number = self.ops;
         if op.changes() {
             self.ops += 1;
@@ -166,6 +202,7 @@ impl Disk {
             return Err(Refused::Death);
         }
         let mut fired = None;
+        let mut kind = None;
         for fault in self.faults.iter_mut().filter(|fault| fault.op == op) {
             if !path.to_string_lossy().contains(&fault.path) {
                 continue;
@@ -174,8 +211,13 @@ impl Disk {
                 fault.nth -= 1;
             } else if fault.times > 0 {
                 fault.times = if fault.times == u64::MAX { u64::MAX } else { fault.times - 1 };
+                kind = kind.or(Some(fault.name()));
                 fired.get_or_insert(Refused::Fault(fault.errno, fault.pending, fault.partial));
             }
+        }
+        if let Some(kind) = kind {
+            self.meet(kind);
+            self.meet(ANY_FAULT);
         }
         self.faults.retain(|fault| fault.times > 0);
         self.log.push(OpRecord { number, op, path: path.to_path_buf(), bytes, ok: fired.is_none() });
@@ -204,6 +246,13 @@ impl Disk {
         }
     }
 
+    /// The entries stay visible, and no later sync of the directory will ever write them.
+    pub fn fail_sync_dir(&mut self, dir: &Path, pending: Pending) {
+        if pending != Pending::Keep {
+            self.pending.retain(|op| !op.touches(dir));
+        }
+    }
+
     pub fn write(&mut self, inode: Inode, bytes: &[u8]) {
         if bytes.is_empty() {
             return;
@@ -224,13 +273,14 @@ impl Disk {
     }
 }
 
-/// Applies what the crash leaves of one pending operation.
-pub fn survive(op: &DataOp, image: &mut Vec<u8>, draw: &mut Draw) {
+/// Applies what the crash leaves of one pending operation, and says what that is.
+pub fn survive(op: &DataOp, image: &mut Vec<u8>, draw: &mut Draw) -> &'static str {
     let DataOp::Write { offset, bytes } = op else {
-        if draw.keep() {
-            op.apply(image);
+        if !draw.keep() {
+            return "length lost";
         }
-        return;
+        op.apply(image);
+        return "length kept";
     };
     if draw.one_in(4) {
         // Torn: every sector on its own, and the length perhaps beyond what got there.
@@ -246,8 +296,12 @@ pub fn survive(op: &DataOp, image: &mut Vec<u8>, draw: &mut Draw) {
         if draw.one_in(2) && image.len() < end {
             image.resize(end, 0);
         }
+        "append torn"
     } else if draw.keep() {
         op.apply(image);
+        "append kept"
+    } else {
+        "append lost"
     }
 }
 

@@ -10,7 +10,8 @@
 //! the data; a cut of the file may be undone. *Any file*: open, read, write, sync fail with a chosen error; a failed
 //! sync keeps, forgets or drops what was pending; the disk fills in the middle of a write; reads come up short; a bit
 //! flips. *Directory*: an entry whose directory was not synced may be there or not after a crash, a removal may be
-//! undone, a rename may not have happened, each independently of the others.
+//! undone, a rename may not have happened, each independently of the others; a failed sync of it keeps its entries pending
+//! or forgets them. Each misfortune is counted when it is met ([`FaultFiles::met`]), so that a test can prove what it saw.
 //!
 //! Assumed of the disk: a sector of 512 bytes is written wholly or not; bytes made durable are not harmed by a later
 //! write beside them; a rename is atomic; bytes never written read as zeroes, never as another file's; what a sync
@@ -32,7 +33,8 @@ use forebay::host::{Clock, Entropy, File, Files, Host, Space, mix64};
 #[path = "fault_disk.rs"]
 mod disk;
 
-use disk::{DataOp, Disk, Draw, EntryOp, Inode, Node, Refused, died};
+pub use disk::Met;
+use disk::{ANY_FAULT, DataOp, Disk, Draw, EntryOp, Inode, Node, Refused, died};
 
 /// errno of a device error.
 pub const EIO: i32 = 5;
@@ -92,7 +94,7 @@ pub struct Fault {
     pub times: u64,
     /// The errno given.
     pub errno: i32,
-    /// For syncs.
+    /// For syncs; of a directory, `Drop` is `Forget`.
     pub pending: Pending,
     /// For writes: bytes that still get in before the error.
     pub partial: usize,
@@ -123,6 +125,28 @@ impl Fault {
     pub fn partial(mut self, bytes: usize) -> Self {
         self.partial = bytes;
         self
+    }
+
+    /// Its kind, for counting.
+    fn name(&self) -> &'static str {
+        match (self.op, self.pending) {
+            (Op::Open, _) => "open fails",
+            (Op::Read, _) => "read fails",
+            (Op::List, _) => "list fails",
+            (Op::Create, _) => "create fails",
+            (Op::Write, _) if self.errno == ENOSPC => "write finds no space",
+            (Op::Write, _) if self.partial > 0 => "write fails in the middle",
+            (Op::Write, _) => "write fails",
+            (Op::SetLen, _) => "set_len fails",
+            (Op::SyncData, Pending::Keep) => "sync fails, pages kept",
+            (Op::SyncData, Pending::Forget) => "sync fails, pages forgotten",
+            (Op::SyncData, Pending::Drop) => "sync fails, pages dropped",
+            (Op::SyncDir, Pending::Keep) => "directory sync fails, entries kept",
+            (Op::SyncDir, _) => "directory sync fails, entries forgotten",
+            (Op::Remove, _) => "remove fails",
+            (Op::Rename, _) => "rename fails",
+            (Op::CreateDir, _) => "create_dir fails",
+        }
     }
 }
 
@@ -191,6 +215,11 @@ impl FaultFiles {
         self.disk().stop_at = Some(n);
     }
 
+    /// The machine does not die by itself any more.
+    pub fn never_stop(&self) {
+        self.disk().stop_at = None;
+    }
+
     /// Whether the machine has died.
     pub fn has_died(&self) -> bool {
         self.disk().died
@@ -199,6 +228,44 @@ impl FaultFiles {
     /// Adds a fault.
     pub fn fail(&self, fault: Fault) {
         self.disk().faults.push(fault);
+    }
+
+    /// How often each kind of misfortune was met, since this disk was new and through all its crashes.
+    pub fn met(&self) -> Met {
+        self.disk().met.clone()
+    }
+
+    /// Faults that fired so far.
+    pub fn faults_fired(&self) -> u64 {
+        self.disk().met.get(ANY_FAULT).copied().unwrap_or_default()
+    }
+
+    /// Counts a misfortune that the test brought about itself.
+    pub fn meet(&self, what: &'static str) {
+        self.disk().meet(what);
+    }
+
+    /// While on, reading meets no fault and is not logged: a checker looks, and the history must not change by it.
+    pub fn set_quiet(&self, on: bool) {
+        self.disk().quiet = on;
+    }
+
+    /// Operations after which asking for one more panics: what is run ends, or is found out.
+    pub fn set_budget(&self, operations: Option<u64>) {
+        self.disk().budget = operations;
+    }
+
+    /// Whether a power cut that loses all that may be lost leaves these bytes at this place.
+    pub fn holds_durably(&self, path: &Path, offset: u64, bytes: &[u8]) -> bool {
+        let disk = self.disk();
+        let Some(node) = disk.durable.get(path).map(|inode| &disk.nodes[inode]) else { return false };
+        node.durable.get(offset as usize..).is_some_and(|rest| rest.starts_with(bytes))
+    }
+
+    /// What a power cut that loses all that may be lost leaves of a file.
+    pub fn durable_contents(&self, path: &Path) -> Option<Vec<u8>> {
+        let disk = self.disk();
+        Some(disk.nodes[disk.durable.get(path)?].durable.clone())
     }
 
     /// Takes all faults away: the repaired disk.
@@ -267,7 +334,8 @@ impl FaultFiles {
     /// Handles of the old process are dead, faults and counts are gone.
     pub fn kill(&self) -> Self {
         let mut old = self.disk();
-        let new = Disk { faults: Vec::new(), log: Vec::new(), ops: 0, stop_at: None, died: false, ..old.clone() };
+        old.meet("process killed");
+        let new = Disk { faults: Vec::new(), log: Vec::new(), ops: 0, stop_at: None, budget: None, died: false, ..old.clone() };
         old.died = true;
         Self::of(new)
     }
@@ -297,8 +365,12 @@ impl File for FaultFile {
         let live = &disk.nodes[&self.inode].live;
         let at = (offset.min(live.len() as u64)) as usize;
         let mut n = buf.len().min(live.len() - at);
-        if let (Some(seed), true) = (disk.short_reads, n > 1) {
-            n = 1 + (mix64(seed ^ disk.log.len() as u64) % n as u64) as usize;
+        if let (Some(seed), true) = (disk.short_reads, n > 1 && !disk.quiet) {
+            let part = 1 + (mix64(seed ^ disk.log.len() as u64) % n as u64) as usize;
+            if part < n {
+                disk.meet("short read");
+            }
+            n = part;
         }
         buf[..n].copy_from_slice(&disk.nodes[&self.inode].live[at..at + n]);
         Ok(n)
@@ -317,6 +389,7 @@ impl File for FaultFile {
         }
         let room = disk.capacity.map_or(u64::MAX, |capacity| capacity.saturating_sub(disk.used()));
         if room < bytes.len() as u64 {
+            disk.meet("disk full");
             disk.write(self.inode, &bytes[..room as usize]);
             return Err(io::Error::from_raw_os_error(ENOSPC));
         }
@@ -409,7 +482,14 @@ impl Files for FaultFiles {
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         let mut disk = self.disk();
-        disk.begin(Op::SyncDir, dir, 0)?;
+        match disk.begin(Op::SyncDir, dir, 0) {
+            Ok(()) => {}
+            Err(Refused::Fault(errno, pending, _)) => {
+                disk.fail_sync_dir(dir, pending);
+                return Err(io::Error::from_raw_os_error(errno));
+            }
+            Err(refused) => return Err(refused.into()),
+        }
         if !disk.dirs.contains(dir) {
             return Err(io::ErrorKind::NotFound.into());
         }
@@ -467,9 +547,10 @@ impl SimClock {
         self.wall_ms.fetch_add(by.as_millis() as u64, Ordering::SeqCst);
     }
 
-    /// Somebody sets the wall clock, forwards or back.
+    /// Somebody sets the wall clock, forwards or back, to 1970 at the earliest.
     pub fn jump_wall_ms(&self, by: i64) {
-        self.wall_ms.fetch_add(by as u64, Ordering::SeqCst);
+        let now = self.wall_ms.load(Ordering::SeqCst);
+        self.wall_ms.store(now.saturating_add_signed(by), Ordering::SeqCst);
     }
 }
 

@@ -2,40 +2,16 @@
 //!
 //! Place: part of the [`Cursor`]; the dispatcher asks when it makes a dead letter, and at start, when letters are compared
 //! with the segments. Rare, so it reads as much as it needs.
-//!
-//! *SAME-TWICE*: the position told of a damaged frame depends only on the file, not on who reads or from where, so that a
-//! letter made of it is known again after a crash.
 
 use std::io;
 
-use super::{Cursor, Damaged};
-use crate::event::{LANES, Lane, Position};
+use super::Cursor;
+use crate::event::{Lane, Position};
 use crate::spool::frame::{FRAME_HEADER_BYTES, Frame};
 use crate::spool::index::Entry;
 use crate::spool::segment::Segment;
 
 impl Cursor {
-    /// The position of a frame that no longer checks: counted from the nearest good frame before it, since positions are
-    /// dense. `None` when its index does not list it, or its segment is gone.
-    ///
-    /// # Errors
-    /// The device's.
-    pub fn position_of_damaged(&mut self, damaged: &Damaged) -> io::Result<Option<Position>> {
-        let Some(segment) = self.shared.table.get(damaged.segment) else { return Ok(None) };
-        let entries = self.lane_frames(&segment, Lane(0), Lane(LANES as u16 - 1))?;
-        let Some(at) = entries.iter().position(|(_, entry)| entry.offset == damaged.entry.offset) else { return Ok(None) };
-        let mut bytes = Vec::new();
-        for (back, (_, entry)) in entries[..at].iter().rev().enumerate() {
-            bytes.clear();
-            if self.read_frame(&segment, *entry, &mut bytes)?
-                && let Some(frame) = Frame::parse(&bytes)
-            {
-                return Ok(Some(Position(frame.position().0 + 1 + back as u64)));
-            }
-        }
-        Ok(Some(Position(segment.base.0 + at as u64)))
-    }
-
     /// The bytes where a frame lies, whatever they are; fewer where the file ends or cannot be read.
     pub fn read_raw(&mut self, segment: &Segment, entry: Entry) -> Vec<u8> {
         let mut bytes = vec![0; entry.len as usize];

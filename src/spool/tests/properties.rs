@@ -328,7 +328,7 @@ proptest! {
             bytes
         } else {
             let header = if header {
-                SegmentHeader { id: SegmentId(900), base: Position(expected.len() as u64), created_ms: 1 }.encode().to_vec()
+                SegmentHeader { id: SegmentId(900), base: Position(expected.len() as u64), created_ms: 1, rewritten: false }.encode().to_vec()
             } else {
                 Vec::new()
             };
@@ -371,7 +371,8 @@ fn an_oldest_segment_with_a_damaged_header_keeps_its_place_far_from_zero() {
         let disk = Disk::new(64 << 20);
         disk.open();
         let path = PathBuf::from("/spool/segments/0000000007.seg");
-        let mut bytes = SegmentHeader { id: SegmentId(7), base: Position(far), created_ms: 50 }.encode().to_vec();
+        let mut bytes =
+            SegmentHeader { id: SegmentId(7), base: Position(far), created_ms: 50, rewritten: false }.encode().to_vec();
         for n in 0..3u64 {
             let start = bytes.len();
             frame::encode(&mut bytes, "user", KeyHash::of_key("user"), false, b"data");

@@ -1,0 +1,798 @@
+//! One seeded life of the real spool: everything that can happen to it, in an order that the seed decides.
+//!
+//! Place: `lives.rs` runs thousands of these, `mutations.rs` runs them with a planted bug. A life is a chain of processes
+//! on one disk. Each opens the spool (real recovery), writes groups with the real `Writer`, reads with the real `Cursor`
+//! (`reader.rs`), saves real checkpoints into a store that a crash may lose or set back, deletes with the real
+//! `remove_covered`, and ends by a clean stop through the real `commit_loop`, by a kill, or by a power cut before any
+//! operation. `promises.rs` is the model and judges.
+//!
+//! Determinism: one thread, every choice from the seed, both clocks simulated; [`Outcome::trace`] tells it all.
+//! *Swarm*: each seed turns whole kinds of misfortune off, so that the others meet in more combinations.
+//!
+//! Failure: [`Outcome::verdict`] names the promise. Absent on purpose: threads, sockets, Kinesis, sled's own files.
+
+use std::collections::VecDeque;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use forebay::checkpoint::Checkpoint;
+use forebay::event::{LANES, Lane, Position};
+use forebay::host::{Host, mix64};
+use forebay::spool::cursor::Cursor;
+use forebay::spool::frame;
+use forebay::spool::gather::commit_loop;
+use forebay::spool::index::DIRECTORY_BYTES;
+use forebay::spool::{OpenError, Opened, SpoolOptions, open, prepare, remove_covered};
+
+use crate::fault_files::{EIO, EMFILE, ENOSPC, Fault, FaultFiles, Met, Op, OpRecord, Pending, SeededEntropy, SimClock, is_death};
+use crate::planted::{Plant, PlantedFiles};
+use crate::promises::{Broken, Id, KEYS, Marks, Promises, data_of, frames, hash_of, holds, id_of, key_of};
+use crate::reader::{ReadError, Reader};
+
+/// Operations within which an opening must end.
+const OPEN_OPERATIONS_MAX: u64 = 5_000;
+
+/// Events that the store of marks remembers to be set back to.
+const SAVED_MAX: usize = 4;
+
+/// One line of a life's story.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Line {
+    /// What the disk was asked.
+    Disk(OpRecord),
+    /// What the model did or heard.
+    Model(String),
+}
+
+/// How a life went.
+pub struct Outcome {
+    /// The promise that was broken, if one was.
+    pub verdict: Result<(), String>,
+    /// What it met, by name.
+    pub met: Met,
+    /// All of it.
+    pub trace: Vec<Line>,
+    /// Groups that recovery found though they had no receipt: events of them.
+    pub found_unreceipted: u64,
+    pub receipted: usize,
+}
+
+/// Why a process does not go on.
+enum Stop {
+    Died,
+    Broken(Broken),
+}
+
+impl From<Broken> for Stop {
+    fn from(broken: Broken) -> Self {
+        Self::Broken(broken)
+    }
+}
+
+/// Kinds of misfortune that a seed may turn off.
+#[derive(Clone, Copy)]
+enum Kind {
+    Kill,
+    Death,
+    Faults,
+    LyingSyncs,
+    FullDisk,
+    ShortReads,
+    Flips,
+    Clock,
+    Marks,
+    Lag,
+}
+
+/// A group on its way to the disk.
+struct Group {
+    batches: Vec<Vec<u8>>,
+    counts: Vec<u64>,
+    first: Id,
+}
+
+/// One process's share of the life.
+struct Process {
+    host: Host,
+    opened: Opened,
+    reader: Reader,
+    waiting: Option<Group>,
+    dead: u64,
+}
+
+struct Life {
+    seed: u64,
+    plant: Plant,
+    draws: u64,
+    off: u64,
+    files: FaultFiles,
+    clock: Arc<SimClock>,
+    store: VecDeque<Vec<u8>>,
+    promises: Promises,
+    /// Files with a flipped bit: one each, so that what may be lost is known.
+    flipped: Vec<PathBuf>,
+    steps_left: u64,
+    trace: Vec<Line>,
+    logged: usize,
+}
+
+/// Runs the life of this seed.
+pub fn live(seed: u64, plant: Plant) -> Outcome {
+    let mut life = Life {
+        seed,
+        plant,
+        draws: mix64(seed ^ 0x11fe),
+        // About a third of the kinds is off.
+        off: mix64(seed ^ 0x50ff) & mix64(seed ^ 0x50fe),
+        files: FaultFiles::new(),
+        clock: Arc::new(SimClock::new()),
+        store: VecDeque::new(),
+        promises: Promises::new(),
+        flipped: Vec::new(),
+        steps_left: 40 + mix64(seed ^ 0x57e9) % 100,
+        trace: Vec::new(),
+        logged: 0,
+    };
+    let verdict = match catch_unwind(AssertUnwindSafe(|| life.all())) {
+        Ok(verdict) => verdict.map_err(|broken| broken.0),
+        Err(panic) => Err(panic_text(panic.as_ref())),
+    };
+    life.log();
+    let found_unreceipted = life.promises.found_unreceipted;
+    let receipted = life.promises.receipted.len();
+    Outcome { verdict, met: life.files.met(), trace: life.trace, found_unreceipted, receipted }
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    format!("panicked: {}", text.unwrap_or("with something that is no text"))
+}
+
+fn options() -> SpoolOptions {
+    SpoolOptions { stream: "clicks".into(), dir: PathBuf::from("/spool"), max_bytes: 1 << 30, segment_bytes: 3000 }
+}
+
+fn lanes() -> Vec<Lane> {
+    let mut lanes: Vec<Lane> = (0..KEYS).map(|n| hash_of(&format!("user-{n}")).0.lane()).collect();
+    lanes.sort_unstable();
+    lanes.dedup();
+    lanes
+}
+
+impl Life {
+    fn draw(&mut self, below: u64) -> u64 {
+        self.draws = self.draws.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        mix64(self.draws) % below.max(1)
+    }
+
+    fn on(&self, kind: Kind) -> bool {
+        self.off >> (kind as u64) & 1 == 0
+    }
+
+    fn pick<T: Copy>(&mut self, of: &[T]) -> Option<T> {
+        let n = self.draw(of.len() as u64) as usize;
+        of.get(n).copied()
+    }
+
+    fn log(&mut self) {
+        let log = self.files.log();
+        self.trace.extend(log[self.logged..].iter().cloned().map(Line::Disk));
+        self.logged = log.len();
+    }
+
+    fn tell(&mut self, what: impl FnOnce() -> String) {
+        self.log();
+        self.trace.push(Line::Model(what()));
+    }
+
+    fn all(&mut self) -> Result<(), Broken> {
+        loop {
+            match self.process() {
+                Ok(()) if self.steps_left == 0 => break,
+                Ok(()) => {}
+                Err(Stop::Died) => self.between(None),
+                Err(Stop::Broken(broken)) => return Err(broken),
+            }
+        }
+        self.last_process()
+    }
+
+    /// From an opening to an end that is not a death within an operation.
+    fn process(&mut self) -> Result<(), Stop> {
+        if self.on(Kind::Death) && self.draw(3) > 0 {
+            let until = if self.draw(3) == 0 { 12 } else { 70 };
+            let stop = self.draw(until);
+            self.files.stop_at(stop);
+        }
+        if self.on(Kind::Faults) && self.draw(4) == 0 {
+            self.add_fault();
+        }
+        let mut process = self.open()?;
+        while self.steps_left > 0 {
+            self.steps_left -= 1;
+            let passed = self.draw(50);
+            self.clock.advance(Duration::from_millis(passed));
+            match self.draw(40) {
+                0..=11 => self.commit(&mut process)?,
+                13..=16 => drop(self.sweep(&mut process)?),
+                17..=19 => self.read_lane(&mut process)?,
+                20..=24 => self.send(&mut process)?,
+                25..=28 => self.answer(&mut process),
+                29 | 30 => self.save(&mut process)?,
+                31 | 32 => self.remove(&mut process)?,
+                33 => process.opened.writer.seal(),
+                34 => self.fall_behind(&mut process),
+                35 => self.add_fault(),
+                36 if self.on(Kind::Death) => {
+                    // The power goes within one of the next operations.
+                    let stop = self.files.ops() + self.draw(8);
+                    self.files.stop_at(stop);
+                }
+                36 | 12 => self.mishap(&mut process),
+                37 => self.files.heal(),
+                38 if self.draw(2) == 0 => {
+                    self.clean_stop(process)?;
+                    self.between(Some(true));
+                    return Ok(());
+                }
+                39 if self.draw(2) == 0 => {
+                    let kill = self.on(Kind::Kill) && self.draw(2) == 0;
+                    self.between(Some(kill));
+                    return Ok(());
+                }
+                _ => {}
+            }
+            if self.files.has_died() {
+                return Err(Stop::Died);
+            }
+        }
+        self.between(None);
+        Ok(())
+    }
+
+    fn host(&self) -> Host {
+        let files = PlantedFiles { disk: self.files.clone(), plant: self.plant };
+        Host { files: Arc::new(files), clock: self.clock.clone(), entropy: Arc::new(SeededEntropy::new(self.seed)) }
+    }
+
+    fn saved(&self) -> Checkpoint {
+        self.store.back().and_then(|bytes| Checkpoint::decode(bytes)).unwrap_or_default()
+    }
+
+    fn open(&mut self) -> Result<Process, Stop> {
+        let host = self.host();
+        let saved = self.saved();
+        let mut refused = 0;
+        let full = |met: &Met| met.get("disk full").copied().unwrap_or_default();
+        let (full_before, fired_before) = (full(&self.files.met()), self.files.faults_fired());
+        let opened = loop {
+            let fired = self.files.faults_fired();
+            self.files.set_budget(Some(OPEN_OPERATIONS_MAX));
+            let opened = prepare(&host, &options()).and_then(|()| open(&host, &options(), saved.durable, &Arc::default()));
+            self.files.set_budget(None);
+            self.note_lies();
+            let error = match opened {
+                Ok(opened) => break opened,
+                Err(error) => error,
+            };
+            self.promises.opening_cut = true;
+            match &error {
+                OpenError::Io { error, .. } if is_death(error) => {
+                    self.files.meet("death while opening");
+                    return Err(Stop::Died);
+                }
+                OpenError::Io { .. } if self.files.faults_fired() > fired => {
+                    // The supervisor starts the agent again, and in the end somebody mends the disk.
+                    self.files.meet("opening refused for a fault");
+                    refused += 1;
+                    if refused == 3 {
+                        self.files.heal();
+                    }
+                }
+                _ => holds!(false, "BORING-RECOVERY: the spool does not open: {error}"),
+            }
+        };
+        let damaged = if self.plant == Plant::DamageUntold { 0 } else { opened.damaged_events };
+        let next = opened.writer.next();
+        self.tell(|| format!("open: next {next}, {damaged} damaged, torn {}", opened.torn_bytes));
+        if full(&self.files.met()) > full_before || self.files.faults_fired() > fired_before {
+            self.promises.told_again += damaged;
+        }
+        self.files.set_quiet(true);
+        let checked = self.check(&opened, &host, damaged, &saved);
+        self.files.set_quiet(false);
+        checked?;
+        // As the agent does before it serves.
+        let dead = saved.dead + damaged;
+        self.put(&Checkpoint { clean: false, durable: next, dead, ..saved.clone() });
+        let cursor = Cursor::new(Arc::clone(opened.handle.shared()), Arc::clone(&host.files));
+        let reader = Reader::new(cursor, saved.marks, &lanes(), self.plant);
+        Ok(Process { host, opened, reader, waiting: None, dead })
+    }
+
+    fn check(&mut self, opened: &Opened, host: &Host, damaged: u64, saved: &Checkpoint) -> Result<(), Stop> {
+        let (found, bad) = self.promises.after_open(&self.files, opened, damaged, &saved.marks)?;
+        let mut cursor = Cursor::new(Arc::clone(opened.handle.shared()), Arc::clone(&host.files));
+        let mut pending = 0;
+        for segment in opened.handle.shared().table.all() {
+            let counted = cursor.pending(&segment, &saved.marks);
+            pending += counted.map_err(|error| Broken(format!("NOTHING-LOST: pending events cannot be counted: {error}")))?;
+        }
+        let at_or_past = |(position, id): &(&Position, &Id)| **position >= saved.marks[crate::promises::lane_of(**id)];
+        let expected = found.iter().filter(at_or_past).count() as u64;
+        // A damaged frame stays pending until a reader meets it.
+        holds!(
+            (expected..=expected + bad).contains(&pending),
+            "EXACT-ACCOUNT: {pending} counted as pending, {expected} found, {bad} damaged stretches"
+        );
+        if self.draw(4) == 0 {
+            let mut swept = Vec::new();
+            let mut at = Position(0);
+            while let Some(chunk) = cursor.next(at).map_err(|error| Broken(format!("NOTHING-LOST: the sweep fails: {error}")))? {
+                let chunk = chunk.chunk;
+                let mut bytes = &chunk.bytes[..];
+                while let Some(frame) = frame::Frame::check(bytes) {
+                    swept.push((frame.position(), id_of(frame.data()).unwrap_or_default()));
+                    at = Position(frame.position().0 + 1);
+                    bytes = &bytes[frame.len()..];
+                }
+                at = at.max(Position(chunk.first.0 + u64::from(chunk.count)));
+            }
+            let found: Vec<(Position, Id)> = found.into_iter().collect();
+            holds!(swept == found, "NOTHING-LOST: the sweep and the files disagree: {swept:?} and {found:?}");
+        }
+        Ok(())
+    }
+
+    /// Notices a sync that failed and will not write those bytes again.
+    fn note_lies(&mut self) {
+        let met = self.files.met();
+        let lied = ["sync fails, pages forgotten", "sync fails, pages dropped", "directory sync fails, entries forgotten"];
+        self.promises.sync_lied |= lied.iter().any(|kind| met.contains_key(kind));
+    }
+
+    fn put(&mut self, checkpoint: &Checkpoint) {
+        self.store.push_back(checkpoint.encode());
+        if self.store.len() > SAVED_MAX {
+            self.store.pop_front();
+        }
+    }
+
+    /// An operation failed: by the machine's death, by a fault, or for no reason, which breaks the promise `or`.
+    fn failed(&mut self, error: &io::Error, fired: u64, or: &str) -> Result<(), Stop> {
+        self.note_lies();
+        if is_death(error) {
+            return Err(Stop::Died);
+        }
+        let full = error.raw_os_error() == Some(ENOSPC);
+        holds!(full || self.files.faults_fired() > fired, "{or}: {error}, though nothing is wrong with the disk");
+        Ok(())
+    }
+
+    fn group(&mut self) -> Group {
+        let first = self.promises.next_id;
+        let (mut batches, mut counts) = (Vec::new(), Vec::new());
+        for _ in 0..1 + self.draw(3) {
+            let mut batch = Vec::new();
+            let count = 1 + self.draw(3);
+            for _ in 0..count {
+                let id = self.promises.next_id;
+                self.promises.next_id += 1;
+                let key = key_of(id);
+                let (hash, explicit) = hash_of(&key);
+                frame::encode(&mut batch, &key, hash, explicit, &data_of(id));
+            }
+            batches.push(batch);
+            counts.push(count);
+        }
+        Group { batches, counts, first }
+    }
+
+    /// One try at a group; what failed waits, as in the commit thread, and its events keep their positions.
+    fn commit(&mut self, process: &mut Process) -> Result<(), Stop> {
+        let mut group = match process.waiting.take() {
+            Some(group) => group,
+            None => self.group(),
+        };
+        let base = process.opened.writer.next();
+        let fired = self.files.faults_fired();
+        let placed = match process.opened.writer.commit(&mut group.batches) {
+            Ok(placed) => placed,
+            Err(error) => {
+                process.waiting = Some(group);
+                self.tell(|| format!("commit at {base} failed: {error}"));
+                return self.failed(&error, fired, "NOTHING-LOST");
+            }
+        };
+        self.note_lies();
+        let table = &process.opened.handle.shared().table;
+        for (placed, batch) in placed.iter().zip(&group.batches).filter(|_| self.plant.looks()) {
+            let path = table.dir().join(placed.segment.file_name());
+            let durable = self.files.holds_durably(&path, u64::from(placed.offset), batch);
+            holds!(durable, "RECEIPT-AFTER-SYNC: a group at {} is receipted and not on the disk", placed.first);
+        }
+        self.receipt(&mut process.reader, base, group.first, group.counts.iter().sum())
+    }
+
+    fn receipt(&mut self, reader: &mut Reader, base: Position, first: Id, count: u64) -> Result<(), Stop> {
+        self.tell(|| format!("receipt: {count} events from {first} at {base}"));
+        for n in 0..count {
+            self.promises.receipt(Position(base.0 + n), first + n)?;
+            reader.committed(Position(base.0 + n), first + n);
+        }
+        self.promises.receipted_group(base);
+        Ok(())
+    }
+
+    fn met(&mut self, met: &[(forebay::spool::segment::SegmentId, u64)]) -> Result<(), Stop> {
+        for (segment, offset) in met {
+            self.tell(|| format!("damaged: {segment} at {offset}"));
+            if self.plant != Plant::DamageUntold {
+                self.promises.tell(*segment, *offset)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn read<T>(&mut self, outcome: Result<T, ReadError>, fired: u64, or: T) -> Result<T, Stop> {
+        match outcome {
+            Ok(value) => Ok(value),
+            Err(ReadError::Broken(broken)) => Err(broken.into()),
+            Err(ReadError::Io(error)) => self.failed(&error, fired, "NOTHING-LOST").map(|()| or),
+        }
+    }
+
+    fn sweep(&mut self, process: &mut Process) -> Result<bool, Stop> {
+        let (fired, mut met) = (self.files.faults_fired(), Vec::new());
+        let outcome = process.reader.sweep_once(&mut met);
+        self.met(&met)?;
+        self.read(outcome, fired, true)
+    }
+
+    fn read_lane(&mut self, process: &mut Process) -> Result<(), Stop> {
+        let Some(lane) = self.pick(&process.reader.lagging()) else { return Ok(()) };
+        let (fired, mut met) = (self.files.faults_fired(), Vec::new());
+        let outcome = process.reader.read_lane(lane, &mut met);
+        self.files.meet("lane read");
+        self.met(&met)?;
+        self.read(outcome, fired, ())
+    }
+
+    fn fall_behind(&mut self, process: &mut Process) {
+        if self.on(Kind::Lag) {
+            if let Some(lane) = self.pick(&lanes()) {
+                process.reader.fall_behind(lane);
+            }
+        }
+    }
+
+    fn send(&mut self, process: &mut Process) -> Result<(), Stop> {
+        for _ in 0..1 + self.draw(4) {
+            let Some(lane) = self.pick(&process.reader.ready()) else { return Ok(()) };
+            let count = 1 + self.draw(6) as usize;
+            for (position, id) in process.reader.send(lane, count) {
+                self.promises.deliver(position, id)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn answer(&mut self, process: &mut Process) {
+        for _ in 0..1 + self.draw(6) {
+            let Some(lane) = self.pick(&process.reader.under_way()) else { return };
+            if self.draw(6) == 0 {
+                process.reader.refused(lane);
+            } else {
+                let count = 1 + self.draw(8) as usize;
+                process.reader.answered(lane, count);
+            }
+        }
+    }
+
+    fn save(&mut self, process: &mut Process) -> Result<(), Stop> {
+        let marks = process.reader.marks();
+        let mut durable = process.opened.writer.next();
+        if self.plant == Plant::TornTailKept {
+            let group = process.waiting.get_or_insert_with(|| self.group());
+            durable.0 += group.counts.iter().sum::<u64>();
+        }
+        self.tell(|| format!("save: durable {durable}, lowest mark {}", marks.iter().min().copied().unwrap_or_default()));
+        self.put(&Checkpoint { durable, dead: process.dead, marks, ..Checkpoint::default() });
+        Ok(())
+    }
+
+    fn remove(&mut self, process: &mut Process) -> Result<(), Stop> {
+        let saved = self.saved().marks;
+        let marks: Box<Marks> = match self.plant {
+            Plant::DeletionAheadOfDelivery => process.reader.marks_handed_out(),
+            Plant::DeletionAheadOfSavedMark => process.reader.marks(),
+            _ => saved.clone(),
+        };
+        let table = Arc::clone(&process.opened.handle.shared().table);
+        let before = table.all();
+        let fired = self.files.faults_fired();
+        let outcome = remove_covered(&process.host, &table, &marks);
+        if self.plant == Plant::NewestDeleted {
+            if let Some(newest) = before.last().filter(|newest| newest.covered_by(&marks)) {
+                process.opened.writer.seal();
+                process.host.files.remove(&newest.path).ok();
+                table.remove(newest.id);
+            }
+        }
+        let left: Vec<_> = table.all().iter().map(|segment| segment.id).collect();
+        for gone in before.iter().filter(|segment| !left.contains(&segment.id)) {
+            let end = gone.extent().end;
+            self.tell(|| format!("remove: {} with {}..{end}", gone.id, gone.base));
+            self.files.meet("segment removed");
+            self.promises.removed(gone.id, gone.base, end, &saved)?;
+            process.reader.cursor.forget(gone.id);
+        }
+        match outcome {
+            Ok(_) => Ok(()),
+            Err(error) => self.failed(&error, fired, "EXACT-ACCOUNT"),
+        }
+    }
+
+    /// One fault to come, once or for a while.
+    fn add_fault(&mut self) {
+        if !self.on(Kind::Faults) {
+            return;
+        }
+        let lying = self.on(Kind::LyingSyncs);
+        let choice = self.draw(16);
+        let pending = match self.draw(3) {
+            1 if lying => Pending::Forget,
+            2 if lying => Pending::Drop,
+            _ => Pending::Keep,
+        };
+        let (op, errno) = match choice {
+            0 => (Op::Open, EMFILE),
+            1 | 2 => (Op::Read, EIO),
+            3 => (Op::List, EIO),
+            4 => (Op::Create, ENOSPC),
+            5 => (Op::Write, EIO),
+            6 | 7 => (Op::Write, ENOSPC),
+            8 => (Op::SetLen, EIO),
+            9..=11 => (Op::SyncData, EIO),
+            12 | 13 => (Op::SyncDir, EIO),
+            14 => (Op::Remove, EIO),
+            _ => (Op::Rename, EIO),
+        };
+        let nth = 1 + self.draw(6);
+        let partial = if self.draw(2) == 0 { 0 } else { self.draw(3000) as usize };
+        let mut fault = Fault::new(op, nth, errno).on("/spool").pending(pending).partial(partial);
+        fault.times = [1, 1, 2, 5][self.draw(4) as usize];
+        self.tell(|| format!("fault: {fault:?}"));
+        self.files.fail(fault);
+    }
+
+    /// What happens beside faults while a process runs.
+    fn mishap(&mut self, process: &mut Process) {
+        match self.draw(4) {
+            0 if self.on(Kind::FullDisk) && !self.promises.receipted.is_empty() => {
+                let room = self.draw(6000);
+                self.files.set_capacity(Some(self.files.used() + room));
+            }
+            1 => self.files.set_capacity(None),
+            2 if self.on(Kind::ShortReads) => {
+                let seed = self.draw(u64::MAX);
+                self.files.set_short_reads(Some(seed));
+            }
+            3 if self.on(Kind::Flips) => {
+                let newest = process.opened.handle.shared().table.all().last().map(|segment| segment.path.clone());
+                self.flip(true, newest);
+            }
+            _ => self.jump(),
+        }
+    }
+
+    fn jump(&mut self) {
+        if !self.on(Kind::Clock) {
+            return;
+        }
+        let by = self.draw(40) as i64 - 20;
+        // Seconds, days, decades.
+        let by = by * [1_000, 86_400_000, 400_000_000_000][self.draw(3) as usize];
+        self.files.meet(if by < 0 { "clock set back" } else { "clock set forward" });
+        self.clock.jump_wall_ms(by);
+    }
+
+    /// Flips one bit of a file of segments: anywhere, or only in frames while a process runs, which has read the rest.
+    fn flip(&mut self, frames_only: bool, not: Option<PathBuf>) {
+        let mut paths = self.files.paths();
+        paths.retain(|path| path.starts_with("/spool/segments") && !self.flipped.contains(path) && Some(path) != not.as_ref());
+        let n = self.draw(paths.len() as u64) as usize;
+        let (offset, bit) = (self.draw(u64::MAX), self.draw(8) as u8);
+        if paths.is_empty() {
+            return;
+        }
+        let path = paths.swap_remove(n);
+        let bytes = self.files.contents(&path).unwrap_or_default();
+        let offset = offset % (bytes.len() as u64).max(1);
+        let (held, _) = frames(&bytes, bytes.len());
+        let inside = held.iter().find(|(at, len, _, _)| (*at..*at + *len as u64).contains(&offset)).copied();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let id = forebay::spool::segment::SegmentId::of_file_name(name);
+        match (inside, id) {
+            // What is neither receipted nor behind something receipted may be a torn tail: no bit can harm it.
+            (Some((_, _, position, _)), _) if position >= self.promises.last_group => return,
+            (Some((at, _, position, _)), Some(id)) => {
+                self.files.meet("bit of a frame flipped");
+                let last = held.last().is_some_and(|(last, _, _, _)| *last == at);
+                let open_end = last && bytes.len() < at as usize + DIRECTORY_BYTES;
+                self.promises.hit(id, at, position, open_end);
+            }
+            _ if frames_only => return,
+            _ => self.files.meet("bit beside frames flipped"),
+        }
+        self.tell(|| format!("flip: {} at {offset}, bit {bit}", path.display()));
+        self.files.flip_bit(&path, offset, bit);
+        self.flipped.push(path);
+    }
+
+    /// The doors' and the commit thread's own code, up to the end of the process: submit, close, commit, answer.
+    fn clean_stop(&mut self, process: Process) -> Result<(), Stop> {
+        let Process { opened, mut reader, waiting, .. } = process;
+        if waiting.is_some() {
+            // A commit thread that is closed while it fails gives up, without receipts.
+            return Ok(());
+        }
+        let base = opened.writer.next();
+        let mut receipts = Vec::new();
+        for _ in 0..self.draw(4) {
+            let mut batch = opened.handle.batch();
+            let first = self.promises.next_id;
+            for _ in 0..self.draw(4) {
+                let id = self.promises.next_id;
+                self.promises.next_id += 1;
+                let key = key_of(id);
+                let (hash, explicit) = hash_of(&key);
+                batch.push(&key, explicit.then_some(hash), &data_of(id));
+            }
+            let count = u64::from(batch.count());
+            let permit =
+                opened.handle.try_admit(batch.len()).map_err(|_| Broken("NO-BLOCKING: an idle spool admits nothing".into()))?;
+            receipts.push((first, count, opened.handle.submit(batch, permit)));
+        }
+        opened.handle.close();
+        let shared = Arc::clone(opened.handle.shared());
+        commit_loop(&shared, opened.writer);
+        self.note_lies();
+        let mut next = base;
+        for (first, count, receipt) in receipts {
+            let Ok(at) = receipt.wait() else { break };
+            holds!(at == next, "DENSE: a batch expected at {next} was receipted at {at}");
+            next.0 += count;
+            if count == 0 {
+                continue;
+            }
+            for (position, id) in (at.0..).map(Position).zip(first..first + count).filter(|_| self.plant.looks()) {
+                let segment = shared.table.holding(position);
+                let durable = segment.and_then(|segment| self.files.durable_contents(&segment.path)).unwrap_or_default();
+                let there = frames(&durable, durable.len()).0.iter().any(|found| (found.2, found.3) == (position, id));
+                holds!(there, "RECEIPT-AFTER-SYNC: event {id} at {position} is receipted and not on the disk");
+            }
+            self.receipt(&mut reader, at, first, count)?;
+            self.promises.receipted_group(base);
+        }
+        self.files.meet("clean stop");
+        if self.files.has_died() { Err(Stop::Died) } else { Ok(()) }
+    }
+
+    /// What happens to the machine between two processes. `kill`: whether only the process ended; `None`: drawn.
+    fn between(&mut self, kill: Option<bool>) {
+        self.log();
+        let seed = self.draw(u64::MAX);
+        let choice = self.draw(6);
+        let kill = kill.unwrap_or(self.on(Kind::Kill) && choice < 2);
+        self.files = match choice {
+            _ if kill => self.files.kill(),
+            2 => self.files.crash(0),
+            3 => self.files.crash(1),
+            _ => self.files.crash(seed),
+        };
+        self.logged = 0;
+        self.tell(|| if kill { "the process was killed".to_owned() } else { "the power was cut".to_owned() });
+        if self.on(Kind::Marks) {
+            match self.draw(8) {
+                0 => {
+                    self.files.meet("marks lost");
+                    self.store.clear();
+                }
+                1 => {
+                    self.files.meet("marks set back");
+                    for _ in 0..1 + self.draw(3) {
+                        self.store.pop_back();
+                    }
+                }
+                2 if !self.store.is_empty() => {
+                    self.files.meet("marks damaged");
+                    let at = self.draw(u64::MAX) as usize;
+                    if let Some(bytes) = self.store.back_mut() {
+                        let at = at % bytes.len();
+                        bytes[at] ^= 1;
+                    }
+                }
+                _ => {}
+            }
+        }
+        if self.on(Kind::Flips) && self.draw(4) == 0 {
+            self.flip(false, None);
+        }
+        if self.draw(3) == 0 {
+            self.jump();
+        }
+        self.clock.advance(Duration::from_secs(5));
+    }
+
+    /// Faults have stopped: everything is committed, read, delivered, saved and deleted in bounded time.
+    fn last_process(&mut self) -> Result<(), Broken> {
+        let ended = self.drain().map_err(|stop| match stop {
+            Stop::Broken(broken) => broken,
+            Stop::Died => Broken("NOTHING-LOST: the machine died without being told to".into()),
+        });
+        ended?;
+        self.promises.at_the_end()?;
+        // What was said to be done stays done, and positions go on behind it, with marks or without.
+        let seed = self.draw(6);
+        self.files = self.files.crash(seed);
+        self.logged = 0;
+        if self.on(Kind::Marks) && self.draw(2) == 0 {
+            self.store.clear();
+        }
+        let mut process = match self.open() {
+            Ok(process) => process,
+            Err(Stop::Broken(broken)) => return Err(broken),
+            Err(Stop::Died) => return Err(Broken("BORING-RECOVERY: the machine died without being told to".into())),
+        };
+        let marks = process.reader.marks();
+        let next = process.opened.writer.next();
+        holds!(marks.iter().all(|mark| *mark <= next), "DENSE: a mark lies behind the end");
+        Ok(())
+    }
+
+    fn drain(&mut self) -> Result<(), Stop> {
+        self.files.heal();
+        self.files.never_stop();
+        let mut process = self.open()?;
+        self.commit(&mut process)?;
+        for round in 0.. {
+            holds!(round < 10_000, "NOTHING-LOST: the spool does not drain");
+            let more = self.sweep(&mut process)?;
+            for lane in process.reader.lagging() {
+                let mut met = Vec::new();
+                let outcome = process.reader.read_lane(lane, &mut met);
+                self.met(&met)?;
+                self.read(outcome, u64::MAX, ())?;
+            }
+            for lane in process.reader.ready() {
+                for (position, id) in process.reader.send(lane, usize::MAX >> 1) {
+                    self.promises.deliver(position, id)?;
+                }
+                process.reader.answered(lane, usize::MAX);
+            }
+            for lane in process.reader.under_way() {
+                process.reader.answered(lane, usize::MAX);
+            }
+            if !more && process.reader.is_idle() {
+                break;
+            }
+        }
+        let marks = process.reader.marks();
+        let next = process.opened.writer.next();
+        holds!(
+            marks.iter().all(|mark| *mark == next),
+            "EXACT-ACCOUNT: all is delivered, and a mark stays before {next}: {:?}",
+            (0..LANES).find(|lane| marks[*lane] != next)
+        );
+        self.save(&mut process)?;
+        self.remove(&mut process)?;
+        process.opened.writer.seal();
+        let left = process.opened.handle.shared().table.all().len();
+        holds!(left <= 1 || self.plant != Plant::None, "EXACT-ACCOUNT: {left} segments are left of what is settled");
+        Ok(())
+    }
+}

@@ -1,0 +1,159 @@
+//! Thousands of seeded lives, and the proof that they met what they are about.
+//!
+//! `many_lives_keep_every_promise` runs the standard set; with `FOREBAY_SIM_SEEDS=from..to` any other, on all cores, with
+//! progress and every failing seed printed. `FOREBAY_SIM_SEEDS=17..18` repeats one life and prints its whole story.
+//! A seed that ever broke a promise goes into [`FOUND`], with the claim that it broke, and stays there.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::life::{Outcome, live};
+use crate::planted::Plant;
+
+/// The standard set: what `cargo test` runs.
+pub const STANDARD: Range<u64> = 0..6_000;
+
+/// Seeds that once broke a promise, each with what was found. They are run by name of the claim, first of all.
+const FOUND: [(u64, &str); 0] = [];
+
+/// What the standard set must have met, each this often.
+const MUST_MEET: [(&str, u64); 36] = [
+    ("power cut", 2000),
+    ("process killed", 500),
+    ("clean stop", 200),
+    ("death while opening", 200),
+    ("opening refused for a fault", 50),
+    ("append lost", 200),
+    ("append kept", 200),
+    ("append torn", 200),
+    ("length lost", 50),
+    ("new entry lost", 100),
+    ("removal undone", 50),
+    ("rename undone", 10),
+    ("open fails", 50),
+    ("read fails", 50),
+    ("list fails", 20),
+    ("create fails", 50),
+    ("write fails", 50),
+    ("write fails in the middle", 50),
+    ("write finds no space", 50),
+    ("disk full", 50),
+    ("set_len fails", 10),
+    ("sync fails, pages kept", 50),
+    ("sync fails, pages forgotten", 50),
+    ("sync fails, pages dropped", 50),
+    ("directory sync fails, entries kept", 50),
+    ("directory sync fails, entries forgotten", 20),
+    ("remove fails", 20),
+    ("rename fails", 5),
+    ("short read", 200),
+    ("bit of a frame flipped", 200),
+    ("bit beside frames flipped", 200),
+    ("clock set back", 200),
+    ("clock set forward", 200),
+    ("marks lost", 200),
+    ("marks set back", 200),
+    ("marks damaged", 100),
+];
+
+/// What all lives of a run met together.
+#[derive(Default)]
+struct Totals {
+    met: BTreeMap<&'static str, u64>,
+    broken: Vec<(u64, String)>,
+    receipted: u64,
+    found_unreceipted: u64,
+}
+
+impl Totals {
+    fn add(&mut self, seed: u64, outcome: Outcome) {
+        for (what, times) in outcome.met {
+            *self.met.entry(what).or_default() += times;
+        }
+        self.receipted += outcome.receipted as u64;
+        self.found_unreceipted += outcome.found_unreceipted;
+        if let Err(broken) = outcome.verdict {
+            println!("seed {seed}: {broken}");
+            self.broken.push((seed, broken));
+        }
+    }
+}
+
+/// Runs the seeds on all cores.
+fn run(seeds: Range<u64>, progress: bool) -> Totals {
+    let next = AtomicU64::new(seeds.start);
+    let totals = Mutex::new(Totals::default());
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= seeds.end {
+                        return;
+                    }
+                    let outcome = live(seed, Plant::None);
+                    let mut totals = totals.lock().expect("a life's panic is caught in it");
+                    totals.add(seed, outcome);
+                    let done = seed - seeds.start + 1;
+                    if progress && done.is_multiple_of(5_000) {
+                        println!("{done} of {} lives, {} broken", seeds.end - seeds.start, totals.broken.len());
+                    }
+                }
+            });
+        }
+    });
+    totals.into_inner().expect("all threads are joined")
+}
+
+#[test]
+fn many_lives_keep_every_promise_and_meet_every_misfortune() {
+    let seeds = crate::seeds(STANDARD);
+    let count = seeds.end - seeds.start;
+    if count == 1 {
+        let outcome = live(seeds.start, Plant::None);
+        for line in &outcome.trace {
+            println!("{line:?}");
+        }
+        println!("{:?}", outcome.met);
+    }
+    let standard = seeds == STANDARD;
+    let totals = run(seeds, !standard);
+    println!("{count} lives, {} events receipted, met: {:#?}", totals.receipted, totals.met);
+    let told: Vec<String> = totals.broken.iter().take(20).map(|(seed, broken)| format!("seed {seed}: {broken}")).collect();
+    assert!(
+        told.is_empty(),
+        "{} of {count} lives broke a promise; FOREBAY_SIM_SEEDS=N..N+1 cargo test --test sim many_lives -- --nocapture repeats one:\n{}",
+        totals.broken.len(),
+        told.join("\n")
+    );
+    if standard {
+        for (what, times) in MUST_MEET {
+            let met = totals.met.get(what).copied().unwrap_or_default();
+            assert!(met >= times, "{what}: met {met} times, {times} were wanted");
+        }
+        assert!(totals.found_unreceipted > 1000, "groups without a receipt must survive now and then");
+        assert!(totals.receipted > 50_000, "{} events were receipted", totals.receipted);
+    }
+}
+
+#[test]
+fn seeds_that_once_broke_a_promise_keep_it() {
+    for (seed, claim) in FOUND {
+        let verdict = live(seed, Plant::None).verdict;
+        assert_eq!(verdict, Ok(()), "seed {seed}, which once broke this: {claim}");
+    }
+}
+
+#[test]
+fn one_seed_twice_gives_one_trace_of_a_whole_life() {
+    for seed in 0..300 {
+        let [a, b] = [0, 1].map(|_| live(seed, Plant::None));
+        assert!(a.trace.len() > 20, "seed {seed}: hardly anything happened");
+        assert_eq!(a.trace, b.trace, "seed {seed}");
+        assert_eq!((a.verdict, a.met, a.receipted), (b.verdict, b.met, b.receipted), "seed {seed}");
+    }
+    assert_ne!(live(1, Plant::None).trace, live(2, Plant::None).trace, "the seed decides");
+}
