@@ -8,7 +8,6 @@
 //! them. Absent on purpose: reading letters, which needs no agent.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Limited};
