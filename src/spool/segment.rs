@@ -107,7 +107,11 @@ impl SegmentHeader {
         if version != VERSION || flags != 0 {
             return Err(HeaderError::OtherVersion { version, flags });
         }
-        Ok(Self { id: SegmentId(u32_at(12)), base: Position(u64_at(16)), created_ms: u64_at(24) })
+        let base = Position(u64_at(16));
+        if base >= Position::LIMIT {
+            return Err(HeaderError::Damaged);
+        }
+        Ok(Self { id: SegmentId(u32_at(12)), base, created_ms: u64_at(24) })
     }
 }
 
