@@ -80,7 +80,7 @@ fn number_in(letter: &Value) -> (String, u64) {
 
 fn through_its_life(aggregate: &'static str) {
     let dir = tempfile::tempdir().expect("a directory");
-    let (sink, setup) = start(dir.path(), aggregate, "300ms");
+    let (sink, mut setup) = start(dir.path(), aggregate, "300ms");
     set_dead(&sink, true);
 
     // Kills at different depths of expiring.
@@ -101,6 +101,8 @@ fn through_its_life(aggregate: &'static str) {
         agent.wait_for("all to expire", |agent| agent.account().pending == 0);
         agent.kill();
     }
+    // What is retried has time now.
+    setup.stream = "linger = \"5ms\"\nttl = \"1h\"".to_owned();
     let mut agent = Agent::start(&setup);
     let account = agent.account();
     let all = letters(&setup);
