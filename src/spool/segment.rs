@@ -108,7 +108,7 @@ impl SegmentHeader {
             return Err(HeaderError::OtherVersion { version, flags });
         }
         let base = Position(u64_at(16));
-        if base >= Position::LIMIT {
+        if base > Position::LIMIT {
             return Err(HeaderError::Damaged);
         }
         Ok(Self { id: SegmentId(u32_at(12)), base, created_ms: u64_at(24) })
