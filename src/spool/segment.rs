@@ -134,7 +134,7 @@ impl SegmentHeader {
             return Err(HeaderError::OtherVersion { version, flags });
         }
         let base = Position(u64_at(16));
-        if base >= Position::LIMIT {
+        if base > Position::LIMIT {
             return Err(HeaderError::Damaged);
         }
         let rewritten = flags & FLAG_REWRITTEN != 0;
