@@ -466,10 +466,11 @@ impl Life {
     }
 
     fn fall_behind(&mut self, process: &mut Process) {
-        if self.on(Kind::Lag) {
-            if let Some(lane) = self.pick(&lanes()) {
-                process.reader.fall_behind(lane);
-            }
+        if !self.on(Kind::Lag) {
+            return;
+        }
+        if let Some(lane) = self.pick(&lanes()) {
+            process.reader.fall_behind(lane);
         }
     }
 
@@ -519,12 +520,11 @@ impl Life {
         let before = table.all();
         let fired = self.files.faults_fired();
         let outcome = remove_covered(&process.host, &table, &marks);
-        if self.plant == Plant::NewestDeleted {
-            if let Some(newest) = before.last().filter(|newest| newest.covered_by(&marks)) {
-                process.opened.writer.seal();
-                process.host.files.remove(&newest.path).ok();
-                table.remove(newest.id);
-            }
+        let newest = before.last().filter(|newest| self.plant == Plant::NewestDeleted && newest.covered_by(&marks));
+        if let Some(newest) = newest {
+            process.opened.writer.seal();
+            process.host.files.remove(&newest.path).ok();
+            table.remove(newest.id);
         }
         let left: Vec<_> = table.all().iter().map(|segment| segment.id).collect();
         for gone in before.iter().filter(|segment| !left.contains(&segment.id)) {
