@@ -17,6 +17,11 @@ pub const LANES: usize = 1024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Position(pub u64);
 
+impl Position {
+    /// Beyond what any spool gets to: what claims to lie further on was never written by this program.
+    pub const LIMIT: Self = Self(1 << 63);
+}
+
 impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)

@@ -113,6 +113,26 @@ fn a_frame_that_goes_back_in_a_sealed_file_is_not_read() {
     bodies::recovery(&bytes);
 }
 
+/// Positions near the end of 64 bits wrapped around in the next commit.
+#[test]
+fn a_position_that_no_spool_gets_to_is_not_believed() {
+    let mut input = vec![0x2f, 0xfb];
+    input.extend_from_slice(&[0xff; 15]);
+    input.push(0xb2);
+    input.extend_from_slice(&[0xff; 35]);
+    input.extend_from_slice(&[0x5d, 0xfb, 0x2f, 0xfb, 0xfe, 0xfb, 0x14, 0xff]);
+    bodies::recovery(&input);
+    // And the last one that is believed ends a segment that can be sealed.
+    let mut input = vec![0xbe, 0x02, 0xff, 0xff, 0x2f, 0xff, 0xff, 0xff, 0x3f, 0x00, 0xff, 0x60];
+    input.extend_from_slice(&[0xff; 6]);
+    input.push(0x00);
+    input.extend_from_slice(&[0xff; 11]);
+    input.extend_from_slice(&[0x08, 0, 0, 0, 0, 0, 0, 0]);
+    input.extend_from_slice(&[0xff; 15]);
+    input.extend_from_slice(&[0x00, 0x25, 0xde, 0xff, 0xb1, 0xae, 0xae, 0x00, 0x25, 0x27]);
+    bodies::recovery(&input);
+}
+
 /// KCL reads an explicit hash key where an event asks for it; we refused the aggregate for one that none asks for.
 #[test]
 fn a_hash_key_that_no_event_asks_for_is_not_read() {

@@ -2,7 +2,8 @@
 //!
 //! Place: `common/spool_world.rs` holds the model and the checks by name, `common/fault_files.rs` the disk. Every
 //! history is decided by its seed: a fixed few run here; `FOREBAY_SIM_SEEDS=from..to` runs others, and
-//! `FOREBAY_SIM=seed:stop,stop` one history again, as a failure's text tells it.
+//! `FOREBAY_SIM=seed:stop,stop` one history again, as a failure's text tells it. The short histories here are about every
+//! place a crash can come; the long ones of `sim/lives.rs` mix everything that can happen.
 
 #[path = "common/fake_kinesis.rs"]
 #[allow(dead_code, reason = "each test binary uses its own part of the double")]

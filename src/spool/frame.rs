@@ -72,8 +72,10 @@ impl<'a> Frame<'a> {
     #[must_use]
     pub fn check(bytes: &'a [u8]) -> Option<Self> {
         let frame = Self::parse(bytes)?;
-        (crc32fast::hash(&frame.bytes[4..]) == u32_at(frame.bytes, 0) && std::str::from_utf8(frame.key_bytes()).is_ok())
-            .then_some(frame)
+        let good = crc32fast::hash(&frame.bytes[4..]) == u32_at(frame.bytes, 0)
+            && std::str::from_utf8(frame.key_bytes()).is_ok()
+            && frame.position() < Position::LIMIT;
+        good.then_some(frame)
     }
 
     /// Length of the frame that begins `bytes`, were it whole; `None` when the header is not.

@@ -229,7 +229,8 @@ impl Footer {
         let good = &bytes[..8] == MAGIC
             && bytes[8..10] == VERSION.to_le_bytes()
             && bytes[10..12] == (LANES as u16).to_le_bytes()
-            && u32_at(60) == crc32fast::hash(&bytes[..60]);
+            && u32_at(60) == crc32fast::hash(&bytes[..60])
+            && u64_at(24) <= Position::LIMIT.0;
         good.then(|| Self {
             frames: u32_at(12),
             base: Position(u64_at(16)),

@@ -133,8 +133,12 @@ impl SegmentHeader {
         if version != VERSION || flags & !FLAG_REWRITTEN != 0 {
             return Err(HeaderError::OtherVersion { version, flags });
         }
+        let base = Position(u64_at(16));
+        if base > Position::LIMIT {
+            return Err(HeaderError::Damaged);
+        }
         let rewritten = flags & FLAG_REWRITTEN != 0;
-        Ok(Self { id: SegmentId(u32_at(12)), base: Position(u64_at(16)), created_ms: u64_at(24), rewritten })
+        Ok(Self { id: SegmentId(u32_at(12)), base, created_ms: u64_at(24), rewritten })
     }
 }
 

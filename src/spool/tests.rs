@@ -301,7 +301,8 @@ fn several_tries_at_one_group_prove_nothing_durable() {
     // Two files that were given up on a failing disk, and that a power cut brought back: the first with its group torn, the
     // second with nothing that was ever written to it.
     group[..50].fill(0);
-    let header = segment::SegmentHeader { id: segment::SegmentId(2), base: Position(2), created_ms: 0 }.encode();
+    let header =
+        segment::SegmentHeader { id: segment::SegmentId(2), base: Position(2), created_ms: 0, rewritten: false }.encode();
     files.plant(&dir.join(segment::SegmentId(2).file_name()), &[&header[..], &group].concat());
     files.plant(&dir.join(segment::SegmentId(4).file_name()), &[0; 300]);
     let (opened, _) = reopen_simulated(&files.kill());

@@ -109,13 +109,12 @@ pub(super) async fn run(place: Place, args: SpoolReplayArgs, config: Option<&Con
     }
 }
 
+/// What of the range is there; its end, and the first position in the files; the times that they hold instead.
+type Counted = (There, Position, Position, Option<(u64, u64)>);
+
 /// What of the range is there, where it ends, and, for whoever finds nothing, what the files hold instead: their first
 /// position and times.
-fn count_there(
-    place: &Place,
-    select: &Select,
-    checkpoint: &crate::checkpoint::Checkpoint,
-) -> Result<(There, Position, Position, Option<(u64, u64)>), Failed> {
+fn count_there(place: &Place, select: &Select, checkpoint: &crate::checkpoint::Checkpoint) -> Result<Counted, Failed> {
     let heads = place.spool.heads()?;
     let begin = heads.iter().find_map(|head| head.assumed).map_or(Position(0), |header| header.base);
     let mut there = There::default();
