@@ -24,7 +24,7 @@ pub mod record;
 #[allow(clippy::disallowed_methods, reason = "tests damage files behind the store's back")]
 mod tests;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -79,6 +79,8 @@ pub struct DeadStore {
     next: u64,
     next_id: u32,
     settled: u64,
+    /// Files whose removals may be in memory only, because noting them failed.
+    unsure: BTreeSet<u32>,
 }
 
 fn letters_name(id: u32) -> String {
@@ -153,6 +155,7 @@ impl DeadStore {
             next: 1,
             next_id: 1,
             settled: 0,
+            unsure: BTreeSet::new(),
         };
         for id in names.iter().filter_map(|name| id_of(name, ".dead")) {
             store.next_id = id + 1;
@@ -187,8 +190,13 @@ impl DeadStore {
             store.files.insert(id, Info { first, bytes: len, gone, looked_at: 0 });
         }
         if repair {
-            for id in names.iter().filter_map(|name| id_of(name, ".gone")).filter(|id| !store.files.contains_key(id)) {
-                // A kill between the two removals of a file and its neighbour.
+            let orphans = names.iter().filter_map(|name| id_of(name, ".gone")).filter(|id| !store.files.contains_key(id));
+            let orphans: Vec<u32> = orphans.collect();
+            if !orphans.is_empty() {
+                // A kill between the two removals of a file and its neighbour: the first may be in memory only.
+                doing("syncing", dir, files.sync_dir(dir))?;
+            }
+            for id in orphans {
                 let path = dir.join(gone_name(id));
                 doing("removing", &path, files.remove(&path))?;
             }
@@ -351,11 +359,14 @@ impl DeadStore {
             let mut gone: BTreeMap<u64, Removal> = decode_gone(&self.gone_bytes(id)?).into_iter().collect();
             let before = gone.len();
             gone.extend(ours.copied());
-            if gone.len() == before {
+            // What is read back after a failure may not be on the disk.
+            if gone.len() == before && !self.unsure.contains(&id) {
                 continue;
             }
             let count = gone.len() as u64;
+            self.unsure.insert(id);
             self.replace(&gone_name(id), &encode_gone(gone, self.host.clock.wall_ms()), true)?;
+            self.unsure.remove(&id);
             if let Some(info) = self.files.get_mut(&id) {
                 info.gone = count;
             }

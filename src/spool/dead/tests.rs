@@ -262,7 +262,7 @@ fn history(seed: u64) {
 fn no_crash_and_no_failed_write_loses_a_letter_or_brings_a_removed_one_back() {
     let seeds = match std::env::var("FOREBAY_SEED").ok().and_then(|seed| seed.parse().ok()) {
         Some(seed) => seed..seed + 1,
-        None => 0..40,
+        None => 0..120,
     };
     seeds.for_each(history);
 }
