@@ -223,6 +223,7 @@ async fn status_tells_every_stream_in_the_promised_shape() {
                 },
                 "put": {"requests": {"ok": 7, "throttle": 1}, "records": 8, "bytes": 9_000, "payload_units": 8, "throttled": 6},
                 "paused_reason": "",
+                "dead_letters": {"held": 0, "bytes": 0, "stuck_reason": ""},
                 "latency": {
                     "commit": {"p50": null, "p99": null, "count": 10},
                     "receipt": {"p50": null, "p99": null, "count": 100},
@@ -290,7 +291,16 @@ async fn an_unknown_path_lists_the_known_ones() {
     let agent = Agent::start(Vec::new()).await;
     let (code, body) = agent.json("/metric").await;
     assert_eq!(code, 404);
-    let own = ["GET /", "GET /healthz", "GET /readyz", "GET /metrics", "GET /status", "POST /drain"];
+    let own = [
+        "GET /",
+        "GET /healthz",
+        "GET /readyz",
+        "GET /metrics",
+        "GET /status",
+        "POST /drain",
+        "POST /dead/retry",
+        "POST /dead/purge",
+    ];
     let known: Vec<&str> = own.into_iter().chain(forebay::admin::spool::ROUTES).collect();
     assert_eq!(body["known"], json!(known));
 }
