@@ -85,6 +85,9 @@ impl Agent {
 /// A stream in good order with a number in every place.
 fn busy_stream() -> Arc<StreamMetrics> {
     let metrics = StreamMetrics::default();
+    metrics.dead_letters.store(3, Ordering::Relaxed);
+    metrics.dead_letter_bytes.store(512, Ordering::Relaxed);
+    "full".clone_into(&mut locked(&metrics.dead_reason));
     *locked(&metrics.account) = Account { accepted: 100, delivered: 60, dead: 3, expired: 2, dropped: 1 };
     locked(&metrics.rejected).insert(("we/b".to_owned(), "too_large"), 4);
     locked(&metrics.accepted_by_source).insert("we/b".to_owned(), 90);
@@ -221,6 +224,7 @@ async fn status_tells_every_stream_in_the_promised_shape() {
                     "full": false, "full_by": "", "sync": "always", "on_full": "reject",
                     "sources": {"we/b": {"bytes": 2_048, "quota_bytes": 8_192, "full": false}},
                 },
+                "dead_letters": {"held": 3, "bytes": 512, "stuck_reason": "full"},
                 "put": {"requests": {"ok": 7, "throttle": 1}, "records": 8, "bytes": 9_000, "payload_units": 8, "throttled": 6},
                 "paused_reason": "",
                 "dead_letters": {"held": 0, "bytes": 0, "stuck_reason": ""},

@@ -43,7 +43,7 @@ pub mod rewrite;
 pub mod segment;
 #[cfg(test)]
 #[allow(clippy::disallowed_methods, reason = "tests damage files behind the spool's back")]
-mod tests;
+pub(crate) mod tests;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -2,7 +2,7 @@
 
 #[path = "../../tests/common/fault_files.rs"]
 #[allow(dead_code, reason = "the simulator uses more of the disk than these tests do")]
-pub(super) mod fault_files;
+pub(crate) mod fault_files;
 mod properties;
 
 use std::path::Path;

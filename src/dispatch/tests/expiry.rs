@@ -4,17 +4,13 @@
 //! expired is what letters are there; at the end what is neither read nor a letter is at most what was dropped),
 //! *KEY-ORDER* of what is delivered, *NOTHING-LOST*.
 
-#[path = "../../../tests/common/fault_files.rs"]
-#[allow(dead_code, reason = "the simulator uses more of the disk than these tests do")]
-mod fault_files;
-
 use std::collections::{BTreeSet, HashSet};
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use self::fault_files::{EIO, Fault, FaultFiles, Op, Pending};
 use super::*;
 use crate::spool::dead::{DeadStore, Letter, Reason};
+use crate::spool::tests::fault_files::{EIO, Fault, FaultFiles, Op, Pending};
 
 /// What a history does beside sending.
 #[derive(Clone, Copy)]
