@@ -234,7 +234,7 @@ fn a_ledger_that_is_no_directory_or_not_readable_is_set_aside() {
     });
     // root reads it all the same, and then nothing was lost.
     survives(&template, "mode 0", |ledger| {
-        fs::set_permissions(ledger, fs::Permissions::from_mode(0)).expect("changed");
+        fs::set_permissions(ledger, fs::Permissions::from_mode(0o0)).expect("changed");
     });
 }
 
