@@ -146,8 +146,8 @@ impl Cursor {
             let (mut used, mut count, mut first, mut next) = (0, 0, None, *position);
             let mut skipped = 0;
             while let Some(frame) = Frame::check(&bytes[used..]) {
-                // Behind a frame that was taken, none goes back: what does is no frame of the index.
-                if frame.position() >= until || first.is_some() && frame.position() < next {
+                // Behind a frame that was taken none goes back, and none goes beyond the segment: what does is not the index's.
+                if frame.position() >= until.min(end) || first.is_some() && frame.position() < next {
                     break;
                 }
                 if frame.position() < *position {
@@ -169,7 +169,7 @@ impl Cursor {
             }
             at += used as u64;
             if used == 0 {
-                if Frame::check(&bytes).is_some() {
+                if Frame::check(&bytes).is_some_and(|frame| (until..end).contains(&frame.position())) {
                     // The next frame is the hot tail's.
                     return Ok(None).inspect(|_| *position = until);
                 }
