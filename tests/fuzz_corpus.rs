@@ -84,6 +84,10 @@ fn every_target_has_its_fuzzer_and_is_replayed() {
 
 // === what was found, and is mended ===
 
+fn bytes_of(hex: &str) -> Vec<u8> {
+    (0..hex.len() / 2).map(|at| u8::from_str_radix(&hex[2 * at..2 * at + 2], 16).expect("hexadecimal digits")).collect()
+}
+
 /// Each opening counted the events between the last segment's end and what a checkpoint knew as damaged once more.
 #[test]
 fn positions_that_only_a_checkpoint_knew_are_counted_as_lost_once() {
@@ -108,9 +112,15 @@ fn a_frame_too_far_ahead_for_an_index_is_not_believed() {
 fn a_frame_that_goes_back_in_a_sealed_file_is_not_read() {
     let hex = "64dcdcda336c6a739dd3613e81cb829165d35200110cdfdf53f2f3742c8ef2af71f013d15848b66b6f502ffbfffefb3b00ab6357c3e191a3ce84c7\
                763e988d66b2badf564aad403a107502560508a3e09ba03e77e6020ab58270f6f76309b2811ec6102f316e31cc925f3d8a23452de2";
-    let bytes: Vec<u8> =
-        (0..hex.len() / 2).map(|at| u8::from_str_radix(&hex[2 * at..2 * at + 2], 16).expect("hexadecimal digits")).collect();
-    bodies::recovery(&bytes);
+    bodies::recovery(&bytes_of(hex));
+}
+
+/// An index said that a file ends before a frame in it; the sweep took the frame, and passed over the files behind it.
+#[test]
+fn a_frame_beyond_the_end_of_its_segment_does_not_hide_the_next_segment() {
+    let hex = "067d0000000000000000000000000000000000000000d90206d9020706d90207020000000000000025000303030303030303030303020706d9020702\
+               00000000000000257e03030303000000000003030303030303030000000130000000001c";
+    bodies::recovery(&bytes_of(hex));
 }
 
 /// Positions near the end of 64 bits wrapped around in the next commit.

@@ -174,8 +174,8 @@ impl Cursor {
                 place_back_from(&mut damaged, std::mem::take(&mut unplaced), frame.position());
             }
             while let Some(frame) = Frame::check(&bytes[used..]) {
-                // Behind a frame that was taken, none goes back: what does is no frame of the index.
-                if frame.position() >= until || first.is_some() && frame.position() < next {
+                // Behind a frame that was taken none goes back, and none goes beyond the segment: what does is not the index's.
+                if frame.position() >= until.min(end) || first.is_some() && frame.position() < next {
                     break;
                 }
                 if frame.position() < *position {
@@ -198,7 +198,7 @@ impl Cursor {
             }
             at += used as u64;
             if used == 0 {
-                if Frame::check(&bytes).is_some() {
+                if Frame::check(&bytes).is_some_and(|frame| (until..end).contains(&frame.position())) {
                     // The next frame is the hot tail's.
                     end = until;
                     break;

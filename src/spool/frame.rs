@@ -226,7 +226,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_was_encoded_is_what_is_read(
-            key in "\\PC{1,256}", hash: u128, explicit: bool, data: Vec<u8>, position in 0..1u64 << 63, time: u32, start: bool, tail: Vec<u8>,
+            key in "\\PC{1,256}", hash: u128, explicit: bool, data: Vec<u8>, position in 0..Position::LIMIT.0, time: u32, start: bool, tail: Vec<u8>,
         ) {
             let mut bytes = Vec::new();
             encode(&mut bytes, &key, KeyHash(hash), explicit, &data);
