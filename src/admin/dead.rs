@@ -1,7 +1,7 @@
 //! `POST /dead/retry` and `POST /dead/purge`: what `forebay dead` asks of a running agent.
 //!
 //! Place: `admin` routes here once caller and method are judged. The body is an [`Ask`], the answer a
-//! [`Done`](crate::spool::dead::desk::Done) or `{"error": …}`. The work waits for the disk, so it runs on a thread for
+//! [`Done`] or `{"error": …}`. The work waits for the disk, so it runs on a thread for
 //! blocking work; one ask handles a bounded number of letters, and tells where to go on.
 //!
 //! Failure: an unknown stream 404, a body that is none 400, a spool that takes nothing now 503; nothing is lost by any of

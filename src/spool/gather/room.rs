@@ -1,7 +1,7 @@
 //! Whether there is room for a group, and what the sources have taken of it.
 //!
 //! Place: below `gather`. The commit thread asks its [`Room`] before each group, and books what it committed in the
-//! [`Book`]; the doors only read the flags that follow from it ([`StreamMetrics::full_by`], [`SourceUsage::is_full`]).
+//! [`Book`]; the doors only read the flags that follow from it ([`StreamMetrics::full_by`](crate::metrics::StreamMetrics::full_by), [`SourceUsage::is_full`]).
 //!
 //! Three limits, in this order: `max_bytes`, from the table of segments; the reserve, from statvfs, asked again after
 //! [`SPACE_CHECK_INTERVAL`] or when what was free then, less what was written since, comes near it, so that no commit costs
