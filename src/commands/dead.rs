@@ -22,14 +22,13 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full, Limited};
+use http_body_util::Full;
 use hyper::{Request, StatusCode};
-use hyper_util::rt::TokioIo;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
-use tokio::net::TcpStream;
 
 use super::print;
+use super::status::{StatusError, call};
 use crate::admin::dead::{Ask, PURGE, RETRY};
 use crate::agent::spool_dir;
 use crate::checkpoint::{Checkpoint, MarkStore as _, SledMarks};
@@ -503,34 +502,28 @@ fn write(
     Ok(first)
 }
 
+/// The most that an agent's answer may hold.
+const ANSWER_BYTES_MAX: usize = 1 << 20;
+
 /// Asks a running agent.
 async fn post(admin: SocketAddr, path: &str, ask: &Ask) -> Result<Done, String> {
     let broken =
         |error: &dyn std::fmt::Display| format!("the connection to {admin} broke ({error}); is it the agent's listen.admin?");
-    let stream = TcpStream::connect(admin).await.map_err(|error| {
-        format!("an agent runs on this spool, but none answers at {admin} ({error}); is its listen.admin this address? --admin names another")
-    })?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
     let body = serde_json::to_vec(ask).map_err(|error| error.to_string())?;
     let request = Request::post(path)
-        .header(hyper::header::HOST, admin.to_string())
         .header(hyper::header::CONTENT_TYPE, "application/json")
         .body(Full::new(Bytes::from(body)))
-        .expect("a constant path and an address make a valid request");
-    let answer = async {
-        let answer = sender.send_request(request).await.map_err(|error| broken(&error))?;
-        let status = answer.status();
-        let body = Limited::new(answer.into_body(), 1 << 20).collect().await.map_err(|error| broken(&error))?.to_bytes();
-        if status == StatusCode::OK {
-            return serde_json::from_slice(&body).map_err(|error| broken(&error));
-        }
-        let told: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
-        Err(told["error"].as_str().map_or_else(|| format!("the agent at {admin} answers {status}"), str::to_owned))
-    };
-    let mut answer = std::pin::pin!(answer);
-    tokio::select! {
-        done = answer.as_mut() => done,
-        _ = connection => answer.await,
+        .expect("a constant path makes a valid request");
+    let (status, body) = call(admin, request, ANSWER_BYTES_MAX).await.map_err(|error| match error {
+        StatusError::NoAgent(_, error) => format!(
+            "an agent runs on this spool, but none answers at {admin} ({error}); is its listen.admin this address? --admin names another"
+        ),
+        StatusError::Broken(_, error) => broken(&error),
+        other => other.to_string(),
+    })?;
+    if status == StatusCode::OK {
+        return serde_json::from_slice(&body).map_err(|error| broken(&error));
     }
+    let told: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
+    Err(told["error"].as_str().map_or_else(|| format!("the agent at {admin} answers {status}"), str::to_owned))
 }

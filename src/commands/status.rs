@@ -23,7 +23,7 @@ use crate::admin::report::{AgentState, LatencyReport, StatusReport, StreamReport
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The largest answer that is read: thousands of shards fit many times over.
-const ANSWER_BYTES_MAX: usize = 16 << 20;
+pub(super) const ANSWER_BYTES_MAX: usize = 16 << 20;
 
 /// Shards printed for each stream; `--json` has all.
 const SHARDS_SHOWN_MAX: usize = 32;
@@ -114,7 +114,7 @@ pub async fn fetch(admin: SocketAddr) -> Result<(String, StatusReport), StatusEr
 
 async fn exchange(admin: SocketAddr) -> Result<(String, StatusReport), StatusError> {
     let request = Request::get("/status").body(Full::default()).expect("a constant path makes a valid request");
-    let (status, body) = call(admin, request).await?;
+    let (status, body) = call(admin, request, ANSWER_BYTES_MAX).await?;
     if status != StatusCode::OK {
         return Err(StatusError::NotForebay(admin, format!("GET /status says {status}")));
     }
@@ -124,11 +124,16 @@ async fn exchange(admin: SocketAddr) -> Result<(String, StatusReport), StatusErr
     Ok((text, report))
 }
 
-/// One exchange with the admin listener, without a limit of time. The `Host` header is added.
+/// One exchange with the admin listener, without a limit of time; an answer over `bytes_max` is refused. The `Host`
+/// header is added.
 ///
 /// # Errors
 /// See [`StatusError`].
-pub async fn call(admin: SocketAddr, mut request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes), StatusError> {
+pub async fn call(
+    admin: SocketAddr,
+    mut request: Request<Full<Bytes>>,
+    bytes_max: usize,
+) -> Result<(StatusCode, Bytes), StatusError> {
     let broken = |error: &dyn fmt::Display| StatusError::Broken(admin, error.to_string());
     let stream = TcpStream::connect(admin).await.map_err(|error| StatusError::NoAgent(admin, error))?;
     let (mut sender, connection) =
@@ -138,7 +143,7 @@ pub async fn call(admin: SocketAddr, mut request: Request<Full<Bytes>>) -> Resul
     let answer = async {
         let answer = sender.send_request(request).await.map_err(|error| broken(&error))?;
         let status = answer.status();
-        let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await.map_err(|error| broken(&error))?.to_bytes();
+        let body = Limited::new(answer.into_body(), bytes_max).collect().await.map_err(|error| broken(&error))?.to_bytes();
         Ok((status, body))
     };
     let mut answer = std::pin::pin!(answer);

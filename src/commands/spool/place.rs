@@ -223,7 +223,9 @@ pub async fn ask<T: DeserializeOwned>(admin: SocketAddr, path: &str, body: Optio
     };
     let request = Request::builder().method(method).uri(path).body(Full::new(Bytes::from(body.unwrap_or_default())));
     let request = request.map_err(|error| format!("{path}: {error}"))?;
-    let answer = tokio::time::timeout(wait, status::call(admin, request)).await.unwrap_or(Err(StatusError::Timeout(admin)));
+    let answer = tokio::time::timeout(wait, status::call(admin, request, status::ANSWER_BYTES_MAX))
+        .await
+        .unwrap_or(Err(StatusError::Timeout(admin)));
     let (status, body) = answer.map_err(|error| error.to_string())?;
     if status != StatusCode::OK {
         let said = serde_json::from_slice::<serde_json::Value>(&body).ok();
