@@ -12,7 +12,7 @@
 //! error stays done, and is told.
 
 use std::fmt::Write as _;
-use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
+use std::io::{self, IsTerminal as _};
 use std::net::SocketAddr;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -27,8 +27,8 @@ use hyper::{Request, StatusCode};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use super::print;
-use super::status::{StatusError, call};
+use super::status::{StatusError, call, count};
+use super::{asked, print};
 use crate::admin::dead::{Ask, PURGE, RETRY};
 use crate::agent::spool_dir;
 use crate::cli::{DeadArgs, DeadCommand, DeadFilter};
@@ -332,7 +332,7 @@ async fn change(
         return Err(failed("nothing was purged"));
     }
     let bar = if meant > 0 && io::stderr().is_terminal() && !as_json { ProgressBar::new(meant) } else { ProgressBar::hidden() };
-    if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} letters") {
+    if let Ok(style) = ProgressStyle::with_template("{bar:40} {human_pos}/{human_len} letters") {
         bar.set_style(style);
     }
     let mut agent = Worker::open(args, config, &place)?;
@@ -358,7 +358,7 @@ async fn change(
     tell(&place, what, &total, error.as_deref(), as_json)?;
     match error {
         Some(error) => Err(failed(error)),
-        None if total.refused > 0 => Err(failed(format!("{} letters cannot be retried and are still there", total.refused))),
+        None if total.refused > 0 => Err(failed(format!("{} that cannot be retried stay", dead_letters(total.refused)))),
         None => Ok(()),
     }
 }
@@ -370,7 +370,7 @@ fn tell(place: &Place, what: Change, total: &Done, error: Option<&str>, as_json:
             .to_string()
             + "\n"
     } else {
-        let mut text = format!("{verb} {} dead letters of stream {}\n", total.done, place.stream);
+        let mut text = format!("{verb} {} of stream {}\n", dead_letters(total.done), place.stream);
         for refusal in &total.refusals {
             writeln!(text, "  {} stays: {}", refusal.number, refusal.reason).expect("writing to a String does not fail");
         }
@@ -379,15 +379,17 @@ fn tell(place: &Place, what: Change, total: &Done, error: Option<&str>, as_json:
     print(&text).map_err(|error| failed(format!("cannot write to stdout: {error}")))
 }
 
-fn confirmed(letters: u64, stream: &str) -> Told<bool> {
-    if !io::stdin().is_terminal() {
-        return Err((Exit::Usage, "purging is for good; without a terminal to ask on, say --yes".into()));
+fn confirmed(meant: u64, stream: &str) -> Told<bool> {
+    match asked(&format!("Purge {} of stream {stream} for good?", dead_letters(meant))) {
+        Ok(Some(yes)) => Ok(yes),
+        Ok(None) => Err((Exit::Usage, "purging is for good; without a terminal to ask on, say --yes".into())),
+        Err(error) => Err(failed(format!("cannot ask: {error}"))),
     }
-    eprint!("Purge {letters} dead letters of stream {stream} for good? [y/N] ");
-    io::stderr().flush().map_err(|error| failed(error.to_string()))?;
-    let mut answer = String::new();
-    io::stdin().lock().read_line(&mut answer).map_err(|error| failed(error.to_string()))?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+/// `1 dead letter`, `1,150 dead letters`.
+fn dead_letters(n: u64) -> String {
+    format!("{} dead letter{}", count(n), if n == 1 { "" } else { "s" })
 }
 
 /// Who changes the store: the agent that runs on it, or we in its place.
@@ -469,9 +471,6 @@ impl Worker {
         let Self::Ourselves(stopped) = self else { return };
         if let Some(Err(error)) = stopped.spool.map(Appender::close) {
             tracing::warn!(%error, "the end of what was retried could not be noted; the next agent finds it by reading");
-        }
-        if let Err(error) = stopped.letters.tidy(0) {
-            tracing::warn!(%error, "a file of dead letters that are gone could not be removed; the next agent will");
         }
     }
 }
