@@ -312,3 +312,49 @@ fn a_ledger_that_is_harmed_under_a_running_agent_costs_repeats_only() {
         }
     });
 }
+
+#[test]
+fn marks_that_cannot_be_saved_are_told_in_status_and_metrics_until_they_can() {
+    let dir = temporary();
+    let sink = real::sink(SHARDS, 1);
+    let setup = setup(dir.path(), sink.endpoint());
+    let mut agent = Agent::start(&setup);
+    let ledger = ledger(&setup);
+    let reason = |agent: &Agent| {
+        let status = agent.status().expect("an answer");
+        status["streams"][0]["checkpoint_reason"].as_str().expect("checkpoint_reason").to_owned()
+    };
+    let failing = |agent: &Agent| {
+        let (_, metrics) = agent.get("/metrics").expect("an answer");
+        let line = metrics.lines().find_map(|line| line.strip_prefix("forebay_checkpoint_failing{stream=\"events\"} "));
+        line.expect("forebay_checkpoint_failing").parse::<f64>().expect("a number")
+    };
+    let told = || real::forebay(&["status", "--config", setup.file().to_str().expect("UTF-8")]).1;
+    assert_eq!((reason(&agent).as_str(), failing(&agent)), ("", 0.0));
+    assert!(told().contains("events: good"), "{}", told());
+
+    // A file stands where the store should be, whatever is made in its place, until it is not set aside any more.
+    let mut client = client(&setup, "user");
+    let mut events = 0;
+    agent.wait_for("the marks to fail", |agent| {
+        // It may be made anew at this very moment; then the next look meets it.
+        let free = || fs::remove_dir_all(&ledger).is_ok() || !ledger.exists();
+        let harmed = ledger.is_file() || free() && fs::write(&ledger, "not a directory").is_ok();
+        events += 1;
+        client.run(&Pace::of(events));
+        harmed && reason(agent).contains("set aside already")
+    });
+    assert_eq!(failing(&agent), 1.0);
+    assert!(told().contains("the marks cannot be saved, so no disk space is freed"), "{}", told());
+
+    fs::remove_file(&ledger).expect("removed");
+    agent.wait_for("the marks to be saved again", |agent| {
+        events += 1;
+        client.run(&Pace::of(events));
+        reason(agent).is_empty()
+    });
+    assert_eq!(failing(&agent), 0.0);
+    assert!(told().contains("events: good"), "{}", told());
+    assert_eq!(agent.wait_drained().delivered, events, "delivery went on all the while");
+    assert!(agent.terminate().success());
+}
