@@ -285,6 +285,7 @@ fn finish(selection: &Selection, done: &mut Done) {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "a real thread is waited for, by the real clock")]
 mod tests {
     use std::io;
     use std::sync::atomic::AtomicU64;
