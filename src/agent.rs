@@ -328,6 +328,7 @@ fn start_stream(config: &Config, stream: &StreamConfig, host: &Host, api: Arc<dy
     // What was found dead is known from now on, and what was durable stays so.
     if let Err(error) = store.save(&checkpoint) {
         tracing::error!(stream = stream.name, %error, "the marks cannot be saved: events are taken and delivered, but no disk space is freed, and a restart sends again");
+        *locked(&metrics.checkpoint_reason) = error.to_string();
     }
     if clean {
         sent_log.restart(Position(0));

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::cursor::Cursor;
+use super::cursor::frames::Frames;
 use super::frame::Frame;
 use super::index::{ActiveIndex, Entry, Footer};
 use super::recover::{OpenError, Scan, Window, doing, header_from_content, scan, scan_rewritten};
@@ -500,11 +500,12 @@ fn alive(
             && (lanes.is_some() || marks[lane.index()] > segment.base)
     };
     let wanted: Vec<bool> = (0..LANES as u16).map(|lane| inside(Lane(lane))).collect();
-    let mut of_lane: Vec<Vec<Entry>> = vec![Vec::new(); LANES];
+    let frames = Frames { segment, file };
+    let mut of_lane: Vec<Vec<(Lane, Entry)>> = vec![Vec::new(); LANES];
     if wanted.contains(&true) {
-        for (lane, entry) in Cursor::lane_entries(segment, file, Lane(0), Lane(LANES as u16 - 1))? {
+        for (lane, entry) in frames.of_lanes(Lane(0), Lane(LANES as u16 - 1))? {
             if wanted[lane.index()] {
-                of_lane[lane.index()].push(entry);
+                of_lane[lane.index()].push((lane, entry));
             }
         }
     }
@@ -517,27 +518,15 @@ fn alive(
             }
             continue;
         }
-        let mut settled = 0;
-        if mark > segment.base {
-            let mut high = entries.len();
-            while settled < high {
-                let middle = usize::midpoint(settled, high);
-                let mut bytes = [0; 16];
-                file.read_exact_at(&mut bytes, u64::from(entries[middle].offset))?;
-                if Frame::peek_position(&bytes).is_some_and(|position| position < mark) {
-                    settled = middle + 1;
-                } else {
-                    high = middle;
-                }
-            }
-        }
-        let events = (entries.len() - settled) as u64;
+        let settled = if mark > segment.base { frames.before(mark, entries)? } else { 0 };
+        let alive_here = &entries[settled..];
+        let events = alive_here.len() as u64;
         alive.events += events;
-        alive.bytes += entries[settled..].iter().map(|entry| u64::from(entry.len)).sum::<u64>();
+        alive.bytes += alive_here.iter().map(|(_, entry)| u64::from(entry.len)).sum::<u64>();
         if let Some(lanes) = &mut lanes {
             lanes[lane.index()] += events;
         }
-        if let Some(entry) = entries.get(settled)
+        if let Some((_, entry)) = alive_here.first()
             && first.is_none_or(|held| entry.offset < held.offset)
         {
             first = Some(*entry);

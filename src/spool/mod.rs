@@ -30,6 +30,7 @@
 //!
 //! Absent on purpose: shards, streams' limits, records. The spool knows events, lanes and positions.
 
+pub mod append;
 pub mod commit;
 pub mod cursor;
 pub mod dead;

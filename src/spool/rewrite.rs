@@ -29,7 +29,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::cursor::Cursor;
+use super::cursor::frames::Frames;
 use super::frame::Frame;
 use super::index::{ActiveIndex, DIRECTORY_BYTES, Directory, Entry, FOOTER_BYTES, Footer};
 use super::segment::{Extent, Index, SEGMENT_HEADER_BYTES, Segment, SegmentHeader, SegmentId, SegmentTable};
@@ -183,7 +183,7 @@ impl Planner {
             let mut lanes = Box::new([0u32; LANES]);
             // Lane by lane: all entries of a segment of small events would be megabytes.
             for lane in (0..LANES as u16).map(Lane) {
-                let entries = Cursor::lane_entries(segment, file.as_ref(), lane, lane)?;
+                let entries = Frames { segment, file: file.as_ref() }.of_lanes(lane, lane)?;
                 lanes[lane.index()] = entries.iter().map(|(_, entry)| entry.len).sum();
             }
             self.weights.insert(segment.id, Weights { frames_end, lanes });
@@ -346,7 +346,7 @@ fn copy(
         |lane: Lane| directory.last_relative(lane).is_some_and(|last| segment.base.0 + u64::from(last) >= marks[lane.index()].0);
     let mut entries = Vec::new();
     for lane in (0..LANES as u16).map(Lane).filter(|lane| alive(*lane)) {
-        entries.append(&mut Cursor::lane_entries(segment, source, lane, lane)?);
+        entries.append(&mut Frames { segment, file: source }.of_lanes(lane, lane)?);
     }
     entries.sort_unstable_by_key(|(_, entry)| entry.offset);
     let header = SegmentHeader { id: segment.id, base: segment.base, created_ms: segment.created_ms, rewritten: true }.encode();

@@ -12,6 +12,7 @@ use super::cursor::Cursor;
 use super::frame::Frame;
 use super::gather::commit_loop;
 use super::*;
+use crate::checkpoint::Checkpoint;
 use crate::event::{KeyHash, LANES, Lane};
 
 fn options(dir: &Path) -> SpoolOptions {
@@ -283,6 +284,33 @@ fn a_flipped_position_does_not_mislead_the_count_of_pending_events() {
             for mark in 0..=9 {
                 let marks = Box::new([Position(mark); LANES]);
                 assert_eq!(cursor.pending(&segment, &marks).expect("read"), 9 - mark, "event {hit}, byte {byte}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_flipped_position_misleads_neither_the_tools_nor_the_search_for_a_letters_event() {
+    let lane = KeyHash::of_key("user").lane();
+    for hit in 0..9 {
+        for byte in 8..16 {
+            let files = simulated(9, true).0.kill();
+            let path = Path::new("/spool/segments").join(segment::SegmentId(1).file_name());
+            assert!(files.flip_bit(&path, segment::SEGMENT_HEADER_BYTES as u64 + hit * SIMULATED_FRAME + byte, 3));
+            let (opened, host) = reopen_simulated(&files);
+            let mut cursor = Cursor::new(Arc::clone(opened.handle.shared()), Arc::clone(&host.files));
+            for position in 0..9 {
+                let held = cursor.holds(lane, Position(position), false).expect("read");
+                assert!(held, "event {position}, with a flipped bit in event {hit}, byte {byte}");
+            }
+            assert!(!cursor.holds(Lane(lane.0 ^ 1), Position(4), false).expect("read"));
+            let tools = inspect::SpoolDir::open(&host, Path::new("/spool")).expect("a spool");
+            let heads = tools.heads().expect("read");
+            for mark in 0..=9 {
+                let known =
+                    Checkpoint { durable: Position(9), marks: Box::new([Position(mark); LANES]), ..Checkpoint::default() };
+                let (_, alive) = tools.segments(&heads, &known, None).expect("read")[0];
+                assert_eq!(alive.events, 9 - mark, "event {hit}, byte {byte}");
             }
         }
     }
