@@ -31,7 +31,7 @@ mod mishaps;
 
 use crate::fault_files::{ENOSPC, FaultFiles, Met, OpRecord, SeededEntropy, SimClock, is_death};
 use crate::planted::{Plant, PlantedFiles};
-use crate::promises::{Broken, Id, KEYS, Marks, Promises, data_of, frames, hash_of, holds, id_of, key_of};
+use crate::promises::{Broken, FEW_KEYS, Id, KEYS, Marks, Promises, data_of, frames, hash_of, holds, id_of, key_of};
 use crate::reader::{ReadError, Reader};
 
 /// Operations within which an opening must end.
@@ -116,6 +116,8 @@ struct Life {
     promises: Promises,
     /// Files with a flipped bit: one each, so that what may be lost is known.
     flipped: Vec<PathBuf>,
+    /// Bits are flipped in the positions of frames only, where they mislead most.
+    aimed_flips: bool,
     steps_left: u64,
     trace: Vec<Line>,
     logged: usize,
@@ -132,8 +134,9 @@ pub fn live(seed: u64, plant: Plant) -> Outcome {
         files: FaultFiles::new(),
         clock: Arc::new(SimClock::new()),
         store: VecDeque::new(),
-        promises: Promises::new(),
+        promises: Promises::new(if mix64(seed ^ 0xfe3).is_multiple_of(8) { FEW_KEYS.0 } else { 1 }),
         flipped: Vec::new(),
+        aimed_flips: mix64(seed ^ 0xa13d).is_multiple_of(4),
         steps_left: 40 + mix64(seed ^ 0x57e9) % 100,
         trace: Vec::new(),
         logged: 0,

@@ -26,13 +26,16 @@ use forebay::spool::segment::{SEGMENT_HEADER_BYTES, SegmentId};
 
 use crate::fault_files::FaultFiles;
 
-/// Submitted events are numbered from 1, in order.
+/// Submitted events are numbered in order, from 1 or from [`FEW_KEYS`].
 pub type Id = u64;
 
 pub type Marks = [Position; LANES];
 
 /// Keys of the events; the last ones carry an explicit hash.
 pub const KEYS: u64 = 11;
+
+/// Keys of a life whose events are numbered from here, so that a lane has many events in one segment.
+pub const FEW_KEYS: (Id, u64) = (1 << 40, 2);
 
 /// A promise that was broken, by name and with the circumstances.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,7 +58,8 @@ macro_rules! holds {
 pub(crate) use holds;
 
 pub fn key_of(id: Id) -> String {
-    format!("user-{}", mix64(id) % KEYS)
+    let keys = if id < FEW_KEYS.0 { KEYS } else { FEW_KEYS.1 };
+    format!("user-{}", mix64(id) % keys)
 }
 
 /// The hash of a key, and whether it was given with the event.
@@ -141,8 +145,9 @@ pub struct Promises {
 }
 
 impl Promises {
-    pub fn new() -> Self {
-        Self { next_id: 1, ..Self::default() }
+    /// Of a life whose first event has this number.
+    pub fn new(first: Id) -> Self {
+        Self { next_id: first, ..Self::default() }
     }
 
     /// A receipt left for `id`.
