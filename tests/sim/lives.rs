@@ -55,10 +55,15 @@ found! {
     /// A binary search by position went by the position in a damaged frame. 106,000 lives did not find it before lives had
     /// few keys and flips aimed at positions. Told as: EXACT-ACCOUNT, 46 counted as pending, 47 found.
     a_flipped_position_does_not_mislead_the_pending_count: [4457, 12120, 15767], met: ["position of a frame flipped"];
+
+    /// In a weaker sync class a power cut may take a file's header with its first events. What was missing before the next
+    /// file that tells where it begins was counted for the file before, and for this one. Told as: EXACT-ACCOUNT, 14 events
+    /// told damaged by openings, none hit by a flipped bit.
+    what_a_file_lost_with_its_header_is_counted_once: [78, 2358], met: ["power cut", "class interval"];
 }
 
 /// What the standard set must have met, each this often.
-const MUST_MEET: [(&str, u64); 37] = [
+const MUST_MEET: [(&str, u64); 39] = [
     ("power cut", 2000),
     ("process killed", 500),
     ("clean stop", 200),
@@ -96,6 +101,8 @@ const MUST_MEET: [(&str, u64); 37] = [
     ("marks lost", 200),
     ("marks set back", 200),
     ("marks damaged", 100),
+    ("class interval", 1000),
+    ("class os", 500),
 ];
 
 /// What all lives of a run met together.
@@ -105,6 +112,7 @@ struct Totals {
     broken: Vec<(u64, String)>,
     receipted: u64,
     found_unreceipted: u64,
+    taken: u64,
 }
 
 impl Totals {
@@ -114,6 +122,7 @@ impl Totals {
         }
         self.receipted += outcome.receipted as u64;
         self.found_unreceipted += outcome.found_unreceipted;
+        self.taken += outcome.taken;
         if let Err(broken) = outcome.verdict {
             println!("seed {seed}: {broken}");
             self.broken.push((seed, broken));
@@ -161,7 +170,7 @@ fn many_lives_keep_every_promise_and_meet_every_misfortune() {
     }
     let standard = seeds == STANDARD;
     let totals = run(seeds, !standard);
-    println!("{count} lives, {} events receipted, met: {:#?}", totals.receipted, totals.met);
+    println!("{count} lives, {} events receipted, {} taken, met: {:#?}", totals.receipted, totals.taken, totals.met);
     let told: Vec<String> = totals.broken.iter().take(20).map(|(seed, broken)| format!("seed {seed}: {broken}")).collect();
     assert!(
         told.is_empty(),
@@ -175,6 +184,7 @@ fn many_lives_keep_every_promise_and_meet_every_misfortune() {
             assert!(met >= times, "{what}: met {met} times, {times} were wanted");
         }
         assert!(totals.found_unreceipted > 1000, "groups without a receipt must survive now and then");
+        assert!(totals.taken > 1000, "power cuts took {} events in the weaker sync classes", totals.taken);
         assert!(totals.receipted > 50_000, "{} events were receipted", totals.receipted);
     }
 }
