@@ -336,3 +336,36 @@ fn several_tries_at_one_group_prove_nothing_durable() {
     let (opened, _) = reopen_simulated(&files.kill());
     assert_eq!((opened.damaged_events, opened.writer.next()), (0, Position(2)));
 }
+
+#[test]
+fn what_a_file_lost_with_its_header_is_counted_once() {
+    // Written without syncs (a weaker sync class), each file by a writer of its own; the events of the middle one are 3..6.
+    let files = fault_files::FaultFiles::new();
+    for n in 0..3u64 {
+        let mut writer = reopen_simulated_unsealed(&files, Position(3 * n));
+        for event in 0..3 {
+            let mut batch = Vec::new();
+            frame::encode(&mut batch, "user", KeyHash::of_key("user"), false, format!("event {event}").as_bytes());
+            writer.commit(&mut [batch]).expect("a good disk");
+        }
+    }
+    let path = |n| Path::new("/spool/segments").join(segment::SegmentId(n).file_name());
+    let middle = files.contents(&path(2)).expect("three files");
+    // Header and first frame are gone, or the header and all frames.
+    for (lost, damaged) in [(segment::SEGMENT_HEADER_BYTES as u64 + SIMULATED_FRAME, 1), (middle.len() as u64, 3)] {
+        let files = files.crash(1);
+        files.plant(&path(2), &[&vec![0; lost as usize][..], &middle[lost as usize..]].concat());
+        let (opened, _) = reopen_simulated(&files);
+        assert_eq!((opened.damaged_events, opened.writer.next()), (damaged, Position(9)), "{lost} bytes lost");
+    }
+}
+
+/// A writer that begins a file at `next`, beside those that are there.
+fn reopen_simulated_unsealed(files: &fault_files::FaultFiles, next: Position) -> commit::Writer {
+    let host = fault_files::sim_host(files, &Arc::new(fault_files::SimClock::new()), 1);
+    prepare(&host, &options(Path::new("/spool"))).expect("a good disk");
+    let dir = segments_dir(Path::new("/spool"));
+    let table = Arc::new(SegmentTable::new(dir, Vec::new()));
+    let id = segment::SegmentId(1 + (next.0 / 3) as u32);
+    commit::Writer::new(host, table, 1 << 20, next, id)
+}
