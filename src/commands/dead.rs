@@ -51,6 +51,8 @@ const PREVIEW_CHARS: usize = 60;
 struct Place {
     stream: String,
     dir: PathBuf,
+    /// The machine, with the keys to read it.
+    host: Host,
 }
 
 impl Place {
@@ -105,7 +107,8 @@ fn places(args: &DeadArgs, config: &Config) -> Told<Vec<Place>> {
     for name in &names {
         let dir = spool_dir(root, name);
         if let Some(stream) = stream_of(&dir) {
-            found.push(Place { stream, dir });
+            let coding = config.coding(&stream).map_err(|error| (Exit::Configuration, error.to_string()))?;
+            found.push(Place { stream, dir, host: coding.host(&Host::real()) });
         }
     }
     if found.is_empty() {
@@ -146,7 +149,7 @@ fn selection(filter: &DeadFilter) -> Selection {
 
 /// Letters of a place that are meant and not removed, until `f` breaks off.
 fn each(place: &Place, selection: &Selection, f: &mut dyn FnMut(Letter) -> ControlFlow<()>) -> Told<()> {
-    let view = DeadStore::view(&Host::real(), &place.letters()).map_err(|error| failed(error.to_string()))?;
+    let view = DeadStore::view(&place.host, &place.letters()).map_err(|error| failed(error.to_string()))?;
     let visited = view.visit(selection.first(), &mut |letter, removal| {
         if removal.is_some() || !selection.fits(&letter) { ControlFlow::Continue(()) } else { f(letter) }
     });
@@ -434,7 +437,9 @@ impl Worker {
             };
             return Ok(Self::Agent { admin, stream });
         };
-        let host = Host::real();
+        let host = place.host.clone();
+        // Before the first letter is written there, as before the first event.
+        spool::prepare(&host, &options).map_err(|error| failed(error.to_string()))?;
         let letters = DeadLetters::open(&host, &place.letters(), config.spool.dead_max_bytes, &Arc::default());
         let letters = letters.map_err(|error| failed(error.to_string()))?;
         Ok(Self::Ourselves(Box::new(Stopped { letters, spool: None, host, options, lock })))

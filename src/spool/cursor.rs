@@ -63,6 +63,26 @@ fn place_back_from(damaged: &mut [Damaged], unplaced: usize, next: Position) {
     }
 }
 
+/// Reads what was durable here. Where the file now ends too early, zeroes stand for it, which are no frames: an end that is
+/// gone is damage like any other, and no reason to read it for ever.
+pub(super) fn read_padded(file: &dyn File, mut bytes: &mut [u8], mut at: u64) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match file.read_at(bytes, at) {
+            Ok(0) => {
+                bytes.fill(0);
+                break;
+            }
+            Ok(read) => {
+                bytes = &mut bytes[read..];
+                at += read as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
 /// A reader of one spool.
 #[derive(Debug)]
 pub struct Cursor {
@@ -162,11 +182,11 @@ impl Cursor {
         while at < frames_end {
             let want = READ_BYTES.min((frames_end - at) as usize);
             let mut bytes = vec![0; want];
-            file.read_exact_at(&mut bytes, at)?;
+            read_padded(file.as_ref(), &mut bytes, at)?;
             if let Some(len) = Frame::peek_len(&bytes).filter(|len| *len > bytes.len() && at + *len as u64 <= frames_end) {
                 // One frame larger than a read.
                 bytes.resize(len, 0);
-                file.read_exact_at(&mut bytes, at)?;
+                read_padded(file.as_ref(), &mut bytes, at)?;
             }
             let (mut used, mut count, mut first, mut next) = (0, 0, None, *position);
             let mut skipped = 0;

@@ -329,7 +329,7 @@ pub fn recover(host: &Host, segments_dir: &Path, aside_dir: &Path, durable: Posi
             let extent = Extent {
                 end: footer.end,
                 frames_end: footer.frames_end,
-                file_bytes,
+                file_bytes: doing("reading", &path, file.stored_len())?,
                 index: Index::Sealed(footer, std::sync::Arc::new(directory)),
             };
             recovered.next = footer.end;
@@ -378,6 +378,8 @@ pub fn recover(host: &Host, segments_dir: &Path, aside_dir: &Path, durable: Posi
         }
         // The frames first: after a kill they may be in the page cache only, and an index must not outlive its frames.
         doing("syncing", &path, file.sync_data())?;
+        // Unless the sealing does, and tells its own.
+        segment.extent().file_bytes = doing("reading", &segment.path, file.stored_len())?;
         if let Err(error) = seal(&segment, file.as_ref(), last_ms) {
             // On a full disk there is no room for an index, and only delivery makes room: a start must not need any. The
             // index stays in memory, and the next opening scans again.

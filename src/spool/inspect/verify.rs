@@ -157,6 +157,11 @@ impl Verifier<'_> {
         let stop = SpoolDir::stop(&self.heads, at);
         // It may have been rewritten since it was listed.
         let (file, head) = self.spool.open_segment(self.heads[at].id, &self.heads[at].path)?;
+        for flaw in file.flaws()? {
+            self.find(Level::Error, Kind::Coding, at, flaw)
+                .means("the events in content that is lost are told below, one by one; a header that stands twice costs nothing")
+                .remedy("none brings them back; the agent makes dead letters of them and goes on. Look at the disk's health");
+        }
         let ending = Footer::look(file.as_ref())?;
         if let Err(HeaderError::OtherVersion { version, flags }) = head.header {
             let what = format!("the segment has version {version} and flags {flags}, which this program does not read");
@@ -208,7 +213,7 @@ impl Verifier<'_> {
             }
         }
         let end = footer.map_or(found.end, |footer| footer.end);
-        let file_bytes = head.file_bytes;
+        let file_bytes = head.stored_bytes;
         let (directory, extent) = match (ending, footer) {
             (Ending::Whole(_, directory), Some(footer)) => {
                 let directory = Arc::new(directory);

@@ -26,6 +26,8 @@ pub enum Kind {
     Header,
     /// A segment of another version.
     OtherVersion,
+    /// A block of a compressed or encrypted file, or what tells how it lies on the disk.
+    Coding,
     /// A frame's checksum or shape.
     Frame,
     /// The footer of an index.
