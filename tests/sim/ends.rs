@@ -12,6 +12,7 @@ use forebay::spool::Policy;
 use forebay::spool::gather::commit_loop;
 
 use super::{Kind, Life, Process, Stop};
+use crate::content::durable;
 use crate::planted::Plant;
 use crate::promises::{Broken, data_of, frames, hash_of, holds, key_of};
 
@@ -59,7 +60,7 @@ impl Life {
             }
             for (position, id) in (at.0..).map(Position).zip(first..first + count).filter(|_| looks) {
                 let segment = shared.table.holding(position);
-                let durable = segment.and_then(|segment| self.files.durable_contents(&segment.path)).unwrap_or_default();
+                let durable = segment.map(|segment| durable(&self.files, &segment.path)).unwrap_or_default();
                 let there = frames(&durable, durable.len()).0.iter().any(|found| (found.2, found.3) == (position, id));
                 holds!(there, "RECEIPT-AFTER-SYNC: event {id} at {position} is receipted and not on the disk");
             }

@@ -63,7 +63,7 @@ found! {
 }
 
 /// What the standard set must have met, each this often.
-const MUST_MEET: [(&str, u64); 39] = [
+const MUST_MEET: [(&str, u64); 40] = [
     ("power cut", 2000),
     ("process killed", 500),
     ("clean stop", 200),
@@ -93,6 +93,7 @@ const MUST_MEET: [(&str, u64); 39] = [
     ("remove fails", 20),
     ("rename fails", 5),
     ("short read", 200),
+    ("bit of a coded block flipped", 100),
     ("bit of a frame flipped", 200),
     ("position of a frame flipped", 200),
     ("bit beside frames flipped", 200),

@@ -12,6 +12,7 @@ use forebay::spool::index::FOOTER_BYTES;
 use forebay::spool::segment::{SegmentHeader, SegmentId};
 
 use super::{Kind, Life, Process};
+use crate::content::{content, durable, live};
 use crate::fault_files::{EIO, EMFILE, ENOSPC, Fault, Op, Pending};
 use crate::promises::frames;
 
@@ -94,28 +95,37 @@ impl Life {
         }
         let path = paths.swap_remove(n);
         let bytes = self.files.contents(&path).unwrap_or_default();
+        let plain = content(bytes.clone()) == bytes;
         // What a given-up file holds from there on was written again in the next one.
         let stop = self.base_behind(&path);
-        let (held, _) = frames(&bytes, bytes.len());
+        let (held, _) = frames(&content(bytes.clone()), usize::MAX);
         let offset = match held.get(offset as usize % held.len().max(1)) {
-            Some((at, ..)) if self.aimed_flips => at + POSITION_AT,
+            Some((at, ..)) if self.aimed_flips && plain => at + POSITION_AT,
             _ => offset % (bytes.len() as u64).max(1),
         };
-        let inside = held.iter().find(|(at, len, _, _)| (*at..*at + *len as u64).contains(&offset)).copied();
+        // A frame, or all of a coded block.
+        let mut flipped = bytes;
+        if let Some(byte) = flipped.get_mut(offset as usize) {
+            *byte ^= 1 << bit;
+        }
+        let (left, _) = frames(&content(flipped), usize::MAX);
+        let gone: Vec<_> = held.iter().filter(|frame| !left.contains(frame)).copied().collect();
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let id = SegmentId::of_file_name(name);
-        match (inside, id) {
+        match (&gone[..], id) {
             // What is neither receipted nor behind something receipted may be a torn tail: no bit can harm it.
-            (Some((_, _, position, _)), _) if position >= self.promises.last_group => return,
-            (Some((_, _, position, _)), _) if !self.promises.risk.allows_flip(position) => return,
-            (Some((at, _, position, _)), Some(id)) => {
-                self.files.meet("bit of a frame flipped");
-                if self.aimed_flips {
+            (gone, _) if gone.iter().any(|(_, _, position, _)| *position >= self.promises.last_group) => return,
+            (gone, _) if gone.iter().any(|(_, _, position, _)| !self.promises.risk.allows_flip(*position)) => return,
+            (gone @ [(first, ..), ..], Some(id)) => {
+                self.files.meet(if plain { "bit of a frame flipped" } else { "bit of a coded block flipped" });
+                if self.aimed_flips && plain {
                     self.files.meet("position of a frame flipped");
                 }
-                let last = held.iter().rfind(|held| held.2 < stop).is_none_or(|(last, _, _, _)| *last <= at);
+                let last = held.iter().rfind(|held| held.2 < stop && !gone.contains(held)).is_none_or(|held| held.0 < *first);
                 let open_end = last && !self.is_sealed(&path);
-                self.promises.hit(id, at, position, open_end);
+                for (at, _, position, _) in gone {
+                    self.promises.hit(id, *at, *position, open_end);
+                }
             }
             _ if frames_only => return,
             _ => {
@@ -131,7 +141,7 @@ impl Life {
 
     /// Whether a power cut leaves the file with an index.
     fn is_sealed(&self, path: &Path) -> bool {
-        let bytes = self.files.durable_contents(path).unwrap_or_default();
+        let bytes = durable(&self.files, path);
         bytes.len().checked_sub(FOOTER_BYTES).is_some_and(|at| bytes[at..].starts_with(b"FBYINDEX"))
     }
 
@@ -139,7 +149,7 @@ impl Life {
     fn base_behind(&self, path: &Path) -> Position {
         let mut behind = self.files.paths();
         behind.retain(|other| other > path && other.extension().is_some_and(|end| end == "seg"));
-        let headers = behind.iter().filter_map(|path| SegmentHeader::decode(&self.files.contents(path)?).ok());
+        let headers = behind.iter().filter_map(|path| SegmentHeader::decode(&live(&self.files, path)).ok());
         headers.map(|header| header.base).min().unwrap_or(Position(u64::MAX))
     }
 

@@ -24,6 +24,7 @@ use forebay::spool::Opened;
 use forebay::spool::frame::Frame;
 use forebay::spool::segment::{SEGMENT_HEADER_BYTES, SegmentId};
 
+use crate::content::live;
 use crate::fault_files::FaultFiles;
 use crate::life::classes::Risk;
 
@@ -194,6 +195,11 @@ impl Promises {
         Ok(())
     }
 
+    /// Events whose bytes a flip took, so far.
+    pub fn hit_events(&self) -> u64 {
+        self.hits.len() as u64
+    }
+
     /// A bit of this frame was flipped.
     pub fn hit(&mut self, segment: SegmentId, offset: u64, position: Position, at_open_end: bool) {
         self.hits.push(Hit { position, segment, offset, at_open_end });
@@ -237,7 +243,7 @@ impl Promises {
                 let extent = segment.extent();
                 (extent.end, extent.frames_end)
             };
-            let bytes = files.contents(&segment.path).unwrap_or_default();
+            let bytes = live(files, &segment.path);
             let (good, bad_here) = frames(&bytes, frames_end as usize);
             bad += bad_here;
             let harmed = self.sync_lied || self.hits.iter().any(|hit| hit.segment == segment.id);
