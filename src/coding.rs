@@ -93,8 +93,8 @@ impl fmt::Display for CodingError {
         match self {
             Self::NoKey { wanted, given } if given.is_empty() => write!(
                 f,
-                "it is encrypted with the key {wanted}, and spool.encryption_keys names none; put that key's source there. \
-                 Nothing was changed"
+                "it is encrypted with the key {wanted}, and spool.encryption_keys names none; put that key's source there \
+                 (--config FILE, or FOREBAY_SPOOL__ENCRYPTION_KEYS). Nothing was changed"
             ),
             Self::NoKey { wanted, given } => {
                 let given: Vec<String> = given.iter().map(ToString::to_string).collect();

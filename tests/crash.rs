@@ -68,13 +68,18 @@ fn round(setup: &Setup, sink: &Sink, pace: &Pace, number: u64, draw: u64) -> Ins
     at
 }
 
-fn crash(aggregate: &'static str) {
+fn crash(aggregate: &'static str, coded: bool) {
     let seed = real::seed("FOREBAY_CRASH_SEED");
     let dir = real::temporary();
     let sink = real::sink(SHARDS, 2);
     let mut setup = Setup::new(BINARY, dir.path(), sink.endpoint(), aggregate);
     setup.spool = format!("segment_bytes = \"8MiB\"\ncheckpoint_interval = \"{}ms\"", CHECKPOINT.as_millis());
     setup.stream = "linger = \"5ms\"".to_owned();
+    if coded {
+        setup.spool.push_str("\nencryption_keys = [\"env:KEY\"]");
+        setup.stream.push_str("\nspool_compression = \"zstd\"");
+        setup.env.push(("KEY", "c0de".repeat(16)));
+    }
 
     let pace = Pace::default();
     let mut clients: Vec<Client> = (0..CLIENTS)
@@ -151,10 +156,15 @@ fn check(clients: &[Client], sink: &Sink, kills: &[Instant], account: Account, a
 
 #[test]
 fn nothing_acknowledged_is_lost_over_many_kills_with_aggregates() {
-    crash("kpl");
+    crash("kpl", false);
 }
 
 #[test]
 fn nothing_acknowledged_is_lost_over_many_kills_with_one_event_a_record() {
-    crash("off");
+    crash("off", false);
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_over_many_kills_of_a_compressed_and_encrypted_spool() {
+    crash("kpl", true);
 }
