@@ -50,20 +50,29 @@ found! {
 
     /// That a later file exists was taken as proof that the group before it had been durable, though both were tries at one
     /// group, given up one after the other. Told as: EXACT-ACCOUNT, bad stretches are kept in a file.
-    several_tries_at_one_group_prove_nothing_durable: [121, 2162, 3329], met: ["power cut"];
+    several_tries_at_one_group_prove_nothing_durable: [2162, 3329, 6157], met: ["power cut"];
 
     /// A binary search by position went by the position in a damaged frame. 106,000 lives did not find it before lives had
     /// few keys and flips aimed at positions. Told as: EXACT-ACCOUNT, 46 counted as pending, 47 found.
-    a_flipped_position_does_not_mislead_the_pending_count: [4457, 12120, 15767], met: ["position of a frame flipped"];
+    a_flipped_position_does_not_mislead_the_pending_count: [4457, 7642, 12120], met: ["position of a frame flipped"];
 
     /// In a weaker sync class a power cut may take a file's header with its first events. What was missing before the next
     /// file that tells where it begins was counted for the file before, and for this one. Told as: EXACT-ACCOUNT, 14 events
     /// told damaged by openings, none hit by a flipped bit.
-    what_a_file_lost_with_its_header_is_counted_once: [78, 2358], met: ["power cut", "class interval"];
+    what_a_file_lost_with_its_header_is_counted_once: [78, 483, 2358], met: ["power cut"];
+
+    /// While `held.rs` was built: a group that an opening could not sync was written again under its name at once. A crash
+    /// then left a file that began at the group's position and did not hold it, and the old copy counted as superseded. Told
+    /// as: NOTHING-LOST, event 46 at 41 was receipted; found: false.
+    what_is_held_back_supersedes_nothing_before_it_is_durable: [957, 2493, 5013], met: ["opened without a sync", "power cut"];
+
+    /// The same: a group that an opening could not sync was taken as durable, and what a power cut tore of it was counted as
+    /// damage. Told as: EXACT-ACCOUNT, a power cut took 0 events from among others, and 3 are told.
+    a_group_that_could_not_be_synced_is_not_taken_as_durable: [4914], met: ["opened without a sync", "power cut"];
 }
 
 /// What the standard set must have met, each this often.
-const MUST_MEET: [(&str, u64); 39] = [
+const MUST_MEET: [(&str, u64); 41] = [
     ("power cut", 2000),
     ("process killed", 500),
     ("clean stop", 200),
@@ -101,6 +110,8 @@ const MUST_MEET: [(&str, u64); 39] = [
     ("marks lost", 200),
     ("marks set back", 200),
     ("marks damaged", 100),
+    ("opened without a sync", 50),
+    ("group in doubt written again", 20),
     ("class interval", 1000),
     ("class os", 500),
 ];
