@@ -14,10 +14,12 @@
 //!
 //! Nothing else may be written at its positions meanwhile: a file that begins there would supersede the group in the old
 //! file before it lies durable in the new one. So it goes to `NNNNNNNNNN.new` with its index, is synced, and only then gets
-//! its name. A crash before that finds the old file as it was; after it, either. The old copy is never cut off, since the
-//! name may get lost yet: a kill just after the directory's sync failed, a later one that succeeds and does nothing, and a
-//! power cut. Should the old file have been removed by then, with all else in it settled, the group would be lost: one more
-//! accident in a row than is provided for.
+//! its name. A crash before that finds the old file as it was; after it, either.
+//!
+//! What is left: the sync of the directory after the rename fails (one just before it did not), the process is killed before
+//! it has removed the file, the next sync of the directory succeeds without writing the entry, recovery cuts the old copy off
+//! as superseded, and then the power fails. To leave the old copy would be worse: copies of tries that nobody was told of
+//! would come back when the files behind them are gone.
 //!
 //! Place: `recover` takes it, the `Writer` keeps and writes it before anything else, at the commit thread's asking. Memory:
 //! one group. Failure: every try is a new file; the caller waits between tries.

@@ -405,12 +405,7 @@ pub fn recover(host: &Host, segments_dir: &Path, aside_dir: &Path, durable: Posi
         let last_ms = header.created_ms + u64::from(scan.last_time_ms);
         // Read before the sync: one that fails may take the pages along.
         let held = if sealed_off { None } else { doing("reading", &path, Held::read(file.as_ref(), &header, &scan, durable))? };
-        let (behind, good_end) = (file_bytes > scan.frames_end, scan.frames_end);
-        // A group that a later file holds again stays, until the file goes: it may be the one copy (`held.rs`). Where damage
-        // was told, an index matters more, lest it be told again.
-        let whole = scan.damaged_events == 0 && scan.end == stop;
-        let second = behind && whole && doing("reading", &path, holds_group(file.as_ref(), good_end, stop))?;
-        let torn = behind && !second;
+        let (torn, good_end) = (file_bytes > scan.frames_end, scan.frames_end);
         if torn {
             recovered.torn_bytes += file_bytes - scan.frames_end;
         }
@@ -428,7 +423,7 @@ pub fn recover(host: &Host, segments_dir: &Path, aside_dir: &Path, durable: Posi
             recovered.held = Some(held);
         }
         recovered.next = scan.end;
-        let sealable = synced.is_ok() && recovered.held.is_none() && !second;
+        let sealable = synced.is_ok() && recovered.held.is_none();
         let file_bytes = if torn && synced.is_ok() { good_end } else { file_bytes };
         let extent = Extent { end: scan.end, frames_end: scan.frames_end, file_bytes, index: Index::Memory(scan.index) };
         let segment = Segment::new(&header, path.clone(), extent);
@@ -475,13 +470,6 @@ impl Recovered {
             "what was found could not be synced: it is delivered as far as it is known to be durable, and nothing is accepted until the disk takes syncs again"
         );
     }
-}
-
-/// A good frame of this position begins at an offset.
-fn holds_group(file: &dyn File, at: u64, position: Position) -> io::Result<bool> {
-    let mut window = Window::new(file)?;
-    let Some(len) = good_frame(&mut window, at)? else { return Ok(false) };
-    Ok(Frame::parse(window.at(at, len)?).is_some_and(|frame| frame.position() == position))
 }
 
 /// A sealed segment without frames, which says where positions go on.
