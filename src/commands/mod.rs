@@ -7,6 +7,7 @@ pub mod config;
 pub mod dead;
 #[cfg(feature = "dev")]
 pub mod demo;
+pub mod iam_policy;
 pub mod run;
 pub mod send;
 pub mod spool;
