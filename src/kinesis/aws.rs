@@ -13,6 +13,7 @@
 //!
 //! Failure: every error is a [`PutError`] made by `classify`. Absent on purpose: retries, rate limits, order.
 
+pub mod account;
 mod classify;
 mod client;
 mod credentials;
@@ -33,7 +34,7 @@ use tokio::sync::{Notify, OnceCell};
 
 use super::{
     BoxFuture, EntryOutcome, ErrorClass, KinesisApi, KinesisReader, PutEntry, PutError, ReadFrom, ReadPage, ReadPoint,
-    ShardRange, StoredRecord,
+    ShardRange, StoredRecord, StreamSummary,
 };
 use crate::config::StreamConfig;
 use crate::event::ShardId;
@@ -266,6 +267,28 @@ impl AwsKinesis {
             }
         }
         Err(classify::bad_answer(format!("ListShards did not end after {LIST_PAGES_MAX} pages")))
+    }
+
+    /// What the service says of the stream: DescribeStreamSummary. One account shares 20 such calls a second.
+    ///
+    /// # Errors
+    /// As every call.
+    pub async fn summary(&self) -> Result<StreamSummary, PutError> {
+        let (client, lease) = self.client().await?;
+        let request = client.describe_stream_summary().set_stream_name(self.name()).set_stream_arn(self.arn());
+        let departure = Departure::default();
+        let output = self.answer(&lease, &departure, request.customize().interceptor(departure.clone()).send()).await?;
+        let told = output.stream_description_summary;
+        let told = told.ok_or_else(|| classify::bad_answer("no description of the stream".into()))?;
+        let encrypted = told.encryption_type.as_ref().is_some_and(|kind| kind.as_str() == "KMS");
+        Ok(StreamSummary {
+            arn: told.stream_arn,
+            status: told.stream_status.as_str().to_owned(),
+            on_demand: told.stream_mode_details.map(|mode| mode.stream_mode.as_str() == "ON_DEMAND"),
+            ignores_keys: told.record_distribution_strategy.map(|strategy| strategy.as_str() == "AUTO"),
+            record_bytes_max: told.max_record_size_in_kib.and_then(|kib| usize::try_from(kib).ok()).map(|kib| kib << 10),
+            key: if encrypted { Some(told.key_id.unwrap_or_default()) } else { None },
+        })
     }
 
     async fn shard_iterator(&self, shard: &ShardId, from: ReadPoint) -> Result<String, PutError> {
