@@ -76,6 +76,8 @@ pub enum Command {
     Dead(DeadArgs),
     /// The configuration in force, each value with its origin
     Config(ConfigArgs),
+    /// What would keep the agent from its work: configuration, disk, credentials, rights, streams
+    Check(CheckArgs),
     /// The least rights for the configured streams, as IAM documents
     IamPolicy(IamPolicyArgs),
 }
@@ -358,6 +360,15 @@ impl Cli {
                 (flags.into_iter().flatten().collect(), false, Purpose::Client)
             }
             Command::Tail(_) => (Vec::new(), false, Purpose::Reader),
+            Command::Check(args) => {
+                let flags = [
+                    over(SectionKind::Stream, "name", "--stream", args.stream.as_ref()),
+                    over(SectionKind::Stream, "region", "--region", args.region.as_ref()),
+                    over(SectionKind::Stream, "endpoint", "--endpoint", args.endpoint.as_ref()),
+                    over(SectionKind::Spool, "dir", "--spool-dir", args.spool_dir.as_ref()),
+                ];
+                (flags.into_iter().flatten().collect(), false, Purpose::Agent)
+            }
             Command::IamPolicy(args) => {
                 let flags = [
                     over(SectionKind::Stream, "name", "--stream", args.stream.as_ref()),

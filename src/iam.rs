@@ -198,6 +198,12 @@ impl Statement {
         statement.on_condition("StringEquals", "sts:ExternalId", external_ids)
     }
 
+    /// The first of what it is about; `*` where it names nothing.
+    #[must_use]
+    pub fn first_resource(&self) -> &str {
+        self.resource.first().map_or(ANY, String::as_str)
+    }
+
     /// As JSON on one line, to be pasted into the `Statement` of a policy.
     #[must_use]
     pub fn to_json(&self) -> String {

@@ -1,12 +1,44 @@
-//! The arguments of `forebay iam-policy`, and their help.
+//! The arguments of `forebay check` and `forebay iam-policy`, and their help.
 //!
-//! Place: part of `cli`, whose file tells the rules; `commands/iam_policy.rs` does the work.
+//! Place: part of `cli`, whose file tells the rules; `commands/check.rs` and `commands/iam_policy.rs` do the work.
 
 use clap::Args;
 
 use super::by_key;
 use crate::config::SectionKind;
 use crate::iam::is_account;
+
+/// `forebay check`.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "Examples:
+  forebay check
+  forebay check --stream clicks --region eu-west-1
+  forebay check --local && forebay run
+
+Reads the configuration (all errors at once, exit code 78), looks at the machine, then asks AWS with the credentials that the
+agent would use: who am I, what is the stream, may it be written. Nothing is written to a stream. For each item a mark:
+  ✓ good   ! to know   ✗ to mend   ? could not be told
+and where a right is missing the statement to add. Exit code 1 if anything is to mend; run it as the user of the agent.")]
+pub struct CheckArgs {
+    /// The Kinesis data stream, by name or ARN, instead of the configuration's
+    #[arg(long, value_name = "NAME", value_parser = by_key(SectionKind::Stream, "name"))]
+    pub stream: Option<String>,
+    /// AWS region of the stream
+    #[arg(long, value_name = "R", value_parser = by_key(SectionKind::Stream, "region"))]
+    pub region: Option<String>,
+    /// Endpoint URL instead of the region's own
+    #[arg(long, value_name = "URL", value_parser = by_key(SectionKind::Stream, "endpoint"))]
+    pub endpoint: Option<String>,
+    /// Where the spools live
+    #[arg(long, value_name = "DIR", value_parser = by_key(SectionKind::Spool, "dir"))]
+    pub spool_dir: Option<String>,
+    /// Only what needs no network
+    #[arg(long)]
+    pub local: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
 
 /// `forebay iam-policy`.
 #[derive(Clone, Debug, Args)]
