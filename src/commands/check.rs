@@ -164,8 +164,8 @@ fn text(sections: &[Section], colours: bool) -> String {
             }
             let (mark, colour) = (finding.outcome.mark(), finding.outcome.colour());
             let mark = if colours { format!("\u{1b}[{colour}m{mark}\u{1b}[0m") } else { mark.to_owned() };
-            let mut shown = String::new();
-            crate::commands::tail::printable(&mut shown, finding.text.as_bytes());
+            let (mut shown, one_line) = (String::new(), finding.text.split_whitespace().collect::<Vec<_>>().join(" "));
+            super::tail::printable(&mut shown, one_line.as_bytes());
             writeln!(text, "  {mark} {:<14}{shown}", finding.about).expect("a String takes all");
             for Remedy { add_to, statement } in &finding.remedies {
                 writeln!(text, "    {:<14}add to {add_to}:\n    {:<14}{}", "", "", statement.to_json())

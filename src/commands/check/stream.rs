@@ -11,7 +11,7 @@ use crate::config::{Aggregate, Order, StreamConfig, show_bytes};
 use crate::iam::{KEY_ACTION, STREAM_ACTIONS, Statement, StreamArn};
 use crate::kinesis::aws::account::{Account, Caller, Decision};
 use crate::kinesis::aws::{AwsKinesis, Target};
-use crate::kinesis::{KinesisApi as _, PutError, ShardRange, StreamSummary};
+use crate::kinesis::{ErrorClass, KinesisApi as _, PutError, ShardRange, StreamSummary};
 use crate::limits;
 
 /// What IAM said of the actions on the stream, in the order of [`STREAM_ACTIONS`].
@@ -64,11 +64,11 @@ async fn ask(config: &StreamConfig, account: &Account) -> Answers {
     let caller = if account.may_be_asked() { Some(account.caller().await) } else { None };
     let known = caller.as_ref().and_then(|caller| caller.as_ref().ok());
     let base = match &caller {
-        Some(Err(_)) if config.role_arn.is_some() => base_caller(config).await,
+        Some(Err(error)) if is_final(error) && config.role_arn.is_some() => base_caller(config).await,
         _ => None,
     };
     let (summary, shards) = match &caller {
-        Some(Err(error)) => (Err(error.clone()), Err(error.clone())),
+        Some(Err(error)) if is_final(error) => (Err(error.clone()), Err(error.clone())),
         _ => tokio::join!(kinesis.summary(), kinesis.list_shards()),
     };
     let of_account = known.map(|caller| caller.account.as_str());
@@ -106,6 +106,12 @@ fn is_denied(error: &PutError) -> bool {
     error.code.contains("AccessDenied") || error.code.contains("NotAuthorized")
 }
 
+/// Whether the credentials are missing or refused, so that nothing else would be answered either. A token service that cannot be
+/// reached says nothing of them: in a private subnet it may well be Kinesis alone that can.
+fn is_final(error: &PutError) -> bool {
+    error.class == ErrorClass::Configuration && !is_denied(error)
+}
+
 fn judge_caller(config: &StreamConfig, answers: &Answers) -> Finding {
     const ABOUT: &str = "credentials";
     match &answers.caller {
@@ -126,13 +132,8 @@ fn judge_caller(config: &StreamConfig, answers: &Answers) -> Finding {
                     .remedy(who, Statement::on_roles(vec![role.clone()]))
             }
             _ if error.code == "NoCredentials" => Finding::failure(ABOUT, error.message.clone()),
-            _ if matches!(error.class, crate::kinesis::ErrorClass::Configuration) => {
-                Finding::failure(ABOUT, format!("they are refused: {error}"))
-            }
-            _ => Finding::failure(
-                ABOUT,
-                format!("the token service of the region does not answer, see network and proxies: {error}"),
-            ),
+            _ if is_final(error) => Finding::failure(ABOUT, format!("they are refused: {error}")),
+            _ => Finding::unknown(ABOUT, format!("the region's token service (STS) could not be asked who they are: {error}")),
         },
     }
 }
@@ -258,7 +259,7 @@ fn judge_writing(answers: &Answers) -> Finding {
             )
             .remedy(whose(answers), Statement::on_stream(&STREAM_ACTIONS, arn));
         }
-        None => return Finding::unknown(ABOUT, "there is no principal whose policies IAM could be asked about"),
+        None => return Finding::unknown(ABOUT, "it is not known whose policies IAM could be asked about"),
     };
     let of =
         |action: &str| STREAM_ACTIONS.iter().zip(decided).find(|(known, _)| **known == action).map(|(_, decision)| *decision);
@@ -286,7 +287,6 @@ fn judge_writing(answers: &Answers) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kinesis::ErrorClass;
 
     const ROLE: &str = "arn:aws:iam::123456789012:role/team/events";
 
@@ -424,6 +424,19 @@ mod tests {
         assert_eq!(judge_limits(&config("request_bytes_max = \"9MiB\"\n"), &summary()).outcome, Outcome::Warning);
         let small = StreamSummary { record_bytes_max: Some(128 << 10), ..summary() };
         assert_eq!(judge_limits(&config(""), &small).outcome, Outcome::Failure);
+    }
+
+    #[test]
+    fn refused_credentials_are_a_failure_and_a_silent_token_service_is_not() {
+        let judged = |class, code: &str| {
+            let error = PutError { class, ..error(code) };
+            judge_caller(&config(""), &Answers { caller: Some(Err(error)), ..answers() }).outcome
+        };
+        assert_eq!(judged(ErrorClass::Configuration, "ExpiredToken"), Outcome::Failure);
+        assert_eq!(judged(ErrorClass::Configuration, "NoCredentials"), Outcome::Failure);
+        assert_eq!(judged(ErrorClass::Transient, "connect"), Outcome::Unknown);
+        assert_eq!(judged(ErrorClass::UnknownOutcome, "timeout"), Outcome::Unknown);
+        assert_eq!(judged(ErrorClass::Configuration, "AccessDenied"), Outcome::Unknown);
     }
 
     #[test]
