@@ -8,6 +8,7 @@ import traceback
 
 import agent
 import cloud
+import credentials
 import rights
 import scenarios
 import selftest
@@ -58,6 +59,8 @@ def plan():
                 lambda s, report, logs, aggregate=aggregate: scenarios.reshards(s, aggregate, report, logs),
             )
     steps["rights"] = ("ministack", rights.run)
+    for name, run in credentials.ALL.items():
+        steps[f"credentials-{name}"] = ("ministack", run)
     return steps
 
 
