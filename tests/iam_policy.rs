@@ -4,7 +4,11 @@
 //! `FOREBAY_WRITE_DOCS=1` writes the golden files anew. What the documents mean is judged by a real evaluator of policies in
 //! `tests/interop`.
 
-#![allow(clippy::disallowed_methods, reason = "it runs a real process on real files")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "a test ends where something fails; it runs a real process on real files"
+)]
 
 use std::path::Path;
 use std::process::Command;
