@@ -44,10 +44,10 @@ pub struct CheckArgs {
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "Examples:
   forebay iam-policy --stream clicks --region eu-west-1 --account 123456789012 > policy.json
-  forebay iam-policy --config forebay.toml
+  forebay iam-policy --config forebay.toml --ask
   forebay iam-policy --role arn:aws:iam::123456789012:role/events --trust
 
-Nothing is asked over the network. One document is printed as it is, ready for `aws iam put-role-policy`; several, where
+Nothing is asked over the network but with --ask. One document is printed as it is, ready for `aws iam put-role-policy`; several, where
 roles are configured, as a list of {\"attach_to\", \"kind\", \"document\"}. What is not known stands as * in it, and is told on stderr.")]
 pub struct IamPolicyArgs {
     /// The Kinesis data stream, by name or ARN, instead of the configuration's
@@ -62,6 +62,9 @@ pub struct IamPolicyArgs {
     /// ARN, id or alias of the key that encrypts the streams
     #[arg(long, value_name = "KEY")]
     pub kms_key: Option<String>,
+    /// Ask AWS which account and which key the streams have, with the credentials at hand
+    #[arg(long, conflicts_with_all = ["account", "kms_key"])]
+    pub ask: bool,
     /// ARN of the role or user that forebay runs as, for the roles to trust [default: the role's account]
     #[arg(long, value_name = "ARN", value_parser = by_arn)]
     pub principal: Option<String>,

@@ -24,9 +24,10 @@ def forebay(arguments, env):
     return done.returncode, done.stdout.decode(), done.stderr.decode()
 
 
-def least(stream, *flags):
-    """The statements of `forebay iam-policy`."""
-    code, out, err = forebay(["iam-policy", "--stream", stream, "--region", servers.REGION, "--account", clouds.ACCOUNT, *flags], {})
+def least(stream, *flags, env=None):
+    """The statements of `forebay iam-policy`; with an environment, as AWS tells account and key."""
+    asked = ["--ask"] if env else ["--account", clouds.ACCOUNT]
+    code, out, err = forebay(["iam-policy", "--stream", stream, "--region", servers.REGION, *asked, *flags], env or {})
     assert code == 0, err
     return json.loads(out)["Statement"]
 
@@ -97,9 +98,11 @@ def run(cloud, report, _log_dir):
         code, after = check(stream, env)
         findings = [] if before["encryption"]["outcome"] == "warning" else [f"before: {before['encryption']}"]
         findings += [] if before["encryption"]["remedies"][0]["statement"]["Resource"] == [key] else [f"{before['encryption']}"]
+        asked = least(stream, env=env)
+        findings += [] if asked == least(stream, "--kms-key", key) else [f"--ask gives {asked}"]
         return findings + outcomes(after, "ok") + ([] if code == 0 else [f"exit code {code}"])
 
-    report.check("an encrypted stream asks for its key, and --kms-key grants it", encrypted)
+    report.check("an encrypted stream asks for its key, --kms-key grants it, and --ask finds it", encrypted)
 
     def wrong(variable, value, word):
         code, found = check(stream, {**env, variable: value})
