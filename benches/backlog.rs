@@ -8,7 +8,8 @@
 //! three reads each.
 //!
 //! How to run: `cargo bench --bench backlog`, or with options `-- --gib 8`, `--event-bytes 1024`, `--shards 512`, `--dead 64`
-//! (so many of them take nothing until the others have all of theirs), `--aggregate off`, `--dir PATH` (by default below
+//! (so many of them take nothing until the others have all of theirs), `--aggregate off`,
+//! `--compress` (zstd, so that a backlog larger than the disk fits it), `--dir PATH` (by default below
 //! `target/`), `--agent PATH`. Frames are written in the real format by the real writer, so that the size is the only thing
 //! that is scaled; what was written is removed at the end. Fails when a promise is broken, or when an event arrives out of
 //! order, twice, or not at all.
@@ -37,6 +38,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use agent::{Agent, Setup};
+use forebay::coding::{Coding, KeyRing};
 use forebay::event::{KeyHash, Position};
 use forebay::host::Host;
 use forebay::spool::frame::{self, FRAME_HEADER_BYTES};
@@ -54,6 +56,8 @@ struct Options {
     shards: usize,
     dead: usize,
     aggregate: &'static str,
+    /// The spool is compressed, so that a backlog larger than the disk fits it.
+    compress: bool,
     dir: PathBuf,
     agent: PathBuf,
 }
@@ -62,7 +66,8 @@ impl Options {
     fn parse() -> Result<Self, String> {
         let agent = PathBuf::from(env!("CARGO_BIN_EXE_forebay"));
         let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("backlog");
-        let mut options = Self { gib: 4.0, event_bytes: 1024, shards: 512, dead: 64, aggregate: "kpl", dir, agent };
+        let mut options =
+            Self { gib: 4.0, event_bytes: 1024, shards: 512, dead: 64, aggregate: "kpl", compress: false, dir, agent };
         let mut arguments = std::env::args().skip(1);
         while let Some(name) = arguments.next() {
             let mut value = || arguments.next().ok_or(format!("{name} needs a value"));
@@ -75,6 +80,7 @@ impl Options {
                 "--shards" => options.shards = value().and_then(|v| v.parse().map_err(|_| wrong(v)))?,
                 "--dead" => options.dead = value().and_then(|v| v.parse().map_err(|_| wrong(v)))?,
                 "--aggregate" => options.aggregate = if value()? == "off" { "off" } else { "kpl" },
+                "--compress" => options.compress = true,
                 "--dir" => options.dir = value()?.into(),
                 "--agent" => options.agent = value()?.into(),
                 _ => return Err(format!("no option {name}; the head of benches/backlog.rs tells them")),
@@ -96,9 +102,13 @@ fn spool_options(dir: &Path) -> SpoolOptions {
     SpoolOptions { stream: "events".into(), dir: dir.to_owned(), max_bytes: u64::MAX, segment_bytes: SEGMENT_BYTES }
 }
 
+fn host(options: &Options) -> Host {
+    Coding { compress: options.compress, keys: KeyRing::default() }.host(&Host::real())
+}
+
 /// Numbered events of many users, as the doors would have written them.
 fn fill(options: &Options, dir: &Path, sink: &Sink) -> Backlog {
-    let host = Host::real();
+    let host = host(options);
     prepare(&host, &spool_options(dir)).expect("an empty directory");
     let mut writer = open(&host, &spool_options(dir), Position(0), &Arc::default()).expect("an empty spool").writer;
     let text = "x".repeat(options.event_bytes.saturating_sub(50));
@@ -208,6 +218,7 @@ fn run(options: &Options) -> Result<(), String> {
     let setup_in = |name: &str| {
         let mut setup = Setup::new(binary, options.dir.join(name), sink.endpoint(), options.aggregate);
         setup.spool = "max_bytes = \"100GiB\"".to_owned();
+        setup.stream = format!("spool_compression = \"{}\"", if options.compress { "zstd" } else { "off" });
         setup
     };
 
@@ -225,8 +236,9 @@ fn run(options: &Options) -> Result<(), String> {
     let backlog = fill(options, &dir, &sink);
     let (bytes, files) = disk_used(&dir);
     println!(
-        "backlog: {} events, {} MiB in {files} segments, {} events for the {} of {} shards that are dead; written in {:.1?}",
+        "backlog: {} events, {} MiB of frames, {} MiB in {files} segments, {} events for the {} of {} shards that are dead; written in {:.1?}",
         backlog.events,
+        mib(backlog.events * backlog.frame_bytes),
         mib(bytes),
         backlog.stuck,
         options.dead,
@@ -234,9 +246,10 @@ fn run(options: &Options) -> Result<(), String> {
         begin.elapsed()
     );
 
-    let per_10_gib = |took: Duration| took.as_secs_f64() * f64::from(10 << 10) / mib(bytes) as f64;
+    let content = backlog.events * backlog.frame_bytes;
+    let per_10_gib = |took: Duration| took.as_secs_f64() * f64::from(10 << 10) / mib(content) as f64;
     let begin = Instant::now();
-    drop(open(&Host::real(), &spool_options(&dir), Position(0), &Arc::default()).map_err(|error| error.to_string())?);
+    drop(open(&host(options), &spool_options(&dir), Position(0), &Arc::default()).map_err(|error| error.to_string())?);
     let opened = begin.elapsed();
     let (mut agent, ready) = start(&setup);
     println!(

@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use forebay::coding::{Coding, EncryptionKey, KeyRing};
 use forebay::deaggregate::{Content, MAGIC, Member, deaggregate};
 use forebay::event::{KeyHash, LANES, Lane, Position};
 use forebay::host::{Files as _, Host};
@@ -40,10 +41,11 @@ use fault_files::{FaultFiles, SimClock, sim_host};
 pub type Body = fn(&[u8]);
 
 /// Every target by its name, which is that of its corpus too.
-pub const TARGETS: [(&str, Body); 8] = [
+pub const TARGETS: [(&str, Body); 9] = [
     ("segment", segment),
     ("index", index),
     ("recovery", recovery),
+    ("coded", coded),
     ("lines", lines),
     ("frames", frames),
     ("hello", hello),
@@ -239,6 +241,97 @@ pub fn segment(data: &[u8]) {
         behind = offset + len;
         assert!(behind <= bytes.len() as u64);
     }
+}
+
+/// A coded file, spoiled: reading it ends, says the same in whatever order it is read, and never makes up content. Where it
+/// is encrypted, every byte is as it was written, or zero, whatever somebody without the key did to it.
+pub fn coded(data: &[u8]) {
+    let mut feed = Feed(data);
+    let options = feed.byte();
+    let (compress, encrypt, finish) = (options & 1 != 0, options & 2 != 0, options & 4 != 0);
+    let keys = KeyRing::new(if encrypt { vec![EncryptionKey::new([7; 32])] } else { Vec::new() });
+    let (files, plain) = disk();
+    files.create_dir_all(Path::new("/segments")).expect("a disk that works");
+    let host = Coding { compress: compress || !encrypt, keys }.host(&plain);
+    let path = Path::new("/segments/1");
+    let file = host.files.create(path).expect("a disk that works");
+    let mut written = Vec::new();
+    for _ in 0..1 + feed.one_of(12) {
+        let (len, seed) = (feed.number().wrapping_mul(9) as usize % 70_000, feed.byte());
+        let part: Vec<u8> = (0..len).map(|at| seed ^ (at / 7 * at) as u8).collect();
+        file.append(&[&part]).expect("a disk that works");
+        written.extend(part);
+    }
+    if finish {
+        file.finish().expect("a disk that works");
+    }
+    let mut bytes = files.contents(path).expect("it was created");
+    while !feed.is_over() {
+        let at = feed.number().wrapping_mul(41) as usize % bytes.len().max(1);
+        match feed.one_of(8) {
+            0 => bytes.truncate(at),
+            1 => {
+                // The block that begins here, with a checksum that is good.
+                let stored = bytes.get(at + 4..at + 8).map(|len| u32::from_le_bytes(len.try_into().expect("four")) as usize);
+                if let Some(block) = stored.and_then(|stored| bytes.get_mut(at..at.checked_add(stored)?)).filter(|b| b.len() > 4)
+                {
+                    let crc = crc32fast::hash(&block[4..]);
+                    block[..4].copy_from_slice(&crc.to_le_bytes());
+                }
+            }
+            2 => {
+                // Bytes from elsewhere in the file.
+                let from = feed.number() as usize % bytes.len().max(1);
+                let copy: Vec<u8> = bytes[from.min(bytes.len())..].iter().take(64).copied().collect();
+                for (held, new) in bytes.iter_mut().skip(at).zip(copy) {
+                    *held = new;
+                }
+            }
+            3 => bytes.extend_from_slice(feed.take(40)),
+            4 => {
+                // A block of any kind that the checksum speaks for.
+                let text = feed.take(30);
+                let mut block = vec![0; 36];
+                block[4..8].copy_from_slice(&(36 + text.len() as u32).to_le_bytes());
+                block[8..16].copy_from_slice(&feed.number().to_le_bytes());
+                block[16..20].copy_from_slice(&(feed.number() as u32).to_le_bytes());
+                block[20] = feed.byte() % 4;
+                block[21] = feed.byte() % 3;
+                block[22..24].copy_from_slice(b"BK");
+                block.extend_from_slice(text);
+                let crc = crc32fast::hash(&block[4..]);
+                block[..4].copy_from_slice(&crc.to_le_bytes());
+                let at = at.min(bytes.len());
+                bytes.splice(at..at, block);
+            }
+            _ => {
+                if let Some(byte) = bytes.get_mut(at) {
+                    *byte ^= feed.byte();
+                }
+            }
+        }
+    }
+    files.plant(path, &bytes);
+    let Ok(file) = host.files.open(path) else { return };
+    if file.coding().is_none() {
+        return;
+    }
+    let len = file.len().expect("a disk that reads");
+    assert!(len <= (bytes.len() as u64 / 36 + 2) << 15, "{len} of content in {} bytes", bytes.len());
+    let len = len.min(1 << 20) as usize;
+    let mut forward = vec![0xaa; len];
+    file.read_exact_at(&mut forward, 0).expect("as long as it says");
+    let again = host.files.open(path).expect("as before");
+    let mut backward = vec![0x55; len];
+    for (number, piece) in backward.chunks_mut(5000).enumerate().rev() {
+        again.read_exact_at(piece, number as u64 * 5000).expect("as long as it says");
+    }
+    assert!(forward == backward, "what is read depends on what was read before");
+    if encrypt {
+        let made_up = forward.iter().enumerate().find(|(at, byte)| **byte != 0 && written.get(*at) != Some(byte));
+        assert_eq!(made_up, None, "content that nobody with the key wrote");
+    }
+    again.flaws().expect("a disk that reads");
 }
 
 /// Reading an index: what is taken for good is usable, and what was written whole reads back.

@@ -28,6 +28,7 @@ use crate::admin::dead::LetterDoor;
 use crate::admin::spool::SpoolDoor;
 use crate::admin::{self, AdminState};
 use crate::checkpoint::{Checkpoint, MarkStore, SledMarks};
+use crate::coding::{Coding, CodingError, KeyError};
 use crate::config::{Config, OnFull, StreamConfig, SyncClass};
 use crate::dispatch::run::{Ended, Event, Inbox, Parts, SentLog};
 use crate::dispatch::{DispatchOptions, Dispatcher, run};
@@ -51,6 +52,8 @@ pub enum StartError {
         /// What is wrong.
         error: OpenError,
     },
+    /// An encryption key.
+    Key(KeyError),
     /// The socket.
     Socket(unix::BindError),
     /// The HTTP port.
@@ -67,6 +70,7 @@ impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Spool { stream, error } => write!(f, "spool of stream {stream}: {error}"),
+            Self::Key(error) => error.fmt(f),
             Self::Socket(error) => error.fmt(f),
             Self::Http(error) => error.fmt(f),
             Self::Admin(error) => error.fmt(f),
@@ -78,10 +82,26 @@ impl fmt::Display for StartError {
 
 impl std::error::Error for StartError {}
 
+impl StartError {
+    /// The configuration must change before a start can work: keys are missing.
+    #[must_use]
+    pub fn is_configuration(&self) -> bool {
+        match self {
+            Self::Key(_) => true,
+            Self::Spool { error: OpenError::Io { error, .. }, .. } => {
+                matches!(CodingError::of(error), Some(CodingError::NoKey { .. }))
+            }
+            _ => false,
+        }
+    }
+}
+
 /// One stream of a running agent.
 #[derive(Debug)]
 struct Stream {
     name: String,
+    /// The machine, with the files as this stream's spool lies there.
+    host: Host,
     handle: SpoolHandle,
     commit: JoinHandle<()>,
     inbox: Inbox,
@@ -157,9 +177,11 @@ impl Agent {
             Some(address) => Some(admin::bind(address).await.map_err(StartError::Admin)?),
             None => None,
         };
+        let keys = config.spool.read_keys().map_err(StartError::Key)?;
         let mut streams = Vec::with_capacity(config.streams.len());
         for stream in &config.streams {
-            streams.push(start_stream(config, stream, &host, connect(stream))?);
+            let coding = Coding { compress: stream.spool_compression, keys: keys.clone() };
+            streams.push(start_stream(config, stream, coding.host(&host), connect(stream))?);
         }
         let sources = config.sources.iter().map(|source| {
             let stream = streams.iter().find(|stream| stream.name == source.stream);
@@ -190,7 +212,7 @@ impl Agent {
                     name: stream.name.clone(),
                     dir: spool_dir(&config.spool.dir, &stream.name),
                     handle: stream.handle.clone(),
-                    host: host.clone(),
+                    host: stream.host.clone(),
                 })
                 .collect();
             state.letters = streams
@@ -270,7 +292,8 @@ impl Agent {
     }
 }
 
-fn start_stream(config: &Config, stream: &StreamConfig, host: &Host, api: Arc<dyn KinesisApi>) -> Result<Stream, StartError> {
+fn start_stream(config: &Config, stream: &StreamConfig, own: Host, api: Arc<dyn KinesisApi>) -> Result<Stream, StartError> {
+    let host = &own;
     let failed = |error| StartError::Spool { stream: stream.name.clone(), error };
     let dir = spool_dir(&config.spool.dir, &stream.name);
     let io = |doing: &str, path: &Path, error: io::Error| {
@@ -328,6 +351,7 @@ fn start_stream(config: &Config, stream: &StreamConfig, host: &Host, api: Arc<dy
     // What was found dead is known from now on, and what was durable stays so.
     if let Err(error) = store.save(&checkpoint) {
         tracing::error!(stream = stream.name, %error, "the marks cannot be saved: events are taken and delivered, but no disk space is freed, and a restart sends again");
+        *locked(&metrics.checkpoint_reason) = error.to_string();
     }
     if clean {
         sent_log.restart(Position(0));
@@ -390,7 +414,8 @@ fn start_stream(config: &Config, stream: &StreamConfig, host: &Host, api: Arc<dy
         .name(format!("commit-{}", stream.name))
         .spawn(move || commit_loop(&shared, writer))
         .map_err(StartError::Threads)?;
-    Ok(Stream { name: stream.name.clone(), handle: opened.handle, commit, inbox, dispatch, metrics, letters, _lock: lock })
+    let name = stream.name.clone();
+    Ok(Stream { name, host: own, handle: opened.handle, commit, inbox, dispatch, metrics, letters, _lock: lock })
 }
 
 fn count_pending(cursor: &mut Cursor, marks: &[Position; LANES]) -> io::Result<u64> {

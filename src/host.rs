@@ -56,6 +56,35 @@ pub trait File: Send + Sync + Debug {
         Ok(self.len()? == 0)
     }
 
+    /// Bytes that it takes on the disk: its length, where it lies there as it is.
+    ///
+    /// # Errors
+    /// Whatever the file system says.
+    fn stored_len(&self) -> io::Result<u64> {
+        self.len()
+    }
+
+    /// Nothing more will be appended: a coded file notes what makes it quick to open. Not durable by itself.
+    ///
+    /// # Errors
+    /// As [`File::append`]; the file is as good without.
+    fn finish(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// How it lies on the disk; `None`: byte for byte.
+    fn coding(&self) -> Option<CodingOf> {
+        None
+    }
+
+    /// What does not check of how it lies on the disk, a sentence each; reads all of a coded file.
+    ///
+    /// # Errors
+    /// Whatever the device says.
+    fn flaws(&self) -> io::Result<Vec<String>> {
+        Ok(Vec::new())
+    }
+
     /// Reads exactly `buf.len()` bytes at `offset`.
     ///
     /// # Errors
@@ -74,6 +103,15 @@ pub trait File: Send + Sync + Debug {
         }
         Ok(())
     }
+}
+
+/// How a coded file lies on the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CodingOf {
+    /// Compressed.
+    pub compressed: bool,
+    /// Id of the key that it is encrypted with.
+    pub encryption_key: Option<u64>,
 }
 
 /// Room on a file system, in bytes.
@@ -106,6 +144,11 @@ pub trait Files: Send + Sync + Debug {
     /// # Errors
     /// `AlreadyExists`, no space, permissions.
     fn create(&self, path: &Path) -> io::Result<Arc<dyn File>>;
+
+    /// What is created here is compressed or encrypted.
+    fn codes(&self) -> bool {
+        false
+    }
 
     /// Names of the entries in a directory, sorted.
     ///
@@ -152,10 +195,17 @@ pub trait Clock: Send + Sync + Debug {
     fn wall_ms(&self) -> u64;
 }
 
-/// Randomness, for jitter and random keys (nothing secret).
+/// Randomness, for jitter and random keys (nothing secret); and, in [`Entropy::fill`], for what must not come twice.
 pub trait Entropy: Send + Sync + Debug {
     /// 64 uniformly random bits.
     fn next_u64(&self) -> u64;
+
+    /// Fills `out` with random bytes: salts and nonces of encryption, so a real one must not repeat itself in any process.
+    fn fill(&self, out: &mut [u8]) {
+        for chunk in out.chunks_mut(8) {
+            chunk.copy_from_slice(&self.next_u64().to_le_bytes()[..chunk.len()]);
+        }
+    }
 
     /// A uniformly random duration in `[0, max]`: full jitter.
     fn jitter(&self, max: Duration) -> Duration {
@@ -334,6 +384,11 @@ impl Entropy for RealEntropy {
             state.set(next);
             mix64(next)
         })
+    }
+
+    fn fill(&self, out: &mut [u8]) {
+        // AWS-LC's generator, seeded by the operating system.
+        aws_lc_rs::rand::fill(out).expect("AWS-LC ends the process rather than fail here");
     }
 }
 

@@ -21,7 +21,7 @@
 //! *INSIDE-THE-LIMITS*, *BORING-RECOVERY*. `docs/ARCHITECTURE.md` says what each means and where it is kept.
 //!
 //! Modules in reading order: [`event`] and [`limits`] (vocabulary and bounds), [`host`] (the door to the machine),
-//! [`spool`], [`dispatch`], [`aggregate`], [`shard_map`], [`kinesis`], [`checkpoint`], then [`ingest`], [`config`],
+//! [`coding`] (files compressed and encrypted), [`spool`], [`dispatch`], [`aggregate`], [`shard_map`], [`kinesis`], [`checkpoint`], then [`ingest`], [`config`],
 //! [`agent`] (all of it put together), [`admin`], and the commands.
 
 // The tests' disk double is written against the library from outside, and its unit tests use it too.
@@ -33,6 +33,7 @@ pub mod agent;
 pub mod aggregate;
 pub mod checkpoint;
 pub mod cli;
+pub mod coding;
 pub mod commands;
 pub mod config;
 pub mod consumer;

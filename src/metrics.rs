@@ -167,6 +167,9 @@ pub struct StreamMetrics {
     pub paused_reason: Mutex<String>,
     /// The last saved marks, and the wall clock (ms) then: what another process cannot read while sled is open.
     pub saved_marks: Mutex<Option<(u64, Arc<Checkpoint>)>>,
+    /// Why the last checkpoint could not be saved, empty when it could: no disk space is freed meanwhile, and a restart would
+    /// send again.
+    pub checkpoint_reason: Mutex<String>,
     /// Dead letters that are kept.
     pub dead_letters: AtomicU64,
     /// Bytes of all files of dead letters.

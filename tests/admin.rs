@@ -227,6 +227,7 @@ async fn status_tells_every_stream_in_the_promised_shape() {
                 "dead_letters": {"held": 3, "bytes": 512, "stuck_reason": "full"},
                 "put": {"requests": {"ok": 7, "throttle": 1}, "records": 8, "bytes": 9_000, "payload_units": 8, "throttled": 6},
                 "paused_reason": "",
+                "checkpoint_reason": "",
                 "latency": {
                     "commit": {"p50": null, "p99": null, "count": 10},
                     "receipt": {"p50": null, "p99": null, "count": 100},

@@ -12,25 +12,20 @@
 
 #![allow(clippy::disallowed_methods, reason = "it watches a real process with real clocks and files")]
 
-#[path = "common/agent.rs"]
+#[path = "common/real.rs"]
 #[allow(dead_code, reason = "each test binary uses its own part of the helpers")]
-mod agent;
-#[path = "common/client.rs"]
-#[allow(dead_code, reason = "each test binary uses its own part of the helpers")]
-mod client;
-#[path = "common/sink.rs"]
-#[allow(dead_code, reason = "each test binary uses its own part of the helpers")]
-mod sink;
+mod real;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use agent::{Agent, Setup};
-use client::{Client, Pace};
 use forebay::host::mix64;
-use sink::{Mode, Options, Sink, number_of};
+use real::BINARY;
+use real::agent::{Account, Agent, Setup};
+use real::client::{Client, Pace};
+use real::sink::{Sink, number_of};
 
 const ROUNDS: u64 = 32;
 const CLIENTS: usize = 4;
@@ -39,14 +34,6 @@ const WINDOW: usize = 400;
 /// Many, so that a shard's 1 MiB/s and 1,000 records/s do not decide how long the test takes.
 const SHARDS: usize = 64;
 const CHECKPOINT: Duration = Duration::from_millis(20);
-
-fn seed() -> u64 {
-    let fresh = || Instant::now().elapsed().as_nanos() as u64 ^ u64::from(std::process::id());
-    let given = std::env::var("FOREBAY_CRASH_SEED").ok().map(|text| text.parse().expect("FOREBAY_CRASH_SEED is a number"));
-    let seed = given.unwrap_or_else(|| mix64(fresh()));
-    println!("FOREBAY_CRASH_SEED={seed}");
-    seed
-}
 
 fn rounds() -> u64 {
     let given = std::env::var("FOREBAY_CRASH_ROUNDS").ok();
@@ -81,14 +68,18 @@ fn round(setup: &Setup, sink: &Sink, pace: &Pace, number: u64, draw: u64) -> Ins
     at
 }
 
-fn crash(aggregate: &'static str) {
-    let seed = seed();
-    let dir = tempfile::tempdir().expect("a temporary directory");
-    let options = Options { shards: SHARDS, delay: Duration::from_millis(2), mode: Mode::Keep };
-    let sink = Sink::start(options).expect("a loopback port");
-    let mut setup = Setup::new(env!("CARGO_BIN_EXE_forebay"), dir.path(), sink.endpoint(), aggregate);
+fn crash(aggregate: &'static str, coded: bool) {
+    let seed = real::seed("FOREBAY_CRASH_SEED");
+    let dir = real::temporary();
+    let sink = real::sink(SHARDS, 2);
+    let mut setup = Setup::new(BINARY, dir.path(), sink.endpoint(), aggregate);
     setup.spool = format!("segment_bytes = \"8MiB\"\ncheckpoint_interval = \"{}ms\"", CHECKPOINT.as_millis());
     setup.stream = "linger = \"5ms\"".to_owned();
+    if coded {
+        setup.spool.push_str("\nencryption_keys = [\"env:KEY\"]");
+        setup.stream.push_str("\nspool_compression = \"zstd\"");
+        setup.env.push(("KEY", "c0de".repeat(16)));
+    }
 
     let pace = Pace::default();
     let mut clients: Vec<Client> = (0..CLIENTS)
@@ -119,7 +110,7 @@ fn crash(aggregate: &'static str) {
     check(&clients, &sink, &kills, account, aggregate);
 }
 
-fn check(clients: &[Client], sink: &Sink, kills: &[Instant], account: agent::Account, aggregate: &str) {
+fn check(clients: &[Client], sink: &Sink, kills: &[Instant], account: Account, aggregate: &str) {
     let mut next: BTreeMap<&str, u64> =
         clients.iter().flat_map(|client| &client.keys).map(|(key, _)| (key.as_str(), 1)).collect();
     let (mut arrived, mut repeated, mut near_a_kill, mut aggregated) = (0u64, 0u64, 0u64, 0u64);
@@ -165,10 +156,15 @@ fn check(clients: &[Client], sink: &Sink, kills: &[Instant], account: agent::Acc
 
 #[test]
 fn nothing_acknowledged_is_lost_over_many_kills_with_aggregates() {
-    crash("kpl");
+    crash("kpl", false);
 }
 
 #[test]
 fn nothing_acknowledged_is_lost_over_many_kills_with_one_event_a_record() {
-    crash("off");
+    crash("off", false);
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_over_many_kills_of_a_compressed_and_encrypted_spool() {
+    crash("kpl", true);
 }

@@ -7,48 +7,33 @@
 
 #![allow(clippy::disallowed_methods, reason = "it watches a real process with real clocks and files")]
 
-#[path = "common/agent.rs"]
+#[path = "common/real.rs"]
 #[allow(dead_code, reason = "each test binary uses its own part of the helpers")]
-mod agent;
-#[path = "common/client.rs"]
-#[allow(dead_code, reason = "each test binary uses its own part of the helpers")]
-mod client;
-#[path = "common/sink.rs"]
-#[allow(dead_code, reason = "each test binary uses its own part of the helpers")]
-mod sink;
+mod real;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::Duration;
 
-use agent::{Agent, Setup};
-use client::{Client, Pace};
+use real::agent::{Agent, Setup};
+use real::client::{Client, Pace};
+use real::sink::{Sink, number_of};
+use real::{BINARY, temporary};
 use serde_json::Value;
-use sink::{Mode, Options, Sink, number_of};
 
 const SHARDS: usize = 3;
 
 fn start(dir: &Path, aggregate: &'static str, ttl: &str) -> (Sink, Setup) {
-    let sink =
-        Sink::start(Options { shards: SHARDS, delay: Duration::from_millis(2), mode: Mode::Keep }).expect("a loopback port");
-    let mut setup = Setup::new(env!("CARGO_BIN_EXE_forebay"), dir, sink.endpoint(), aggregate);
+    let sink = real::sink(SHARDS, 2);
+    let mut setup = Setup::new(BINARY, dir, sink.endpoint(), aggregate);
     setup.spool = "segment_bytes = \"8MiB\"\ncheckpoint_interval = \"20ms\"".to_owned();
     setup.stream = format!("linger = \"5ms\"\nttl = \"{ttl}\"");
     (sink, setup)
 }
 
-fn set_dead(sink: &Sink, dead: bool) {
-    (0..SHARDS).for_each(|shard| sink.set_dead(shard, dead));
-}
-
 /// `forebay dead …`, without a terminal: exit code, stdout, stderr.
 fn dead(setup: &Setup, args: &[&str]) -> (i32, String, String) {
-    let mut command = Command::new(&setup.binary);
-    command.arg("dead").args(args).arg("--config").arg(setup.file()).stdin(Stdio::null()).env_clear();
-    let output = command.output().expect("the binary runs");
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
-    (output.status.code().expect("an exit code"), text(output.stdout), text(output.stderr))
+    let output = real::command(&["dead"]).args(args).arg("--config").arg(setup.file()).output();
+    real::outcome(output.expect("the binary runs"))
 }
 
 fn good(setup: &Setup, args: &[&str]) -> String {
@@ -69,8 +54,7 @@ fn held(agent: &Agent) -> u64 {
 }
 
 fn arrived(sink: &Sink) -> BTreeSet<(String, u64)> {
-    let events = (0..SHARDS).flat_map(|shard| sink.events(shard));
-    events.map(|arrival| (arrival.event.key, number_of(&arrival.event.data).expect("an event of ours"))).collect()
+    real::arrived(sink).into_iter().collect()
 }
 
 fn number_in(letter: &Value) -> (String, u64) {
@@ -79,9 +63,9 @@ fn number_in(letter: &Value) -> (String, u64) {
 }
 
 fn through_its_life(aggregate: &'static str) {
-    let dir = tempfile::tempdir().expect("a directory");
+    let dir = temporary();
     let (sink, mut setup) = start(dir.path(), aggregate, "300ms");
-    set_dead(&sink, true);
+    sink.set_all_dead(true);
 
     // Kills at different depths of expiring.
     let mut accepted = 0;
@@ -126,7 +110,7 @@ fn through_its_life(aggregate: &'static str) {
     let by_key = good(&setup, &["ls", "--key", "user-2-7", "--json", "--limit", "0"]).lines().count();
     assert_eq!(by_key, all.values().filter(|letter| letter["key"] == "user-2-7").count());
 
-    set_dead(&sink, false);
+    sink.set_all_dead(false);
     let second = all.keys().nth(1).expect("letters");
     let out = good(&setup, &["retry", &first.to_string(), &second.to_string(), "--json"]);
     assert!(out.contains("\"retried\":2"), "{out}");
@@ -148,7 +132,8 @@ fn through_its_life(aggregate: &'static str) {
     let left = letters(&setup);
     assert_eq!(left.len() as u64, account.expired - 50);
     let out = good(&setup, &["purge", "--all", "--yes"]);
-    assert!(out.contains(&format!("purged {} dead letters", left.len())), "{out}");
+    let (thousands, rest) = (left.len() / 1000, left.len() % 1000);
+    assert_eq!(out, format!("purged {thousands},{rest:03} dead letters of stream events\n"));
     assert!(letters(&setup).is_empty() && good(&setup, &["ls"]).contains("no dead letters"));
     let mut agent = Agent::start(&setup);
     agent.wait_for("the events retried on disk", |agent| agent.account().delivered == 50);
@@ -172,7 +157,7 @@ fn letters_appear_survive_kills_and_are_listed_retried_and_purged_with_aggregate
 
 #[test]
 fn what_is_younger_than_ttl_is_delivered() {
-    let dir = tempfile::tempdir().expect("a directory");
+    let dir = temporary();
     let (sink, setup) = start(dir.path(), "off", "1h");
     let mut agent = Agent::start(&setup);
     let mut client = Client::new(&setup.socket(), vec!["a".into(), "b".into()], 10, 50, 1);
@@ -188,10 +173,10 @@ fn what_is_younger_than_ttl_is_delivered() {
 
 #[test]
 fn a_full_spool_drops_its_oldest_events_for_new_ones_and_counts_them() {
-    let dir = tempfile::tempdir().expect("a directory");
+    let dir = temporary();
     let (sink, mut setup) = start(dir.path(), "kpl", "0s");
     setup.spool += "\nmax_bytes = \"256MiB\"\non_full = \"drop_oldest\"\nreserve = \"0B\"";
-    set_dead(&sink, true);
+    sink.set_all_dead(true);
     let agent = Agent::start(&setup);
     let keys = (0..50).map(|n| format!("user-{n}")).collect();
     // A third more than the spool holds, every event of it acknowledged.
@@ -206,10 +191,10 @@ fn a_full_spool_drops_its_oldest_events_for_new_ones_and_counts_them() {
     assert!(agent.account().dropped <= account.dropped);
     let log = setup.log_text();
     assert_eq!(log.matches("its oldest undelivered events are given up").count(), 1, "one loud line an episode");
-    set_dead(&sink, false);
+    sink.set_all_dead(false);
     agent.wait_for("some delivery", |agent| agent.account().delivered > 100);
     let mut last: BTreeMap<String, u64> = BTreeMap::new();
-    for arrival in (0..SHARDS).flat_map(|shard| sink.events(shard)) {
+    for arrival in sink.all_events() {
         let number = number_of(&arrival.event.data).expect("an event of ours");
         let before = last.insert(arrival.event.key, number);
         assert!(before.is_none_or(|before| before < number), "KEY-ORDER");

@@ -7,34 +7,28 @@
 
 #![allow(clippy::disallowed_methods, reason = "it watches a real process with real clocks and files")]
 
-#[path = "common/agent.rs"]
+#[path = "common/real.rs"]
 #[allow(dead_code, reason = "each test binary uses its own part of the helpers")]
-mod agent;
-#[path = "common/client.rs"]
-#[allow(dead_code, reason = "each test binary uses its own part of the helpers")]
-mod client;
-#[path = "common/sink.rs"]
-#[allow(dead_code, reason = "each test binary uses its own part of the helpers")]
-mod sink;
+mod real;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use agent::{Agent, Setup};
-use client::{Client, Pace};
 use forebay::event::KeyHash;
-use sink::{Mode, Options, Sink, number_of};
+use real::BINARY;
+use real::agent::{Agent, Setup};
+use real::client::{Client, Pace};
+use real::sink::{Sink, number_of};
 
 const SHARDS: usize = 8;
 const DEAD: usize = 3;
 const RSS_MAX: u64 = 256 << 20;
 
 fn start(dir: &Path, aggregate: &'static str) -> (Sink, Setup) {
-    let options = Options { shards: SHARDS, delay: Duration::from_millis(5), mode: Mode::Keep };
-    let sink = Sink::start(options).expect("a loopback port");
-    let mut setup = Setup::new(env!("CARGO_BIN_EXE_forebay"), dir, sink.endpoint(), aggregate);
+    let sink = real::sink(SHARDS, 5);
+    let mut setup = Setup::new(BINARY, dir, sink.endpoint(), aggregate);
     setup.spool = "segment_bytes = \"8MiB\"".to_owned();
     setup.stream = "linger = \"20ms\"".to_owned();
     (sink, setup)

@@ -1,8 +1,9 @@
 //! The real agent on a disk that fails: syncs and writes of the chosen files fail while a control file says so.
 //!
 //! Place: the real binary under `shim/failing_disk.c`, which gcc compiles here; clients of the socket that remember what
-//! was acknowledged; a Kinesis over loopback HTTP that keeps every record. Without gcc these tests are skipped, and say so:
-//! the simulator (`sim.rs`) fails syncs too, and also drops the pages, which a preloaded library cannot.
+//! was acknowledged; a Kinesis over loopback HTTP that keeps every record. Without gcc these tests fail, since a skipped
+//! one looks like one that passed; `FOREBAY_WITHOUT_GCC=1` skips them. The simulator (`sim.rs`) fails syncs too, and also
+//! drops the pages, which a preloaded library cannot.
 //!
 //! Claims. *RECEIPT-AFTER-SYNC*: while syncs fail no receipt leaves, `/readyz` is 503 and says why, what was durable goes
 //! on being delivered, and the agent neither ends nor spins. When the disk is well again, receipts come by themselves,
@@ -41,7 +42,7 @@ const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
 const EROFS: i32 = 30;
 
-/// The compiled shim, or `None` where there is no gcc.
+/// The compiled shim, or `None` where there is no gcc and the user knows.
 fn shim() -> Option<&'static Path> {
     static SHIM: OnceLock<Option<(tempfile::TempDir, PathBuf)>> = OnceLock::new();
     let made = SHIM.get_or_init(|| {
@@ -55,8 +56,11 @@ fn shim() -> Option<&'static Path> {
                 Some((dir, library))
             }
             Err(error) => {
-                eprintln!(
-                    "\n*** SKIPPED: no gcc ({error}), so no failing disk: only the simulator shows what a failed sync does ***\n"
+                let known = std::env::var("FOREBAY_WITHOUT_GCC").is_ok_and(|value| value == "1");
+                assert!(
+                    known,
+                    "no gcc ({error}), so no failing disk. Install gcc, or set FOREBAY_WITHOUT_GCC=1 to do without these tests: then \
+                     only the simulator shows what a failed sync does"
                 );
                 None
             }

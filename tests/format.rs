@@ -1,7 +1,8 @@
 //! The format on disk is an interface: what version 1 wrote is written today, byte for byte, and opened for ever.
 //!
 //! Place: `fixtures/v1/` holds a whole spool (its `format` file, a sealed segment, an unsealed one, the note of what was
-//! sent) and the value of a checkpoint; `fixtures/v1-rewritten.seg` its first segment as that checkpoint lets it be rewritten.
+//! sent) and the value of a checkpoint; `fixtures/v1-rewritten.seg` its first segment as that checkpoint lets it be rewritten;
+//! `fixtures/v2-encrypted/` and `fixtures/v2-compressed/` the same events in coded files (format 2).
 //! One test builds the same from fixed inputs with today's code and compares; others
 //! open what is stored. Only a new version of the format may change the fixtures: `FOREBAY_BLESS=1 cargo test --test
 //! format` writes them anew, and a release with version 1 behind it must never need that.
@@ -19,9 +20,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use forebay::checkpoint::Checkpoint;
+use forebay::coding::{Coding, EncryptionKey, KeyRing};
 use forebay::dispatch::run::SentLog;
 use forebay::event::{KeyHash, LANES, Lane, Position};
-use forebay::host::{Clock, Host};
+use forebay::host::{Clock, Entropy, Host, mix64};
 use forebay::spool::cursor::Cursor;
 use forebay::spool::frame::{self, FRAME_HEADER_BYTES, Frame};
 use forebay::spool::index::{ActiveIndex, DIRECTORY_BYTES, Entry, FOOTER_BYTES, Footer};
@@ -107,10 +109,30 @@ fn checkpoint() -> Checkpoint {
     checkpoint
 }
 
+/// Salts and nonces that are the same in every run.
+#[derive(Debug, Default)]
+struct FixedEntropy(AtomicU64);
+
+impl Entropy for FixedEntropy {
+    fn next_u64(&self) -> u64 {
+        mix64(self.0.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// How the spools of format 2 in the fixtures lie.
+fn coding(compress: bool) -> Coding {
+    Coding { compress, keys: KeyRing::new(vec![EncryptionKey::new([0x42; 32])]) }
+}
+
 /// Writes the fixture's content with today's code: three events a commit, in batches of two and one.
 fn build(dir: &Path) {
+    build_coded(dir, &Coding::default());
+}
+
+fn build_coded(dir: &Path, coding: &Coding) {
     let clock = Arc::new(FixedClock(AtomicU64::new(1000)));
-    let (host, spool) = (host(&clock), dir.join("spool"));
+    let host = Host { entropy: Arc::new(FixedEntropy::default()), ..host(&clock) };
+    let (host, spool) = (coding.host(&host), dir.join("spool"));
     prepare(&host, &options(&spool)).expect("a new spool");
     let mut writer = open(&host, &options(&spool), Position(0), &Arc::default()).expect("a new spool").writer;
     for first in (0..EVENTS).step_by(3) {
@@ -158,10 +180,14 @@ fn copy(from: &Path, to: &Path) {
 
 /// A copy of the stored spool, opened.
 fn opened() -> (tempfile::TempDir, Opened) {
+    opened_from(&fixtures().join("spool"), &still())
+}
+
+fn opened_from(spool: &Path, host: &Host) -> (tempfile::TempDir, Opened) {
     let dir = tempfile::tempdir().expect("a directory");
-    copy(&fixtures().join("spool"), dir.path());
-    prepare(&still(), &options(dir.path())).expect("FORMAT: version 1 is accepted");
-    let opened = open(&still(), &options(dir.path()), Position(0), &Arc::default()).expect("FORMAT: version 1 opens");
+    copy(spool, dir.path());
+    prepare(host, &options(dir.path())).expect("FORMAT: it is accepted");
+    let opened = open(host, &options(dir.path()), Position(0), &Arc::default()).expect("FORMAT: it opens");
     (dir, opened)
 }
 
@@ -197,9 +223,48 @@ fn footer_crc(bytes: &[u8]) -> [u8; 4] {
 #[test]
 fn every_event_of_a_version_1_spool_is_read_back_forward() {
     let (_dir, opened) = opened();
+    is_read_back_forward(&opened, &still());
+}
+
+/// Bytes of zstd differ from one version of it to the next; what was written with any of them is read.
+#[test]
+fn every_event_of_the_stored_coded_spools_is_read_back_forward() {
+    for (name, compress) in [("v2-encrypted", false), ("v2-compressed", true)] {
+        let golden = fixtures().with_file_name(name);
+        if std::env::var_os("FOREBAY_BLESS").is_some() {
+            build_coded(&golden, &coding(compress));
+            fs::remove_file(golden.join("checkpoint.bin")).expect("the same as of version 1");
+        }
+        // Whatever new files are to be.
+        for host in [coding(false).host(&still()), coding(true).host(&still())] {
+            let (_dir, opened) = opened_from(&golden.join("spool"), &host);
+            is_read_back_forward(&opened, &host);
+        }
+        let format = fs::read_to_string(golden.join("spool/format")).expect("a fixture");
+        assert_eq!(format, "forebay spool 2\nstream clicks\n");
+    }
+}
+
+#[test]
+fn what_is_encrypted_today_is_what_version_2_encrypted_byte_for_byte() {
+    let dir = tempfile::tempdir().expect("a directory");
+    build_coded(dir.path(), &coding(false));
+    let golden = fixtures().with_file_name("v2-encrypted");
+    for (name, bytes) in contents(&golden) {
+        let today = fs::read(dir.path().join(&name)).expect("the same files");
+        assert!(
+            today == bytes,
+            "{}: other bytes from {:?} on",
+            name.display(),
+            today.iter().zip(&bytes).position(|(a, b)| a != b)
+        );
+    }
+}
+
+fn is_read_back_forward(opened: &Opened, host: &Host) {
     assert_eq!((opened.damaged_events, opened.torn_bytes), (0, 0));
     assert_eq!(opened.writer.next(), Position(EVENTS), "positions go on");
-    let mut cursor = Cursor::new(Arc::clone(opened.handle.shared()), still().files);
+    let mut cursor = Cursor::new(Arc::clone(opened.handle.shared()), Arc::clone(&host.files));
     let mut at = Position(0);
     while let Some(swept) = cursor.next(at).expect("a good disk") {
         assert!(swept.damaged.is_empty());
@@ -493,4 +558,26 @@ fn the_table_in_checkpoint_rs_agrees_with_the_bytes() {
         assert_eq!(one.of(&bytes), u128::from(mark.0), "lane {lane}");
     }
     assert_eq!(bytes.len(), marks.offset + LANES * marks.bytes);
+}
+
+#[test]
+fn the_tables_of_coded_files_agree_with_the_bytes() {
+    let golden = fixtures().with_file_name("v2-encrypted").join("spool/segments/0000000001.seg");
+    let bytes = fs::read(golden).expect("a fixture");
+    let head = table(include_str!("../src/coding/head.rs"), 128);
+    let of = |text: &str| field(&head, text).of(&bytes);
+    assert_eq!(&bytes[..8], b"FBYCODED");
+    assert_eq!((of("version, 1"), of("flags: 1 compressed")), (1, 2));
+    assert_eq!(of("id of the encryption key"), u128::from(EncryptionKey::new([0x42; 32]).id().0));
+    assert_eq!(of("CRC-32 of the 60 bytes"), u128::from(crc32fast::hash(&bytes[..60])));
+    assert_eq!(bytes[..64], bytes[64..128]);
+    // The first block holds the segment's header, the next one begins behind it.
+    let rows = table(include_str!("../src/coding/block.rs"), 36);
+    let (first, len) = (&bytes[128..], SEGMENT_HEADER_BYTES + 36 + 16);
+    let of = |text: &str| field(&rows, text).of(first);
+    assert_eq!(of("CRC-32"), u128::from(crc32fast::hash(&first[4..len])));
+    assert_eq!((of("length of the whole block"), of("begins in the file")), (len as u128, 0));
+    assert_eq!((of("length of its content"), of("kind: 1"), of("codec: 0")), (SEGMENT_HEADER_BYTES as u128, 1, 0));
+    assert_eq!(&first[22..24], b"BK");
+    assert_eq!(field(&rows, "begins in the file").of(&first[len..]), SEGMENT_HEADER_BYTES as u128);
 }

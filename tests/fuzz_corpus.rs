@@ -46,6 +46,11 @@ fn opening_any_directory_ends_and_a_second_opening_finds_the_same() {
 }
 
 #[test]
+fn a_spoiled_coded_file_makes_nothing_up_and_reads_the_same_in_any_order() {
+    replay("coded");
+}
+
+#[test]
 fn lines_are_the_same_however_the_stream_is_cut() {
     replay("lines");
 }

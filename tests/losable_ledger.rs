@@ -10,45 +10,26 @@
 
 #![allow(clippy::disallowed_methods, reason = "it harms the files of a real process")]
 
-#[path = "common/agent.rs"]
+#[path = "common/real.rs"]
 #[allow(dead_code, reason = "each test binary uses its own part of the helpers")]
-mod agent;
-#[path = "common/client.rs"]
-#[allow(dead_code, reason = "each test binary uses its own part of the helpers")]
-mod client;
-#[path = "common/sink.rs"]
-#[allow(dead_code, reason = "each test binary uses its own part of the helpers")]
-mod sink;
+mod real;
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use agent::{Agent, Setup};
-use client::{Client, Pace};
 use forebay::host::mix64;
-use sink::{Mode, Options, Sink, number_of};
+use real::agent::{Agent, Setup};
+use real::client::{Client, Pace};
+use real::{BINARY, arrived, copy, sent, temporary};
 
-const BINARY: &str = env!("CARGO_BIN_EXE_forebay");
 const DELIVERED: u64 = 300;
 const PENDING: u64 = 200;
 const MORE: u64 = 100;
 const SHARDS: usize = 4;
-
-fn seed() -> u64 {
-    let fresh = || Instant::now().elapsed().as_nanos() as u64 ^ u64::from(std::process::id());
-    let given = std::env::var("FOREBAY_HARM_SEED").ok().map(|text| text.parse().expect("FOREBAY_HARM_SEED is a number"));
-    let seed = given.unwrap_or_else(|| mix64(fresh()));
-    println!("FOREBAY_HARM_SEED={seed}");
-    seed
-}
-
-fn sink() -> Sink {
-    Sink::start(Options { shards: SHARDS, delay: Duration::from_millis(1), mode: Mode::Keep }).expect("a loopback port")
-}
 
 fn setup(dir: &Path, endpoint: String) -> Setup {
     let mut setup = Setup::new(BINARY, dir, endpoint, "off");
@@ -66,20 +47,6 @@ fn client(setup: &Setup, prefix: &str) -> Client {
     Client::new(&setup.socket(), keys(prefix), 100, 200, 7)
 }
 
-/// Everything that arrived: key and number.
-fn arrived(sink: &Sink) -> Vec<(String, u64)> {
-    let of = |arrival: sink::Arrived| {
-        let number = number_of(&arrival.event.data).expect("an event that was never sent arrived");
-        (arrival.event.key, number)
-    };
-    (0..SHARDS).flat_map(|shard| sink.events(shard).into_iter().map(of)).collect()
-}
-
-/// What a client has sent.
-fn sent(client: &Client) -> BTreeSet<(String, u64)> {
-    client.keys.iter().flat_map(|(key, made)| (1..=*made).map(move |n| (key.clone(), n))).collect()
-}
-
 /// A spool with a ledger, as a clean stop leaves it: some events delivered, some not.
 struct Template {
     _dir: tempfile::TempDir,
@@ -89,8 +56,8 @@ struct Template {
 }
 
 fn template() -> Template {
-    let dir = tempfile::tempdir().expect("a temporary directory");
-    let first = sink();
+    let dir = temporary();
+    let first = real::sink(SHARDS, 1);
     let mut setup = setup(dir.path(), first.endpoint());
     setup.env.push(("FOREBAY_DRAIN_TIMEOUT", "10ms".to_owned()));
     let mut agent = Agent::start(&setup);
@@ -98,25 +65,12 @@ fn template() -> Template {
     early.run(&Pace::of(DELIVERED));
     agent.wait_drained();
     // In the same segment, so that it stays.
-    (0..SHARDS).for_each(|shard| first.set_dead(shard, true));
+    first.set_all_dead(true);
     let mut late = client(&setup, "late");
     late.run(&Pace::of(PENDING));
     assert!(agent.terminate().success());
     let spool = dir.path().join("spool");
     Template { _dir: dir, spool, delivered: sent(&early), pending: sent(&late) }
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).expect("a directory");
-    for entry in fs::read_dir(from).expect("a directory") {
-        let path = entry.expect("an entry").path();
-        let target = to.join(path.file_name().expect("a name"));
-        if path.is_dir() {
-            copy(&path, &target);
-        } else {
-            fs::copy(&path, &target).expect("a copy");
-        }
-    }
 }
 
 /// The files of a ledger, by name.
@@ -134,8 +88,8 @@ fn ledger(setup: &Setup) -> PathBuf {
 /// Does the harm to a copy of the template's ledger and holds the agent to the claims. Tells how much of what had been delivered
 /// was sent again, and what the agent said.
 fn survives(template: &Template, what: &str, harm: impl FnOnce(&Path)) -> (u64, String) {
-    let dir = tempfile::tempdir().expect("a temporary directory");
-    let sink = sink();
+    let dir = temporary();
+    let sink = real::sink(SHARDS, 1);
     let setup = setup(dir.path(), sink.endpoint());
     copy(&template.spool, &setup.dir.join("spool"));
     println!("harm: {what}");
@@ -172,7 +126,7 @@ fn survives(template: &Template, what: &str, harm: impl FnOnce(&Path)) -> (u64, 
 
 #[test]
 fn a_ledger_whose_files_are_deleted_truncated_flipped_or_overwritten_costs_repeats_only() {
-    let seed = seed();
+    let seed = real::seed("FOREBAY_HARM_SEED");
     let template = template();
     assert_eq!(survives(&template, "none", |_| {}).0, 0, "without harm nothing is sent again");
     let (all, _) = survives(&template, "the whole ledger deleted", |ledger| fs::remove_dir_all(ledger).expect("removed"));
@@ -292,8 +246,8 @@ fn a_note_of_what_was_sent_that_is_damaged_or_lost_costs_nothing() {
 /// agent itself goes on: it delivers what is sent after the harm.
 fn survives_running(what: &str, harm: impl Fn(&Path), kill: bool) {
     println!("harm under a running agent: {what}, then {}", if kill { "SIGKILL" } else { "SIGTERM" });
-    let dir = tempfile::tempdir().expect("a temporary directory");
-    let sink = sink();
+    let dir = temporary();
+    let sink = real::sink(SHARDS, 1);
     let setup = setup(dir.path(), sink.endpoint());
     let mut agent = Agent::start(&setup);
     let mut client = client(&setup, "user");
@@ -342,7 +296,7 @@ fn a_ledger_that_vanishes_under_a_running_agent_is_begun_anew() {
 
 #[test]
 fn a_ledger_that_is_harmed_under_a_running_agent_costs_repeats_only() {
-    let seed = seed();
+    let seed = real::seed("FOREBAY_HARM_SEED");
     both_ends("its database cut to nothing", |ledger| {
         fs::OpenOptions::new().write(true).open(ledger.join("db")).and_then(|file| file.set_len(0)).expect("cut");
     });
@@ -357,4 +311,50 @@ fn a_ledger_that_is_harmed_under_a_running_agent_costs_repeats_only() {
             fs::remove_file(path).expect("removed");
         }
     });
+}
+
+#[test]
+fn marks_that_cannot_be_saved_are_told_in_status_and_metrics_until_they_can() {
+    let dir = temporary();
+    let sink = real::sink(SHARDS, 1);
+    let setup = setup(dir.path(), sink.endpoint());
+    let mut agent = Agent::start(&setup);
+    let ledger = ledger(&setup);
+    let reason = |agent: &Agent| {
+        let status = agent.status().expect("an answer");
+        status["streams"][0]["checkpoint_reason"].as_str().expect("checkpoint_reason").to_owned()
+    };
+    let failing = |agent: &Agent| {
+        let (_, metrics) = agent.get("/metrics").expect("an answer");
+        let line = metrics.lines().find_map(|line| line.strip_prefix("forebay_checkpoint_failing{stream=\"events\"} "));
+        line.expect("forebay_checkpoint_failing").parse::<f64>().expect("a number")
+    };
+    let told = || real::forebay(&["status", "--config", setup.file().to_str().expect("UTF-8")]).1;
+    assert_eq!((reason(&agent).as_str(), failing(&agent)), ("", 0.0));
+    assert!(told().contains("events: good"), "{}", told());
+
+    // A file stands where the store should be, whatever is made in its place, until it is not set aside any more.
+    let mut client = client(&setup, "user");
+    let mut events = 0;
+    agent.wait_for("the marks to fail", |agent| {
+        // It may be made anew at this very moment; then the next look meets it.
+        let free = || fs::remove_dir_all(&ledger).is_ok() || !ledger.exists();
+        let harmed = ledger.is_file() || free() && fs::write(&ledger, "not a directory").is_ok();
+        events += 1;
+        client.run(&Pace::of(events));
+        harmed && reason(agent).contains("set aside already")
+    });
+    assert_eq!(failing(&agent), 1.0);
+    assert!(told().contains("the marks cannot be saved, so no disk space is freed"), "{}", told());
+
+    fs::remove_file(&ledger).expect("removed");
+    agent.wait_for("the marks to be saved again", |agent| {
+        events += 1;
+        client.run(&Pace::of(events));
+        reason(agent).is_empty()
+    });
+    assert_eq!(failing(&agent), 0.0);
+    assert!(told().contains("events: good"), "{}", told());
+    assert_eq!(agent.wait_drained().delivered, events, "delivery went on all the while");
+    assert!(agent.terminate().success());
 }

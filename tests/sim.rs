@@ -5,6 +5,8 @@
 //! `FOREBAY_SIM=seed:stop,stop` one history again, as a failure's text tells it. The short histories here are about every
 //! place a crash can come; the long ones of `sim/lives.rs` mix everything that can happen.
 
+#[path = "sim/content.rs"]
+mod content;
 #[path = "common/fake_kinesis.rs"]
 #[allow(dead_code, reason = "each test binary uses its own part of the double")]
 mod fake_kinesis;

@@ -9,6 +9,9 @@
 //! past its lane's mark), *EXACT-ACCOUNT* (sweep, lane index and pending count agree; gaps are not taken for damage), and
 //! that order and positions stay. Failure: an assertion that tells seed and stops.
 
+#[path = "sim/content.rs"]
+#[allow(dead_code, reason = "each test binary uses its own part of the helpers")]
+mod content;
 #[path = "common/fault_files.rs"]
 #[allow(dead_code, reason = "each test binary uses its own part of the double")]
 mod fault_files;
@@ -20,6 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fault_files::{EIO, ENOSPC, Fault, FaultFiles, Op, Pending, SimClock, is_death, sim_host};
+use forebay::coding::{Coding, KeyRing};
 use forebay::event::{KeyHash, LANES, Lane, Position};
 use forebay::host::{Host, mix64};
 use forebay::spool::cursor::Cursor;
@@ -173,7 +177,13 @@ impl World {
     }
 
     fn life(&mut self) -> io::Result<()> {
-        let host = sim_host(&self.files, &self.clock, self.plan.seed);
+        let host = sim_host(&self.files, &self.clock, mix64(self.plan.seed ^ self.files.ops()));
+        // Every other history lies in coded files.
+        let host = if self.plan.seed.is_multiple_of(2) {
+            host
+        } else {
+            Coding { compress: self.plan.seed % 4 == 1, keys: KeyRing::new(content::keys()) }.host(&host)
+        };
         let (durable, marks) = self.saved();
         let is_new = |path: &PathBuf| path.extension().is_some_and(|end| end == "new");
         self.leftovers += u64::from(self.files.paths().iter().any(|path| is_new(path) && path.starts_with("/spool/segments")));
@@ -223,8 +233,7 @@ impl World {
     }
 
     fn is_rewritten(&self, segment: &Segment) -> bool {
-        let bytes = self.files.contents(&segment.path).unwrap_or_default();
-        SegmentHeader::decode(&bytes).is_ok_and(|header| header.rewritten)
+        SegmentHeader::decode(&content::live(&self.files, &segment.path)).is_ok_and(|header| header.rewritten)
     }
 
     /// Reads everything forward and by lanes; both and the pending count must agree. Notes where all lies.

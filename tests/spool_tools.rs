@@ -6,55 +6,31 @@
 #![allow(clippy::disallowed_methods, reason = "it watches a real process with real files, and damages them")]
 #![allow(clippy::unwrap_used, reason = "a panic is how a test's helpers report")]
 
-#[path = "common/agent.rs"]
+#[path = "common/real.rs"]
 #[allow(dead_code, reason = "each test binary uses its own part of the helpers")]
-mod agent;
-#[path = "common/client.rs"]
-#[allow(dead_code, reason = "each test binary uses its own part of the helpers")]
-mod client;
-#[path = "common/sink.rs"]
-#[allow(dead_code, reason = "each test binary uses its own part of the helpers")]
-mod sink;
+mod real;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write as _};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::Stdio;
 use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
 use std::thread;
-use std::time::Duration;
 
-use agent::{Agent, Setup};
-use client::{Client, Pace};
+use real::agent::{Agent, Setup};
+use real::client::{Client, Pace};
+use real::sink::{Sink, number_of};
+use real::{BINARY, command, copy, forebay, outcome};
 use serde_json::Value;
-use sink::{Mode, Options, Sink, number_of};
 
-const BINARY: &str = env!("CARGO_BIN_EXE_forebay");
 const EVENTS: u64 = 100_000;
 const USERS: u64 = 300;
 
 fn event(number: u64) -> String {
     format!("{{\"userId\":\"u{}\",\"n\":{number},\"pad\":\"{}\"}}", number % USERS, "x".repeat(400))
-}
-
-/// `forebay ARGS` with nothing of ours in its environment; code, stdout, stderr.
-fn forebay(args: &[&str]) -> (i32, String, String) {
-    let output = command(args).output().expect("the binary runs");
-    outcome(output)
-}
-
-fn command(args: &[&str]) -> Command {
-    let mut command = Command::new(BINARY);
-    command.args(args).env_clear().stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command
-}
-
-fn outcome(output: Output) -> (i32, String, String) {
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
-    (output.status.code().expect("no signal"), text(output.stdout), text(output.stderr))
 }
 
 /// `forebay spool ARGS --dir DIR`, asking no agent.
@@ -83,19 +59,6 @@ fn send(setup: &Setup, numbers: impl Iterator<Item = u64>) {
     child.stdin.take().unwrap().write_all(text.as_bytes()).expect("send reads");
     let (code, stdout, stderr) = outcome(child.wait_with_output().unwrap());
     assert_eq!(code, 0, "{stdout}{stderr}");
-}
-
-/// Copies a spool's directory.
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        if entry.file_type().unwrap().is_dir() {
-            copy(&entry.path(), &to.join(entry.file_name()));
-        } else {
-            fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
-        }
-    }
 }
 
 /// A spool of [`EVENTS`] pending events in several segments, as a kill left it; made once.
@@ -390,7 +353,7 @@ fn damage_that_a_start_has_counted_is_a_note_and_a_torn_tail_too() {
 #[test]
 fn beside_an_agent_under_load_all_tools_work_and_find_nothing_wrong() {
     let dir = tempfile::tempdir().unwrap();
-    let sink = Sink::start(Options { shards: 64, delay: Duration::from_millis(2), mode: Mode::Keep }).unwrap();
+    let sink = real::sink(64, 2);
     let mut setup = Setup::new(BINARY, dir.path(), sink.endpoint(), "kpl");
     setup.spool = "segment_bytes = \"8MiB\"\ncheckpoint_interval = \"20ms\"".to_owned();
     setup.stream = "linger = \"5ms\"".to_owned();
@@ -461,7 +424,7 @@ fn arrivals(sink: &Sink, shards: usize) -> BTreeMap<u64, u64> {
 #[test]
 fn a_replay_delivers_the_range_exactly_once_more_live_and_stopped() {
     let dir = tempfile::tempdir().unwrap();
-    let sink = Sink::start(Options { shards: 4, delay: Duration::ZERO, mode: Mode::Keep }).unwrap();
+    let sink = real::sink(4, 0);
     let setup = Setup::new(BINARY, dir.path(), sink.endpoint(), "kpl");
     let mut agent = Agent::start(&setup);
     send(&setup, 0..1_000);

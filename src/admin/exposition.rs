@@ -197,6 +197,11 @@ impl Out<'_, '_> {
             "1 while there is no room for new events (max_bytes, reserve or the disk; /status says which).",
             |reading| f64::from(u8::from(reading.report.spool.full)),
         )?;
+        self.gauge(
+            "forebay_checkpoint_failing",
+            "1 while the marks of what is delivered cannot be saved: no disk space is freed, and a restart would send again.",
+            |reading| f64::from(u8::from(!reading.report.checkpoint_reason.is_empty())),
+        )?;
         self.gauges(
             "forebay_source_spool_bytes",
             "Bytes of a source's events, accepted by this process, in segments that are still there.",

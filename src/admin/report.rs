@@ -64,6 +64,9 @@ pub struct StreamReport {
     pub put: PutReport,
     /// Why delivery is paused; empty when it is not.
     pub paused_reason: String,
+    /// Why the marks of what is delivered cannot be saved; empty when they can.
+    #[serde(default)]
+    pub checkpoint_reason: String,
     /// Latencies since the start of the process.
     pub latency: LatencyReports,
     /// Shards as last seen.
@@ -264,6 +267,7 @@ impl StreamReport {
                 throttled: metrics.throttled.load(Ordering::Relaxed),
             },
             paused_reason: locked(&metrics.paused_reason).clone(),
+            checkpoint_reason: locked(&metrics.checkpoint_reason).clone(),
             latency: LatencyReports {
                 commit: (&metrics.commit_seconds).into(),
                 receipt: (&metrics.receipt_seconds).into(),

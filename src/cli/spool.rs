@@ -30,11 +30,22 @@ pub struct SpoolArgs {
 #[derive(Clone, Debug, Subcommand)]
 pub enum SpoolCommand {
     /// One line a segment: positions, events, pending, bytes, times, state
-    Ls(SpoolLsArgs),
+    #[command(after_help = "Examples:
+  forebay spool ls
+  forebay spool ls --stream clicks --json | jq '.segments[] | select(.pending > 0).path'")]
+    Ls(SpoolLookArgs),
     /// Totals: the account, what is pending and since when, the alive share of each segment, the fullest lanes
-    Stat(SpoolStatArgs),
+    #[command(after_help = "Examples:
+  forebay spool stat
+  forebay spool stat --dir /var/lib/forebay/clicks --json | jq .pending")]
+    Stat(SpoolLookArgs),
     /// Check every header, frame, index, the marks and the balance; exit code 1 when anything is wrong
-    Verify(SpoolVerifyArgs),
+    #[command(after_help = "Examples:
+  forebay spool verify
+  forebay spool verify --dir /mnt/rescued/clicks --json | jq '.findings[] | {file, offset, what}'
+
+Exit code 0 when nothing is wrong, 1 when something is. Notes and warnings alone are nothing wrong.")]
+    Verify(SpoolLookArgs),
     /// Print events
     Cat(SpoolCatArgs),
     /// Deliver events again that are still in the files
@@ -46,9 +57,7 @@ impl SpoolCommand {
     #[must_use]
     pub fn place(&self) -> &SpoolPlaceArgs {
         match self {
-            Self::Ls(args) => &args.place,
-            Self::Stat(args) => &args.place,
-            Self::Verify(args) => &args.place,
+            Self::Ls(args) | Self::Stat(args) | Self::Verify(args) => &args.place,
             Self::Cat(args) => &args.place,
             Self::Replay(args) => &args.place,
         }
@@ -85,42 +94,9 @@ pub struct SpoolRangeArgs {
     pub key: Option<String>,
 }
 
-/// `forebay spool ls`.
+/// `forebay spool ls`, `stat` and `verify`: a look at the whole of it.
 #[derive(Clone, Debug, Args)]
-#[command(after_help = "Examples:
-  forebay spool ls
-  forebay spool ls --stream clicks --json | jq '.segments[] | select(.pending > 0).path'")]
-pub struct SpoolLsArgs {
-    /// Which spool.
-    #[command(flatten)]
-    pub place: SpoolPlaceArgs,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// `forebay spool stat`.
-#[derive(Clone, Debug, Args)]
-#[command(after_help = "Examples:
-  forebay spool stat
-  forebay spool stat --dir /var/lib/forebay/clicks --json | jq .pending")]
-pub struct SpoolStatArgs {
-    /// Which spool.
-    #[command(flatten)]
-    pub place: SpoolPlaceArgs,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// `forebay spool verify`.
-#[derive(Clone, Debug, Args)]
-#[command(after_help = "Examples:
-  forebay spool verify
-  forebay spool verify --dir /mnt/rescued/clicks --json | jq '.findings[] | {file, offset, what}'
-
-Exit code 0 when nothing is wrong, 1 when something is. Notes and warnings alone are nothing wrong.")]
-pub struct SpoolVerifyArgs {
+pub struct SpoolLookArgs {
     /// Which spool.
     #[command(flatten)]
     pub place: SpoolPlaceArgs,

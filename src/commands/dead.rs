@@ -12,7 +12,7 @@
 //! error stays done, and is told.
 
 use std::fmt::Write as _;
-use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
+use std::io::{self, IsTerminal as _};
 use std::net::SocketAddr;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -27,21 +27,19 @@ use hyper::{Request, StatusCode};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use super::print;
-use super::status::{StatusError, call};
+use super::status::{StatusError, call, count};
+use super::{asked, print};
 use crate::admin::dead::{Ask, PURGE, RETRY};
 use crate::agent::spool_dir;
-use crate::checkpoint::{Checkpoint, MarkStore as _, SledMarks};
 use crate::cli::{DeadArgs, DeadCommand, DeadFilter};
 use crate::config::Config;
 use crate::event::Position;
 use crate::exit::Exit;
-use crate::host::{self, DirLock, Host};
-use crate::spool::commit::Writer;
+use crate::host::{DirLock, Host};
+use crate::spool::append::{self, AppendError, Appender, WithoutMarks};
 use crate::spool::dead::desk::{DeadLetters, Done, Selection};
 use crate::spool::dead::{DeadStore, Letter};
-use crate::spool::segment::SegmentTable;
-use crate::spool::{self, SpoolOptions};
+use crate::spool::{self, OpenError, SpoolOptions};
 
 /// The longest one ask of a running agent may take: it waits for its disk.
 const ASK_TIMEOUT: Duration = Duration::from_secs(60);
@@ -53,6 +51,8 @@ const PREVIEW_CHARS: usize = 60;
 struct Place {
     stream: String,
     dir: PathBuf,
+    /// The machine, with the keys to read it.
+    host: Host,
 }
 
 impl Place {
@@ -107,7 +107,8 @@ fn places(args: &DeadArgs, config: &Config) -> Told<Vec<Place>> {
     for name in &names {
         let dir = spool_dir(root, name);
         if let Some(stream) = stream_of(&dir) {
-            found.push(Place { stream, dir });
+            let coding = config.coding(&stream).map_err(|error| (Exit::Configuration, error.to_string()))?;
+            found.push(Place { stream, dir, host: coding.host(&Host::real()) });
         }
     }
     if found.is_empty() {
@@ -148,7 +149,7 @@ fn selection(filter: &DeadFilter) -> Selection {
 
 /// Letters of a place that are meant and not removed, until `f` breaks off.
 fn each(place: &Place, selection: &Selection, f: &mut dyn FnMut(Letter) -> ControlFlow<()>) -> Told<()> {
-    let view = DeadStore::view(&Host::real(), &place.letters()).map_err(|error| failed(error.to_string()))?;
+    let view = DeadStore::view(&place.host, &place.letters()).map_err(|error| failed(error.to_string()))?;
     let visited = view.visit(selection.first(), &mut |letter, removal| {
         if removal.is_some() || !selection.fits(&letter) { ControlFlow::Continue(()) } else { f(letter) }
     });
@@ -334,7 +335,7 @@ async fn change(
         return Err(failed("nothing was purged"));
     }
     let bar = if meant > 0 && io::stderr().is_terminal() && !as_json { ProgressBar::new(meant) } else { ProgressBar::hidden() };
-    if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} letters") {
+    if let Ok(style) = ProgressStyle::with_template("{bar:40} {human_pos}/{human_len} letters") {
         bar.set_style(style);
     }
     let mut agent = Worker::open(args, config, &place)?;
@@ -360,7 +361,7 @@ async fn change(
     tell(&place, what, &total, error.as_deref(), as_json)?;
     match error {
         Some(error) => Err(failed(error)),
-        None if total.refused > 0 => Err(failed(format!("{} letters cannot be retried and are still there", total.refused))),
+        None if total.refused > 0 => Err(failed(format!("{} that cannot be retried stay", dead_letters(total.refused)))),
         None => Ok(()),
     }
 }
@@ -372,7 +373,7 @@ fn tell(place: &Place, what: Change, total: &Done, error: Option<&str>, as_json:
             .to_string()
             + "\n"
     } else {
-        let mut text = format!("{verb} {} dead letters of stream {}\n", total.done, place.stream);
+        let mut text = format!("{verb} {} of stream {}\n", dead_letters(total.done), place.stream);
         for refusal in &total.refusals {
             writeln!(text, "  {} stays: {}", refusal.number, refusal.reason).expect("writing to a String does not fail");
         }
@@ -381,15 +382,17 @@ fn tell(place: &Place, what: Change, total: &Done, error: Option<&str>, as_json:
     print(&text).map_err(|error| failed(format!("cannot write to stdout: {error}")))
 }
 
-fn confirmed(letters: u64, stream: &str) -> Told<bool> {
-    if !io::stdin().is_terminal() {
-        return Err((Exit::Usage, "purging is for good; without a terminal to ask on, say --yes".into()));
+fn confirmed(meant: u64, stream: &str) -> Told<bool> {
+    match asked(&format!("Purge {} of stream {stream} for good?", dead_letters(meant))) {
+        Ok(Some(yes)) => Ok(yes),
+        Ok(None) => Err((Exit::Usage, "purging is for good; without a terminal to ask on, say --yes".into())),
+        Err(error) => Err(failed(format!("cannot ask: {error}"))),
     }
-    eprint!("Purge {letters} dead letters of stream {stream} for good? [y/N] ");
-    io::stderr().flush().map_err(|error| failed(error.to_string()))?;
-    let mut answer = String::new();
-    io::stdin().lock().read_line(&mut answer).map_err(|error| failed(error.to_string()))?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+/// `1 dead letter`, `1,150 dead letters`.
+fn dead_letters(n: u64) -> String {
+    format!("{} dead letter{}", count(n), if n == 1 { "" } else { "s" })
 }
 
 /// Who changes the store: the agent that runs on it, or we in its place.
@@ -402,16 +405,25 @@ enum Worker {
 struct Stopped {
     letters: DeadLetters,
     /// Opened with the first letter that is retried.
-    spool: Option<(Writer, Arc<SegmentTable>)>,
+    spool: Option<Appender>,
     host: Host,
     options: SpoolOptions,
-    _lock: DirLock,
+    lock: DirLock,
 }
 
 impl Worker {
     fn open(args: &DeadArgs, config: &Config, place: &Place) -> Told<Self> {
-        let path = place.dir.join("lock");
-        let lock = host::lock(&path).map_err(|error| failed(format!("locking {}: {error}", path.display())))?;
+        let options = SpoolOptions {
+            stream: place.stream.clone(),
+            dir: place.dir.clone(),
+            max_bytes: config.spool.max_bytes,
+            segment_bytes: config.spool.segment_bytes,
+        };
+        let lock = match append::lock(&options) {
+            Ok(lock) => Some(lock),
+            Err(OpenError::Locked { .. }) => None,
+            Err(error) => return Err(failed(error.to_string())),
+        };
         let Some(lock) = lock else {
             let stream = place.stream.clone();
             let Some(admin) = config.listen.admin else {
@@ -425,16 +437,12 @@ impl Worker {
             };
             return Ok(Self::Agent { admin, stream });
         };
-        let host = Host::real();
-        let options = SpoolOptions {
-            stream: place.stream.clone(),
-            dir: place.dir.clone(),
-            max_bytes: config.spool.max_bytes,
-            segment_bytes: config.spool.segment_bytes,
-        };
+        let host = place.host.clone();
+        // Before the first letter is written there, as before the first event.
+        spool::prepare(&host, &options).map_err(|error| failed(error.to_string()))?;
         let letters = DeadLetters::open(&host, &place.letters(), config.spool.dead_max_bytes, &Arc::default());
         let letters = letters.map_err(|error| failed(error.to_string()))?;
-        Ok(Self::Ourselves(Box::new(Stopped { letters, spool: None, host, options, _lock: lock })))
+        Ok(Self::Ourselves(Box::new(Stopped { letters, spool: None, host, options, lock })))
     }
 
     async fn work(&mut self, what: Change, selection: &Selection) -> Result<Done, String> {
@@ -446,10 +454,19 @@ impl Worker {
                 asked.unwrap_or_else(|_| Err(format!("the agent at {admin} did not answer within {} s", ASK_TIMEOUT.as_secs())))
             }
             Self::Ourselves(stopped) => {
-                let Stopped { letters, spool, host, options, .. } = &mut **stopped;
+                let Stopped { letters, spool, host, options, lock } = &mut **stopped;
                 match what {
                     Change::Purge { .. } => letters.purge(selection),
-                    Change::Retry => letters.retry(selection, &mut |letters| write(spool, host, options, letters)),
+                    Change::Retry => letters.retry(selection, &mut |letters| {
+                        // Lost marks are no reason to refuse: what the letters hold does not depend on them.
+                        let spool = match spool {
+                            Some(spool) => spool,
+                            None => spool.insert(
+                                Appender::open(host, options, lock, WithoutMarks::GoOn).map_err(|error| unwritten(&error))?,
+                            ),
+                        };
+                        write(spool, letters).map_err(|error| unwritten(&error))
+                    }),
                 }
             }
         }
@@ -457,49 +474,28 @@ impl Worker {
 
     fn close(self) {
         let Self::Ourselves(stopped) = self else { return };
-        if let Some((mut writer, _)) = stopped.spool {
-            writer.seal();
-        }
-        if let Err(error) = stopped.letters.tidy(0) {
-            tracing::warn!(%error, "a file of dead letters that are gone could not be removed; the next agent will");
+        if let Some(Err(error)) = stopped.spool.map(Appender::close) {
+            tracing::warn!(%error, "the end of what was retried could not be noted; the next agent finds it by reading");
         }
     }
 }
 
 /// Appends letters' events to a stopped agent's spool, as that agent would.
-fn write(
-    spool: &mut Option<(Writer, Arc<SegmentTable>)>,
-    host: &Host,
-    options: &SpoolOptions,
-    letters: &[Letter],
-) -> Result<Position, String> {
-    if spool.is_none() {
-        spool::prepare(host, options).map_err(|error| error.to_string())?;
-        let mut marks = SledMarks::open(&options.dir.join("ledger"));
-        let loaded = marks.load();
-        let durable = loaded.as_ref().map_or(Position(0), |checkpoint| checkpoint.durable);
-        let opened = spool::open(host, options, durable, &Arc::default()).map_err(|error| error.to_string())?;
-        if let Some(loaded) = loaded {
-            // What recovery found damaged is counted now, because the next opening will not find it again.
-            let checkpoint = Checkpoint { durable: opened.writer.next(), dead: loaded.dead + opened.damaged_events, ..loaded };
-            marks.save(&checkpoint).map_err(|error| error.to_string())?;
-        }
-        let table = Arc::clone(&opened.handle.shared().table);
-        *spool = Some((opened.writer, table));
-    }
-    let Some((writer, table)) = spool else { return Err("the spool is not open".into()) };
-    let mut batch = Vec::new();
+fn write(spool: &mut Appender, letters: &[Letter]) -> Result<Position, AppendError> {
+    let mut frames = Vec::new();
     for letter in letters {
-        spool::frame::encode(&mut batch, &letter.key, letter.hash, letter.explicit, &letter.data);
+        spool::frame::encode(&mut frames, &letter.key, letter.hash, letter.explicit, &letter.data);
     }
-    if table.bytes() + writer.cost(letters.len() as u64, batch.len() as u64) > options.max_bytes {
-        return Err(
+    spool.commit(frames, letters.len() as u64)
+}
+
+fn unwritten(error: &AppendError) -> String {
+    match error {
+        AppendError::Full(_) => {
             "the spool is full: letters can be retried when Kinesis has taken events, or with a higher spool.max_bytes".into()
-        );
+        }
+        other => other.to_string(),
     }
-    let first = writer.next();
-    writer.commit(&mut [batch]).map_err(|error| format!("writing to the spool: {error}"))?;
-    Ok(first)
 }
 
 /// The most that an agent's answer may hold.

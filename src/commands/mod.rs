@@ -15,7 +15,7 @@ pub mod spool;
 pub mod status;
 pub mod tail;
 
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 
 use crate::cli::{SendArgs, StatusArgs, TailArgs};
 use crate::config::Config;
@@ -31,6 +31,24 @@ pub fn print(text: &str) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         other => other,
     }
+}
+
+/// Asks a person for a yes, which only `y` and `yes` are. `None` when stdin is no terminal, and nobody is there.
+///
+/// # Errors
+/// As the operating system says.
+pub fn asked(question: &str) -> io::Result<Option<bool>> {
+    if !io::stdin().is_terminal() {
+        return Ok(None);
+    }
+    eprint!("{question} [y/N] ");
+    io::stderr().flush()?;
+    let mut line = String::new();
+    if io::stdin().read_line(&mut line)? == 0 {
+        // Ctrl-D: what follows stands on a line of its own.
+        eprintln!();
+    }
+    Ok(Some(matches!(line.trim().to_ascii_lowercase().as_str(), "y" | "yes")))
 }
 
 /// What `send` is to do: its flags over the configuration.

@@ -45,7 +45,7 @@ async fn serve(
         Ok(agent) => agent,
         Err(error) => {
             eprintln!("forebay run: {error}");
-            return Exit::Failed.into();
+            return if error.is_configuration() { Exit::Configuration } else { Exit::Failed }.into();
         }
     };
     tracing::info!(

@@ -23,6 +23,7 @@ use self::place::{Marks, Place};
 use self::range::show_ms;
 use super::status::{bytes, count, seconds, write_table};
 use crate::cli::{SpoolArgs, SpoolCommand};
+use crate::coding::{KeyError, KeyId};
 use crate::config::Config;
 use crate::event::LANES;
 use crate::exit::Exit;
@@ -39,6 +40,8 @@ enum Failed {
     Told(String),
     /// The same, and the command line is to blame.
     Usage(String),
+    /// An encryption key cannot be read.
+    Key(KeyError),
 }
 
 impl From<String> for Failed {
@@ -61,7 +64,6 @@ impl From<crate::spool::OpenError> for Failed {
 
 /// Runs one of the commands.
 pub async fn run(args: SpoolArgs, config: Option<&Config>) -> ExitCode {
-    let host = Host::real();
     let name = match &args.command {
         SpoolCommand::Ls(_) => "ls",
         SpoolCommand::Stat(_) => "stat",
@@ -69,8 +71,8 @@ pub async fn run(args: SpoolArgs, config: Option<&Config>) -> ExitCode {
         SpoolCommand::Cat(_) => "cat",
         SpoolCommand::Replay(_) => "replay",
     };
-    let outcome = match place::find(args.command.place(), config, &host).await {
-        Err(error) => Err(Failed::Told(error)),
+    let outcome = match place::find(args.command.place(), config, &Host::real()).await {
+        Err(error) => Err(error),
         Ok(place) => match args.command {
             SpoolCommand::Ls(args) => ls(place, args.json).await,
             SpoolCommand::Stat(args) => stat(place, args.json).await,
@@ -88,6 +90,10 @@ pub async fn run(args: SpoolArgs, config: Option<&Config>) -> ExitCode {
         Err(Failed::Usage(text)) => {
             eprintln!("forebay spool {name}: {text}");
             Exit::Usage.into()
+        }
+        Err(Failed::Key(error)) => {
+            eprintln!("forebay spool {name}: {error}");
+            Exit::Configuration.into()
         }
     }
 }
@@ -110,6 +116,12 @@ fn state(seen: &Seen) -> String {
     }
     if seen.damage > 0 {
         text.push_str(&format!(", {} damaged", count(seen.damage)));
+    }
+    if let Some(coding) = seen.coding {
+        text.push_str(if coding.compressed { ", zstd" } else { "" });
+        if let Some(key) = coding.encryption_key {
+            text.push_str(&format!(", key {}", KeyId(key)));
+        }
     }
     text
 }
@@ -157,6 +169,9 @@ fn segment_json(seen: &Seen, pending: u64) -> serde_json::Value {
         "id": seen.segment.id.0, "path": seen.segment.path, "base": seen.segment.base.0, "end": end, "events": seen.events,
         "pending": pending, "bytes": seen.file_bytes, "created_ms": seen.segment.created_ms, "last_event_ms": seen.last_ms,
         "state": seen.state, "rewritten": seen.rewritten, "damaged": seen.damage, "header_damaged": seen.header_damaged,
+        "content_bytes": seen.segment.extent().content_bytes(),
+        "compressed": seen.coding.is_some_and(|coding| coding.compressed),
+        "encryption_key": seen.coding.and_then(|coding| coding.encryption_key).map(|key| KeyId(key).to_string()),
     })
 }
 

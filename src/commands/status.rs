@@ -248,6 +248,12 @@ fn state_of(stream: &StreamReport) -> String {
     if !stream.dead_letters.stuck_reason.is_empty() {
         states.push(format!("no dead letters can be written: {}", stream.dead_letters.stuck_reason));
     }
+    if !stream.checkpoint_reason.is_empty() {
+        states.push(format!(
+            "the marks cannot be saved, so no disk space is freed and a restart would send again: {}",
+            stream.checkpoint_reason
+        ));
+    }
     if !stream.paused_reason.is_empty() {
         states.push(format!("delivery is paused: {}", stream.paused_reason));
     }

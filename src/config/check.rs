@@ -13,6 +13,7 @@ use super::schema::{SectionKind, stream_arn};
 use super::{
     Aggregate, Config, KeyFallback, Listen, OnFull, Order, SourceConfig, SourceKind, SpoolConfig, StreamConfig, SyncClass,
 };
+use crate::coding::KeySource;
 
 /// Segments that must fit a source's quota. Its events in the newest segment stay there however well they are delivered; with
 /// room for another one it can always go on.
@@ -179,6 +180,7 @@ pub(crate) fn build(in_force: &InForce) -> Config {
             },
             reserve: spool.bytes_if_given("reserve"),
             dead_max_bytes: spool.bytes("dead_max_bytes"),
+            encryption_keys: spool.texts("encryption_keys").iter().filter_map(|text| KeySource::parse(text)).collect(),
         },
         streams: in_force.all(SectionKind::Stream).map(build_stream).collect(),
         sources: in_force.all(SectionKind::Source).map(|source| build_source(source, spool.bytes("max_bytes"))).collect(),
@@ -208,6 +210,7 @@ fn build_stream(stream: &Section) -> StreamConfig {
         requests_max: usize_of(stream.count("requests_max")),
         request_timeout: stream.time("request_timeout"),
         ttl: stream.time("ttl"),
+        spool_compression: stream.word("spool_compression") == "zstd",
     }
 }
 

@@ -33,6 +33,8 @@ pub use resolve::{InForce, Section, Setting, Typed};
 pub use schema::{Fallback, Key, Kind, Rule, SectionKind};
 pub use units::{parse_bytes, parse_time, show_bytes, show_time};
 
+use crate::coding::{Coding, KeyError, KeyRing, KeySource};
+
 /// Read when it exists and `--config` is not given.
 pub const DEFAULT_FILE: &str = "/etc/forebay/forebay.toml";
 
@@ -246,6 +248,31 @@ pub struct SpoolConfig {
     pub reserve: Option<u64>,
     /// Ceiling for one stream's dead letters. Default 1 GiB, 1 MiB to 1 PiB.
     pub dead_max_bytes: u64,
+    /// Where encryption keys come from; the first encrypts. Default none.
+    pub encryption_keys: Vec<KeySource>,
+}
+
+impl Config {
+    /// How the spool of this stream is written and read. One that is not configured is not compressed.
+    ///
+    /// # Errors
+    /// An encryption key cannot be read.
+    pub fn coding(&self, stream: &str) -> Result<Coding, KeyError> {
+        let compress = self.streams.iter().any(|held| held.name == stream && held.spool_compression);
+        Ok(Coding { compress, keys: self.spool.read_keys()? })
+    }
+}
+
+impl SpoolConfig {
+    /// Reads the encryption keys.
+    ///
+    /// # Errors
+    /// The first source that yields none.
+    pub fn read_keys(&self) -> Result<KeyRing, KeyError> {
+        let env = |name: &str| std::env::var(name).ok();
+        let keys = self.encryption_keys.iter().map(|source| source.read(env, |path| std::fs::read(path)));
+        keys.collect::<Result<Vec<_>, _>>().map(KeyRing::new)
+    }
 }
 
 /// What a receipt means. Every receipt's class is told: in the answer to a hello, in an HTTP header, in status.
@@ -354,6 +381,8 @@ pub struct StreamConfig {
     pub request_timeout: Duration,
     /// Events older than this become dead letters. Default zero, which is off; at most 30 days.
     pub ttl: Duration,
+    /// Its spool's files are compressed. Default not.
+    pub spool_compression: bool,
 }
 
 /// Where a source's partition keys come from when no pointer yields one.

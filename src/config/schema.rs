@@ -10,6 +10,7 @@
 use std::time::Duration;
 
 use super::units::{show_bytes, show_time};
+use crate::coding::keys::{KeySource, SOURCES_ALLOWED};
 use crate::limits;
 
 /// Where a key stands in the file.
@@ -267,6 +268,7 @@ static POINTER: Rule = Rule {
     allowed: "a JSON pointer (RFC 6901) such as \"/userId\" or \"/context/traits/id\"; `~` is written ~0 and `/` in a name ~1",
     holds: is_pointer,
 };
+static KEY_SOURCE: Rule = Rule { allowed: SOURCES_ALLOWED, holds: |text| KeySource::parse(text).is_some() };
 static WRITE_KEY: Rule = Rule {
     allowed: "1 to 256 visible ASCII characters without a space",
     holds: |key| (1..=256).contains(&key.len()) && key.bytes().all(|b| b.is_ascii_graphic()),
@@ -313,7 +315,7 @@ static LISTEN: [Key; 6] = [
     ),
 ];
 
-static SPOOL: [Key; 8] = [
+static SPOOL: [Key; 9] = [
     key(
         "dir",
         Kind::Text(&PATH),
@@ -366,9 +368,16 @@ static SPOOL: [Key; 8] = [
         Fallback::Toml("\"1GiB\""),
         "Ceiling for one stream's dead letters, beside max_bytes; when it is reached, no event expires.",
     ),
+    key(
+        "encryption_keys",
+        Kind::Texts(&KEY_SOURCE),
+        Fallback::Toml("[]"),
+        "Where the keys of encryption at rest (AES-256-GCM) come from: the first encrypts what is written from the next start on, \
+         all of them decrypt. A key is 32 bytes, as they are, as hexadecimal digits or as base64.",
+    ),
 ];
 
-static STREAM: [Key; 14] = [
+static STREAM: [Key; 15] = [
     key("name", Kind::Text(&STREAM_NAME), Fallback::Required, "The Kinesis data stream, by name or ARN."),
     key(
         "region",
@@ -422,6 +431,12 @@ static STREAM: [Key; 14] = [
         Kind::Time { min: Duration::ZERO, max: Duration::from_secs(30 * 86_400) },
         Fallback::Toml("\"0s\""),
         "Events older than this become dead letters instead of being sent; \"0s\": none does.",
+    ),
+    key(
+        "spool_compression",
+        Kind::Choice { offered: &["off", "zstd"], later: &[] },
+        Fallback::Toml("\"off\""),
+        "\"zstd\": this stream's files are compressed, in blocks of up to 32 KiB; a damaged one then costs all its events.",
     ),
 ];
 

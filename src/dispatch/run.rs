@@ -240,18 +240,20 @@ impl Shell {
         let (saver, checkpoints) = channel::<Box<Checkpoint>>();
         let mut store = parts.store;
         let answers = inbox.clone();
+        let (metrics, stream) = (Arc::clone(&parts.dispatcher.metrics), parts.stream.clone());
         let saver_thread = std::thread::Builder::new().name(format!("marks-{}", parts.stream)).spawn(move || {
             let mut failing = false;
             while let Ok(checkpoint) = checkpoints.recv() {
                 let saved = store.save(&checkpoint);
                 match &saved {
                     Err(error) if !failing => {
-                        tracing::error!(%error, "the marks cannot be saved: delivery goes on, no disk space is freed, a restart would send again; trying again and again");
+                        tracing::error!(stream, %error, "the marks cannot be saved: delivery goes on, no disk space is freed, a restart would send again; trying again and again");
                     }
-                    Ok(()) if failing => tracing::info!("the marks can be saved again"),
+                    Ok(()) if failing => tracing::info!(stream, "the marks can be saved again"),
                     _ => {}
                 }
                 failing = saved.is_err();
+                *locked(&metrics.checkpoint_reason) = saved.as_ref().err().map(ToString::to_string).unwrap_or_default();
                 answers.tell(Event::Saved(checkpoint, saved.is_ok()));
             }
         })?;

@@ -32,6 +32,9 @@ use super::segment::{Extent, Index, SEGMENT_HEADER_BYTES, Segment, SegmentHeader
 use crate::event::Position;
 use crate::host::{File, Host};
 
+/// Bytes that a block of a coded file takes besides its content, at most (`coding/block.rs`; an entry of its table).
+const CODED_BLOCK_BYTES: u64 = 36 + 16 + 16;
+
 /// The active segment as its writer sees it.
 #[derive(Debug)]
 struct Active {
@@ -172,7 +175,9 @@ impl Writer {
         } else {
             0
         };
-        bytes + frames * 8 + seal
+        let content = bytes + frames * 8 + seal;
+        // What a block of a coded file costs besides, for each 32 KiB and for this group's last; compressed, it takes less.
+        content + if self.host.files.codes() { CODED_BLOCK_BYTES * (content / (32 << 10) + 2) } else { 0 }
     }
 
     /// Makes the batches durable, in order; each is a run of frames as [`frame::encode`] wrote them.
@@ -274,11 +279,12 @@ impl Writer {
             active.fresh = false;
         }
         active.len += bytes;
+        let stored = if self.host.files.codes() { active.file.stored_len().ok() } else { None };
         self.next.0 += self.pending.len() as u64;
         let mut extent = segment.extent();
         extent.end = self.next;
         extent.frames_end = active.len;
-        extent.file_bytes = active.len;
+        extent.file_bytes = stored.unwrap_or(active.len);
         if let Index::Memory(index) = &mut extent.index {
             index.append(&mut self.pending);
         }
@@ -318,9 +324,10 @@ pub fn seal(segment: &Segment, file: &dyn File, last_ms: u64) -> io::Result<()> 
     let Index::Memory(index) = &extent.index else { return Ok(()) };
     let bytes = index.encode(segment.base, extent.end, extent.frames_end, last_ms);
     file.append(&[&bytes])?;
+    file.finish()?;
     file.sync_data()?;
     if let Some((footer, directory)) = super::index::Footer::read(file)? {
-        extent.file_bytes += bytes.len() as u64;
+        extent.file_bytes = file.stored_len()?;
         extent.index = Index::Sealed(footer, Arc::new(directory));
         Ok(())
     } else {

@@ -5,20 +5,20 @@
 //! its index, for a shard that fell behind while the sweep went on.
 //!
 //! Failure: a frame that no longer checks (a bit flipped since it was written) is reported as
-//! [`Damaged`], with its lane, and reading goes on behind it; index entries that no longer check are made anew from
-//! the frames, since a wrong one would hide a good event; only the device's own errors are errors.
+//! [`Damaged`], with its lane, and reading goes on behind it; only the device's own errors are errors.
 
 mod damage;
+pub(super) mod frames;
 
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 
+use self::frames::Frames;
 use super::frame::Frame;
 use super::gather::{Chunk, Shared};
 use super::index::Entry;
-use super::recover::{scan, scan_rewritten};
-use super::segment::{Index, Segment, SegmentId};
+use super::segment::{Segment, SegmentId};
 use crate::event::{LANES, Lane, Position};
 use crate::host::{File, Files};
 
@@ -61,6 +61,26 @@ fn place_back_from(damaged: &mut [Damaged], unplaced: usize, next: Position) {
     for (back, gone) in (1..).zip(damaged.iter_mut().rev().take(unplaced)) {
         gone.position = Position(next.0.saturating_sub(back));
     }
+}
+
+/// Reads what was durable here. Where the file now ends too early, zeroes stand for it, which are no frames: an end that is
+/// gone is damage like any other, and no reason to read it for ever.
+pub(super) fn read_padded(file: &dyn File, mut bytes: &mut [u8], mut at: u64) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match file.read_at(bytes, at) {
+            Ok(0) => {
+                bytes.fill(0);
+                break;
+            }
+            Ok(read) => {
+                bytes = &mut bytes[read..];
+                at += read as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// A reader of one spool.
@@ -162,11 +182,11 @@ impl Cursor {
         while at < frames_end {
             let want = READ_BYTES.min((frames_end - at) as usize);
             let mut bytes = vec![0; want];
-            file.read_exact_at(&mut bytes, at)?;
+            read_padded(file.as_ref(), &mut bytes, at)?;
             if let Some(len) = Frame::peek_len(&bytes).filter(|len| *len > bytes.len() && at + *len as u64 <= frames_end) {
                 // One frame larger than a read.
                 bytes.resize(len, 0);
-                file.read_exact_at(&mut bytes, at)?;
+                read_padded(file.as_ref(), &mut bytes, at)?;
             }
             let (mut used, mut count, mut first, mut next) = (0, 0, None, *position);
             let mut skipped = 0;
@@ -223,7 +243,7 @@ impl Cursor {
 
     /// At bytes that do not check: the indexed frame that lies there, if one does, and where the next one begins.
     fn around(segment: &Segment, file: &dyn File, at: u64) -> io::Result<Option<(Option<Damaged>, u64)>> {
-        let entries = Self::lane_entries(segment, file, Lane(0), Lane(LANES as u16 - 1))?;
+        let entries = Frames { segment, file }.of_lanes(Lane(0), Lane(LANES as u16 - 1))?;
         let gone = entries.iter().find(|(_, entry)| u64::from(entry.offset) == at).map(|(lane, entry)| Damaged {
             segment: segment.id,
             entry: *entry,
@@ -235,82 +255,15 @@ impl Cursor {
         Ok((gone.is_some() || next.is_some()).then(|| (gone, next.unwrap_or(end))))
     }
 
-    /// Checks the entries of a sealed segment, once, before they are gone by.
-    fn check_entries(segment: &Segment, file: &dyn File) -> io::Result<()> {
-        if segment.entries_checked() {
-            return Ok(());
-        }
-        let footer = match &segment.extent().index {
-            Index::Memory(_) => return Ok(()),
-            Index::Sealed(footer, _) => *footer,
-        };
-        if !footer.entries_check(file)? {
-            tracing::error!(segment = %segment.id, "the index of a segment is damaged; it is made anew from the frames");
-            let found = if footer.has_gaps() {
-                scan_rewritten(file, segment.base, footer.end)?
-            } else {
-                scan(file, segment.base, footer.end, footer.end, true)?
-            };
-            segment.extent().index = Index::Memory(found.index);
-        }
-        segment.set_entries_checked();
-        Ok(())
-    }
-
-    /// The frames of the lanes `first..=last`: by lane, or by position where the index is in memory.
-    pub(super) fn lane_entries(segment: &Segment, file: &dyn File, first: Lane, last: Lane) -> io::Result<Vec<(Lane, Entry)>> {
-        Self::check_entries(segment, file)?;
-        let (footer, directory) = {
-            let extent = segment.extent();
-            match &extent.index {
-                Index::Memory(index) => {
-                    let lanes = first..=last;
-                    return Ok(index
-                        .entries()
-                        .iter()
-                        .filter(|(lane, _, _)| lanes.contains(lane))
-                        .map(|(lane, _, entry)| (*lane, *entry))
-                        .collect());
-                }
-                Index::Sealed(footer, directory) => (*footer, Arc::clone(directory)),
-            }
-        };
-        let (start, end) = (directory.start(first), directory.end(last));
-        if start == end {
-            return Ok(Vec::new());
-        }
-        let entries = footer.read_entries(file, start, end)?;
-        let mut lane = first;
-        Ok(entries
-            .into_iter()
-            .zip(start..)
-            .map(|(entry, number)| {
-                while directory.end(lane) <= number {
-                    lane = Lane(lane.0 + 1);
-                }
-                (lane, entry)
-            })
-            .collect())
-    }
-
     /// The frames of the lanes `first..=last` in one segment, in position order.
     ///
     /// # Errors
     /// The device's.
     pub fn lane_frames(&mut self, segment: &Segment, first: Lane, last: Lane) -> io::Result<Vec<(Lane, Entry)>> {
         let file = self.file(segment)?;
-        let mut entries = Self::lane_entries(segment, file.as_ref(), first, last)?;
+        let mut entries = Frames { segment, file: file.as_ref() }.of_lanes(first, last)?;
         entries.sort_unstable_by_key(|(_, entry)| entry.offset);
         Ok(entries)
-    }
-
-    /// The position of an indexed frame. One that does not check is not asked: a flipped bit may lie in its position.
-    fn position_of(&mut self, segment: &Segment, entry: Entry) -> io::Result<Position> {
-        let mut bytes = Vec::new();
-        if self.read_frame(segment, entry, &mut bytes)? {
-            return Ok(Frame::check(&bytes).map_or(segment.base, |frame| frame.position()));
-        }
-        self.damaged_position(segment, entry)
     }
 
     /// The position of a frame that no longer checks, as [`Damaged::position`] has it.
@@ -318,17 +271,8 @@ impl Cursor {
     /// # Errors
     /// The device's.
     pub fn damaged_position(&mut self, segment: &Segment, entry: Entry) -> io::Result<Position> {
-        let entries = self.lane_frames(segment, Lane(0), Lane(LANES as u16 - 1))?;
-        let mut back = 0;
-        for (_, next) in entries.into_iter().filter(|(_, next)| next.offset >= entry.offset) {
-            let mut bytes = Vec::new();
-            if self.read_frame(segment, next, &mut bytes)? {
-                let good = Frame::check(&bytes).map_or(segment.base, |frame| frame.position());
-                return Ok(Position(good.0.saturating_sub(back)));
-            }
-            back += 1;
-        }
-        Ok(Position(segment.extent().end.0.saturating_sub(back)))
+        let file = self.file(segment)?;
+        Frames { segment, file: file.as_ref() }.damaged_position(entry)
     }
 
     /// Appends one frame's bytes to `out`; false, with `out` as it was, when it no longer checks.
@@ -336,24 +280,8 @@ impl Cursor {
     /// # Errors
     /// The device's.
     pub fn read_frame(&mut self, segment: &Segment, entry: Entry, out: &mut Vec<u8>) -> io::Result<bool> {
-        if u64::from(entry.offset) + u64::from(entry.len) > segment.extent().frames_end {
-            return Ok(false);
-        }
         let file = self.file(segment)?;
-        let start = out.len();
-        out.resize(start + entry.len as usize, 0);
-        let good = match file.read_exact_at(&mut out[start..], u64::from(entry.offset)) {
-            Ok(()) => Frame::check(&out[start..]).is_some_and(|frame| frame.len() == entry.len as usize),
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => false,
-            Err(error) => {
-                out.truncate(start);
-                return Err(error);
-            }
-        };
-        if !good {
-            out.truncate(start);
-        }
-        Ok(good)
+        Frames { segment, file: file.as_ref() }.read(entry, out)
     }
 
     /// As [`Cursor::read_frame`], for one who will read the frames `ahead` next: neighbours in the file are read
@@ -420,16 +348,9 @@ impl Cursor {
                 Some(_) => {
                     // The mark lies inside: the frames themselves tell their positions.
                     let entries = self.lane_frames(segment, lane, lane)?;
-                    let (mut low, mut high) = (0, entries.len());
-                    while low < high {
-                        let middle = usize::midpoint(low, high);
-                        if self.position_of(segment, entries[middle].1)? < mark {
-                            low = middle + 1;
-                        } else {
-                            high = middle;
-                        }
-                    }
-                    pending += (entries.len() - low) as u64;
+                    let file = self.file(segment)?;
+                    let settled = Frames { segment, file: file.as_ref() }.before(mark, &entries)?;
+                    pending += (entries.len() - settled) as u64;
                 }
             }
         }

@@ -344,25 +344,23 @@ impl DeadStore {
         }
     }
 
-    /// Notes removals, durably.
+    /// Notes removals, durably, those of one file: of `removals`, which stand in the order of their numbers, the first ones.
+    /// Tells how many; the rest is for further calls, so that nobody who needs the store waits for all of them.
     ///
     /// # Errors
     /// The device's: what was not noted is still there at the next start.
-    pub fn remove(&mut self, removals: &[(u64, Removal)]) -> io::Result<()> {
-        let ids: Vec<u32> = self.files.keys().copied().collect();
-        for id in ids {
-            let (first, end) = (self.files[&id].first, self.end_of(id));
-            let mut ours = removals.iter().filter(|(number, _)| (first..end).contains(number)).peekable();
-            if ours.peek().is_none() {
-                continue;
-            }
-            let mut gone: BTreeMap<u64, Removal> = decode_gone(&self.gone_bytes(id)?).into_iter().collect();
-            let before = gone.len();
-            gone.extend(ours.copied());
-            // What is read back after a failure may not be on the disk.
-            if gone.len() == before && !self.unsure.contains(&id) {
-                continue;
-            }
+    pub fn remove_some(&mut self, removals: &[(u64, Removal)]) -> io::Result<usize> {
+        assert!(removals.is_sorted_by_key(|(number, _)| number), "removals stand in the order of their numbers");
+        let Some((number, _)) = removals.first() else { return Ok(0) };
+        let Some(id) = self.files.keys().copied().find(|id| self.end_of(*id) > *number) else { return Ok(removals.len()) };
+        let (first, end) = (self.files[&id].first, self.end_of(id));
+        let ours = &removals[..removals.partition_point(|(number, _)| *number < end)];
+        let there = ours.iter().filter(|(number, _)| *number >= first).copied();
+        let mut gone: BTreeMap<u64, Removal> = decode_gone(&self.gone_bytes(id)?).into_iter().collect();
+        let before = gone.len();
+        gone.extend(there);
+        // What is read back after a failure may not be on the disk.
+        if gone.len() > before || self.unsure.contains(&id) {
             let count = gone.len() as u64;
             self.unsure.insert(id);
             self.replace(&gone_name(id), &encode_gone(gone, self.host.clock.wall_ms()), true)?;
@@ -371,7 +369,7 @@ impl DeadStore {
                 info.gone = count;
             }
         }
-        Ok(())
+        Ok(ours.len())
     }
 
     /// Writes a file beside and renames it into place.
@@ -404,27 +402,32 @@ impl DeadStore {
             self.replace("settled", &note, false)?;
             self.settled = end;
         }
-        let ids: Vec<u32> = self.files.keys().copied().collect();
-        for id in ids {
-            let (info, end) = (self.files[&id], self.end_of(id));
-            if info.gone == info.looked_at || end > self.settled {
-                continue;
-            }
-            if !self.is_empty_of_letters(id, end)? {
-                self.files.entry(id).and_modify(|info| info.looked_at = info.gone);
-                continue;
-            }
-            if self.files.last_key_value().is_some_and(|(newest, _)| *newest == id) {
-                self.begin(&[])?;
-            }
-            let files = self.host.files.as_ref();
-            remove_if_there(files.remove(&self.dir.join(letters_name(id))))?;
-            self.files.remove(&id);
-            // The removals must outlive the letters, or those would come back.
-            files.sync_dir(&self.dir)?;
-            remove_if_there(files.remove(&self.dir.join(gone_name(id))))?;
-        }
+        while self.tidy_one()? {}
         Ok(())
+    }
+
+    /// Looks at one file of which letters were removed since it was last looked at, and which the noted marks have passed:
+    /// without letters it goes. False when there is none to look at.
+    ///
+    /// # Errors
+    /// As [`DeadStore::tidy`].
+    pub fn tidy_one(&mut self) -> io::Result<bool> {
+        let due = |(id, info): &(&u32, &Info)| info.gone != info.looked_at && self.end_of(**id) <= self.settled;
+        let Some(id) = self.files.iter().find(due).map(|(id, _)| *id) else { return Ok(false) };
+        if !self.is_empty_of_letters(id, self.end_of(id))? {
+            self.files.entry(id).and_modify(|info| info.looked_at = info.gone);
+            return Ok(true);
+        }
+        if self.files.last_key_value().is_some_and(|(newest, _)| *newest == id) {
+            self.begin(&[])?;
+        }
+        let files = self.host.files.as_ref();
+        remove_if_there(files.remove(&self.dir.join(letters_name(id))))?;
+        self.files.remove(&id);
+        // The removals must outlive the letters, or those would come back.
+        files.sync_dir(&self.dir)?;
+        remove_if_there(files.remove(&self.dir.join(gone_name(id))))?;
+        Ok(true)
     }
 
     fn is_empty_of_letters(&self, id: u32, end: u64) -> io::Result<bool> {

@@ -32,7 +32,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 pub use self::keeper::commit_loop;
 use self::room::Book;
-pub use self::room::Policy;
+pub use self::room::{Policy, SyncTimer};
 pub use self::tail::{Chunk, HotTail};
 use super::frame;
 use super::segment::SegmentTable;

@@ -20,15 +20,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::cursor::Cursor;
+use super::cursor::frames::Frames;
 use super::frame::Frame;
 use super::index::{ActiveIndex, Entry, Footer};
 use super::recover::{OpenError, Scan, Window, doing, header_from_content, scan, scan_rewritten};
 use super::segment::{Extent, HeaderError, Index, SEGMENT_HEADER_BYTES, Segment, SegmentHeader, SegmentId};
-use super::{FORMAT_LINE, segments_dir};
+use super::{CODED_FORMAT_LINE, FORMAT_LINE, segments_dir};
 use crate::checkpoint::Checkpoint;
 use crate::event::{LANES, Lane, Position};
-use crate::host::{File, Files, Host, Space};
+use crate::host::{CodingOf, File, Files, Host, Space};
 
 /// Files that can be looked at only.
 #[derive(Debug)]
@@ -101,6 +101,18 @@ impl File for Counted {
     fn len(&self) -> io::Result<u64> {
         self.file.len()
     }
+
+    fn stored_len(&self) -> io::Result<u64> {
+        self.file.stored_len()
+    }
+
+    fn coding(&self) -> Option<CodingOf> {
+        self.file.coding()
+    }
+
+    fn flaws(&self) -> io::Result<Vec<String>> {
+        self.file.flaws()
+    }
 }
 
 /// Why a directory cannot be looked into.
@@ -156,8 +168,12 @@ pub struct Head {
     pub header: Result<SegmentHeader, HeaderError>,
     /// The header to go by: its own, or what footer or first frame tell.
     pub assumed: Option<SegmentHeader>,
-    /// Bytes of the file.
+    /// Bytes of its content, which is what reading it takes.
     pub file_bytes: u64,
+    /// Bytes that it takes on the disk.
+    pub stored_bytes: u64,
+    /// How it lies there.
+    pub coding: Option<CodingOf>,
 }
 
 /// How a segment ends.
@@ -189,8 +205,10 @@ pub struct Seen {
     pub damage: u64,
     /// The header is damaged.
     pub header_damaged: bool,
-    /// Bytes of the file.
+    /// Bytes that the file takes on the disk.
     pub file_bytes: u64,
+    /// How it lies there; `None`: as it is.
+    pub coding: Option<CodingOf>,
 }
 
 /// What is pending of a segment. Bytes and the oldest are counted only where lanes are.
@@ -270,7 +288,7 @@ impl SpoolDir {
         doing("reading", &path, file.read_exact_at(&mut bytes, 0))?;
         let text = String::from_utf8_lossy(&bytes);
         let stream = match text.split_once('\n') {
-            Some((FORMAT_LINE, rest)) => rest.trim().trim_start_matches("stream ").to_owned(),
+            Some((FORMAT_LINE | CODED_FORMAT_LINE, rest)) => rest.trim().trim_start_matches("stream ").to_owned(),
             Some((first, _)) if first.starts_with("forebay spool") => {
                 return Err(OpenError::OtherVersion { found: format!("{}: {first:?}", path.display()) }.into());
             }
@@ -339,7 +357,8 @@ impl SpoolDir {
             Err(HeaderError::Damaged) => header_from_content(&self.host, file.as_ref(), id)?,
             Err(HeaderError::OtherVersion { .. }) => None,
         };
-        Ok((file, Head { id, path: path.to_owned(), header, assumed, file_bytes }))
+        let (stored_bytes, coding) = (file.stored_len()?, file.coding());
+        Ok((file, Head { id, path: path.to_owned(), header, assumed, file_bytes, stored_bytes, coding }))
     }
 
     /// The position at which the file after the one numbered `at` begins.
@@ -391,7 +410,7 @@ impl SpoolDir {
     ) -> io::Result<Option<(Seen, Alive)>> {
         let (file, head) = self.open_segment(head.id, &head.path)?;
         let Some(header) = head.assumed else { return Ok(None) };
-        let file_bytes = head.file_bytes;
+        let file_bytes = head.stored_bytes;
         let sealed = Footer::read(file.as_ref())?.filter(|(footer, _)| footer.base == header.base && footer.end <= stop);
         let (state, events, last_ms, extent) = match sealed {
             Some((footer, directory)) => {
@@ -414,7 +433,8 @@ impl SpoolDir {
         let segment = Segment::new(&header, head.path.clone(), extent);
         let alive = alive(file.as_ref(), &segment, &known.marks, lanes)?;
         let header_damaged = head.header.is_err();
-        Ok(Some((Seen { segment, state, rewritten, events, last_ms, damage, header_damaged, file_bytes }, alive)))
+        let coding = head.coding;
+        Ok(Some((Seen { segment, state, rewritten, events, last_ms, damage, header_damaged, file_bytes, coding }, alive)))
     }
 
     /// Hands out the wanted events in the order of their positions, until `on` breaks off. What a start would take for
@@ -500,11 +520,12 @@ fn alive(
             && (lanes.is_some() || marks[lane.index()] > segment.base)
     };
     let wanted: Vec<bool> = (0..LANES as u16).map(|lane| inside(Lane(lane))).collect();
-    let mut of_lane: Vec<Vec<Entry>> = vec![Vec::new(); LANES];
+    let frames = Frames { segment, file };
+    let mut of_lane: Vec<Vec<(Lane, Entry)>> = vec![Vec::new(); LANES];
     if wanted.contains(&true) {
-        for (lane, entry) in Cursor::lane_entries(segment, file, Lane(0), Lane(LANES as u16 - 1))? {
+        for (lane, entry) in frames.of_lanes(Lane(0), Lane(LANES as u16 - 1))? {
             if wanted[lane.index()] {
-                of_lane[lane.index()].push(entry);
+                of_lane[lane.index()].push((lane, entry));
             }
         }
     }
@@ -517,27 +538,15 @@ fn alive(
             }
             continue;
         }
-        let mut settled = 0;
-        if mark > segment.base {
-            let mut high = entries.len();
-            while settled < high {
-                let middle = usize::midpoint(settled, high);
-                let mut bytes = [0; 16];
-                file.read_exact_at(&mut bytes, u64::from(entries[middle].offset))?;
-                if Frame::peek_position(&bytes).is_some_and(|position| position < mark) {
-                    settled = middle + 1;
-                } else {
-                    high = middle;
-                }
-            }
-        }
-        let events = (entries.len() - settled) as u64;
+        let settled = if mark > segment.base { frames.before(mark, entries)? } else { 0 };
+        let alive_here = &entries[settled..];
+        let events = alive_here.len() as u64;
         alive.events += events;
-        alive.bytes += entries[settled..].iter().map(|entry| u64::from(entry.len)).sum::<u64>();
+        alive.bytes += alive_here.iter().map(|(_, entry)| u64::from(entry.len)).sum::<u64>();
         if let Some(lanes) = &mut lanes {
             lanes[lane.index()] += events;
         }
-        if let Some(entry) = entries.get(settled)
+        if let Some((_, entry)) = alive_here.first()
             && first.is_none_or(|held| entry.offset < held.offset)
         {
             first = Some(*entry);

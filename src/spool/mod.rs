@@ -5,11 +5,13 @@
 //! does not grow with the backlog. A part of the key space that cannot be delivered must not keep the rest from
 //! being read or deleted: hence 1024 *lanes*, cut by key hash, each found on its own through an index.
 //!
+//! Files in `segments/` and `dead/` may be compressed or encrypted; that is below this module (`coding`).
+//!
 //! Layout of a stream's directory:
 //!
 //! | path | holds | written by |
 //! | --- | --- | --- |
-//! | `format` | `forebay spool 1` and the stream's name | once |
+//! | `format` | `forebay spool 1`, or 2 once files were coded, and the stream's name | once each |
 //! | `lock` | an advisory lock, held while the agent runs | the agent |
 //! | `segments/NNNNNNNNNN.seg` | header, frames, index once sealed (`segment.rs`, `frame.rs`, `index.rs`) | the commit thread |
 //! | `segments/NNNNNNNNNN.new` | what is alive of a segment, before it takes its place (`rewrite.rs`) | the rewriting thread |
@@ -30,6 +32,7 @@
 //!
 //! Absent on purpose: shards, streams' limits, records. The spool knows events, lanes and positions.
 
+pub mod append;
 pub mod commit;
 pub mod cursor;
 pub mod dead;
@@ -60,6 +63,9 @@ use crate::metrics::StreamMetrics;
 
 /// What the first line of a spool's `format` file says.
 const FORMAT_LINE: &str = "forebay spool 1";
+
+/// The same where files may be coded (`coding`): a program that reads plain files only must keep its hands off.
+const CODED_FORMAT_LINE: &str = "forebay spool 2";
 
 /// Sizes of a spool.
 #[derive(Clone, Debug)]
@@ -111,7 +117,8 @@ pub fn prepare(host: &Host, options: &SpoolOptions) -> Result<(), OpenError> {
         doing("creating", &sub, files.create_dir_all(&sub))?;
     }
     let path = dir.join("format");
-    let expected = format!("{FORMAT_LINE}\nstream {}\n", options.stream);
+    let line = if files.codes() { CODED_FORMAT_LINE } else { FORMAT_LINE };
+    let [expected, coded] = [line, CODED_FORMAT_LINE].map(|line| format!("{line}\nstream {}\n", options.stream));
     let found = match files.open(&path) {
         Ok(file) => {
             let mut bytes = vec![0; doing("reading", &path, file.len())?.min(4096) as usize];
@@ -121,11 +128,13 @@ pub fn prepare(host: &Host, options: &SpoolOptions) -> Result<(), OpenError> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
         Err(error) => return doing("opening", &path, Err(error)),
     };
-    if found == expected {
+    // Once coded, always: who takes the coding away may have coded files still.
+    if found == expected || found == coded {
         return Ok(());
     }
     match found.split_once('\n') {
-        Some((FORMAT_LINE, rest)) if rest.ends_with('\n') => {
+        Some((FORMAT_LINE, rest)) if coded.split_once('\n').is_some_and(|(_, ours)| ours == rest) => {}
+        Some((FORMAT_LINE | CODED_FORMAT_LINE, rest)) if rest.ends_with('\n') => {
             return Err(OpenError::OtherStream { found: rest.trim().trim_start_matches("stream ").to_owned() });
         }
         Some((first, _)) if first.starts_with("forebay spool") => {

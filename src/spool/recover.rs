@@ -316,6 +316,9 @@ pub fn recover(host: &Host, segments_dir: &Path, aside_dir: &Path, durable: Posi
     };
     for (at, (id, path, file, header)) in found.into_iter().enumerate() {
         let stop = bases[at + 1..].iter().flatten().min().copied().unwrap_or(Position(u64::MAX));
+        // What is missing before the next file is missing here, if that one is the neighbour and tells where it begins; others
+        // between them were covered and removed, and one that does not tell is counted itself.
+        let next_tells = ids.get(at + 1) == Some(&id.next()) && bases.get(at + 1).is_some_and(Option::is_some);
         // Without a header and a first frame to tell, positions go on where the last segment ended.
         let intact = header.is_some();
         let made = SegmentHeader { id, base: recovered.next, created_ms: host.clock.wall_ms(), rewritten: false };
@@ -326,7 +329,7 @@ pub fn recover(host: &Host, segments_dir: &Path, aside_dir: &Path, durable: Posi
             let extent = Extent {
                 end: footer.end,
                 frames_end: footer.frames_end,
-                file_bytes,
+                file_bytes: doing("reading", &path, file.stored_len())?,
                 index: Index::Sealed(footer, std::sync::Arc::new(directory)),
             };
             recovered.next = footer.end;
@@ -350,6 +353,9 @@ pub fn recover(host: &Host, segments_dir: &Path, aside_dir: &Path, durable: Posi
             let aside = aside_dir.join(format!("unreadable-{id}.seg"));
             doing("setting aside", &path, files.rename(&path, &aside))?;
             recovered.torn_bytes += file_bytes;
+            if !intact && next_tells && at > 0 && ids[at - 1].next() == id {
+                recovered.damaged_events += stop.0.saturating_sub(recovered.next.0);
+            }
             continue;
         }
         for (offset, len) in &scan.damage {
@@ -358,8 +364,7 @@ pub fn recover(host: &Host, segments_dir: &Path, aside_dir: &Path, durable: Posi
         }
         // Counted here, once: the index that is written now makes the next opening skip this.
         recovered.damaged_events += scan.damaged_events;
-        // Its end was cut off, if the next file is its neighbour; others between them were covered and removed.
-        if ids.get(at + 1) == Some(&id.next()) && stop.0 < u64::MAX && !header.rewritten {
+        if next_tells && !header.rewritten {
             recovered.damaged_events += stop.0.saturating_sub(scan.end.0);
         }
         recovered.next = scan.end;
@@ -373,6 +378,8 @@ pub fn recover(host: &Host, segments_dir: &Path, aside_dir: &Path, durable: Posi
         }
         // The frames first: after a kill they may be in the page cache only, and an index must not outlive its frames.
         doing("syncing", &path, file.sync_data())?;
+        // Unless the sealing does, and tells its own.
+        segment.extent().file_bytes = doing("reading", &segment.path, file.stored_len())?;
         if let Err(error) = seal(&segment, file.as_ref(), last_ms) {
             // On a full disk there is no room for an index, and only delivery makes room: a start must not need any. The
             // index stays in memory, and the next opening scans again.

@@ -29,7 +29,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::cursor::Cursor;
+use super::cursor::frames::Frames;
+use super::cursor::read_padded;
 use super::frame::Frame;
 use super::index::{ActiveIndex, DIRECTORY_BYTES, Directory, Entry, FOOTER_BYTES, Footer};
 use super::segment::{Extent, Index, SEGMENT_HEADER_BYTES, Segment, SegmentHeader, SegmentId, SegmentTable};
@@ -130,10 +131,12 @@ impl Planner {
         let mut least: Option<(u64, &Arc<Segment>)> = None;
         let mut least_thin = least;
         for segment in older {
-            let (end, frames_end, file_bytes) = {
+            let (end, frames_end, file_bytes, content_bytes) = {
                 let extent = segment.extent();
-                (extent.end, extent.frames_end, extent.file_bytes)
+                (extent.end, extent.frames_end, extent.file_bytes, extent.content_bytes())
             };
+            // A compressed file takes less than it holds; a part of it is taken to take that part.
+            let on_disk = |bytes: u64| (u128::from(bytes) * u128::from(file_bytes) / u128::from(content_bytes)) as u64;
             let frame_bytes = frames_end - SEGMENT_HEADER_BYTES as u64;
             let directory = segment.directory();
             let rough = Alive::of(segment, &directory, marks, None);
@@ -143,13 +146,13 @@ impl Planner {
             }
             used += file_bytes;
             if !rough.some_settled || end > swept || self.left_alone.contains(&segment.id) {
-                pending += frame_bytes;
+                pending += on_disk(frame_bytes);
                 continue;
             }
             weighed.insert(segment.id);
             let alive = Alive::of(segment, &directory, marks, Some(self.weigh(files, segment, frames_end)?));
-            pending += alive.bytes;
-            let after = FIXED_BYTES + alive.bytes + 8 * alive.frames;
+            pending += on_disk(alive.bytes);
+            let after = on_disk(FIXED_BYTES + alive.bytes + 8 * alive.frames);
             if after + file_bytes / WORTH_PARTS > file_bytes {
                 continue;
             }
@@ -183,7 +186,7 @@ impl Planner {
             let mut lanes = Box::new([0u32; LANES]);
             // Lane by lane: all entries of a segment of small events would be megabytes.
             for lane in (0..LANES as u16).map(Lane) {
-                let entries = Cursor::lane_entries(segment, file.as_ref(), lane, lane)?;
+                let entries = Frames { segment, file: file.as_ref() }.of_lanes(lane, lane)?;
                 lanes[lane.index()] = entries.iter().map(|(_, entry)| entry.len).sum();
             }
             self.weights.insert(segment.id, Weights { frames_end, lanes });
@@ -346,15 +349,15 @@ fn copy(
         |lane: Lane| directory.last_relative(lane).is_some_and(|last| segment.base.0 + u64::from(last) >= marks[lane.index()].0);
     let mut entries = Vec::new();
     for lane in (0..LANES as u16).map(Lane).filter(|lane| alive(*lane)) {
-        entries.append(&mut Cursor::lane_entries(segment, source, lane, lane)?);
+        entries.append(&mut Frames { segment, file: source }.of_lanes(lane, lane)?);
     }
     entries.sort_unstable_by_key(|(_, entry)| entry.offset);
     let header = SegmentHeader { id: segment.id, base: segment.base, created_ms: segment.created_ms, rewritten: true }.encode();
     // One buffer for all of it: a write goes out before it grows.
-    let (mut out, next) = (Vec::with_capacity(WRITE_BYTES + READ_BYTES as usize), segment.base);
-    out.extend_from_slice(&header);
+    let (out, next) = (Vec::with_capacity(WRITE_BYTES + READ_BYTES as usize), segment.base);
+    target.append(&[&header])?;
     let (index, moved, last_ms) = (ActiveIndex::default(), Vec::new(), segment.created_ms);
-    let mut copy = Copy { segment, target, out, written: 0, index, moved, last_ms, next, end };
+    let mut copy = Copy { segment, target, out, written: header.len() as u64, index, moved, last_ms, next, end };
     let frame_end = |entry: &Entry| u64::from(entry.offset) + u64::from(entry.len);
     let (mut bytes, mut synced) = (Vec::new(), 0);
     let mut at = 0;
@@ -373,7 +376,7 @@ fn copy(
             return Err(NotRewritten::Damaged { entry: entries[at].1 });
         }
         bytes.resize((until - start) as usize, 0);
-        source.read_exact_at(&mut bytes, start)?;
+        read_padded(source, &mut bytes, start)?;
         for (lane, entry) in &entries[at..at + count] {
             let from = (u64::from(entry.offset) - start) as usize;
             copy.frame(*lane, *entry, &bytes[from..from + entry.len as usize], marks)?;
@@ -425,11 +428,13 @@ impl Copy<'_> {
         let index = self.index.encode(self.segment.base, self.end, frames_end, old_last_ms.unwrap_or(self.last_ms));
         self.out.extend_from_slice(&index);
         self.write()?;
+        self.target.finish()?;
         self.target.sync_data()?;
         let Some((footer, directory)) = Footer::read(self.target)? else {
             return Err(io::Error::other("the index of a rewritten segment does not read back").into());
         };
         let index = Index::Sealed(footer, Arc::new(directory));
-        Ok((Extent { end: self.end, frames_end, file_bytes: self.written, index }, self.moved))
+        let file_bytes = self.target.stored_len()?;
+        Ok((Extent { end: self.end, frames_end, file_bytes, index }, self.moved))
     }
 }

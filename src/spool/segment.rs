@@ -4,6 +4,8 @@
 //! `dispatch` asks for their removal when a saved checkpoint covers them. Owner: the table is shared under one lock; each
 //! segment's end and index under its own, held for moments only.
 //!
+//! Bytes and offsets here are those of the file's content: a compressed or encrypted file holds it in blocks (`coding`).
+//!
 //! A file `segments/NNNNNNNNNN.seg` (the segment's id in decimal) is: a header of 64 bytes, frames, and, once
 //! sealed, the lane index (`index.rs`).
 //!
@@ -11,7 +13,7 @@
 //! | --- | --- | --- |
 //! | 0 | | magic `FBYSEGMT` |
 //! | 8 | u16 | version, 1 |
-//! | 10 | u16 | flags: 1 rewritten (compression and encryption will be told here) |
+//! | 10 | u16 | flags: 1 rewritten |
 //! | 12 | u32 | segment id |
 //! | 16 | u64 | base: position of the first frame |
 //! | 24 | u64 | creation time, wall clock ms since 1970 UTC |
@@ -29,7 +31,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::index::{ActiveIndex, Directory, Footer};
+use super::index::{ActiveIndex, DIRECTORY_BYTES, Directory, FOOTER_BYTES, Footer};
 use crate::event::{LANES, Lane, Position};
 use crate::metrics::locked;
 
@@ -172,10 +174,21 @@ pub struct Extent {
     pub end: Position,
     /// Offset after the last durable frame.
     pub frames_end: u64,
-    /// Bytes of the file, index included.
+    /// Bytes that the file takes on the disk, index included.
     pub file_bytes: u64,
     /// Where the frames of a lane are.
     pub index: Index,
+}
+
+impl Extent {
+    /// Length of the file's content, index included; of a plain file, its length.
+    #[must_use]
+    pub fn content_bytes(&self) -> u64 {
+        match &self.index {
+            Index::Memory(_) => self.frames_end,
+            Index::Sealed(footer, _) => self.frames_end + 8 * u64::from(footer.frames) + (DIRECTORY_BYTES + FOOTER_BYTES) as u64,
+        }
+    }
 }
 
 /// One segment file.

@@ -12,6 +12,7 @@ use super::cursor::Cursor;
 use super::frame::Frame;
 use super::gather::commit_loop;
 use super::*;
+use crate::checkpoint::Checkpoint;
 use crate::event::{KeyHash, LANES, Lane};
 
 fn options(dir: &Path) -> SpoolOptions {
@@ -289,6 +290,33 @@ fn a_flipped_position_does_not_mislead_the_count_of_pending_events() {
 }
 
 #[test]
+fn a_flipped_position_misleads_neither_the_tools_nor_the_search_for_a_letters_event() {
+    let lane = KeyHash::of_key("user").lane();
+    for hit in 0..9 {
+        for byte in 8..16 {
+            let files = simulated(9, true).0.kill();
+            let path = Path::new("/spool/segments").join(segment::SegmentId(1).file_name());
+            assert!(files.flip_bit(&path, segment::SEGMENT_HEADER_BYTES as u64 + hit * SIMULATED_FRAME + byte, 3));
+            let (opened, host) = reopen_simulated(&files);
+            let mut cursor = Cursor::new(Arc::clone(opened.handle.shared()), Arc::clone(&host.files));
+            for position in 0..9 {
+                let held = cursor.holds(lane, Position(position), false).expect("read");
+                assert!(held, "event {position}, with a flipped bit in event {hit}, byte {byte}");
+            }
+            assert!(!cursor.holds(Lane(lane.0 ^ 1), Position(4), false).expect("read"));
+            let tools = inspect::SpoolDir::open(&host, Path::new("/spool")).expect("a spool");
+            let heads = tools.heads().expect("read");
+            for mark in 0..=9 {
+                let known =
+                    Checkpoint { durable: Position(9), marks: Box::new([Position(mark); LANES]), ..Checkpoint::default() };
+                let (_, alive) = tools.segments(&heads, &known, None).expect("read")[0];
+                assert_eq!(alive.events, 9 - mark, "event {hit}, byte {byte}");
+            }
+        }
+    }
+}
+
+#[test]
 fn several_tries_at_one_group_prove_nothing_durable() {
     let (files, _) = simulated(2, true);
     let dir = Path::new("/spool/segments");
@@ -307,4 +335,37 @@ fn several_tries_at_one_group_prove_nothing_durable() {
     files.plant(&dir.join(segment::SegmentId(4).file_name()), &[0; 300]);
     let (opened, _) = reopen_simulated(&files.kill());
     assert_eq!((opened.damaged_events, opened.writer.next()), (0, Position(2)));
+}
+
+#[test]
+fn what_a_file_lost_with_its_header_is_counted_once() {
+    // Written without syncs (a weaker sync class), each file by a writer of its own; the events of the middle one are 3..6.
+    let files = fault_files::FaultFiles::new();
+    for n in 0..3u64 {
+        let mut writer = reopen_simulated_unsealed(&files, Position(3 * n));
+        for event in 0..3 {
+            let mut batch = Vec::new();
+            frame::encode(&mut batch, "user", KeyHash::of_key("user"), false, format!("event {event}").as_bytes());
+            writer.commit(&mut [batch]).expect("a good disk");
+        }
+    }
+    let path = |n| Path::new("/spool/segments").join(segment::SegmentId(n).file_name());
+    let middle = files.contents(&path(2)).expect("three files");
+    // Header and first frame are gone, or the header and all frames.
+    for (lost, damaged) in [(segment::SEGMENT_HEADER_BYTES as u64 + SIMULATED_FRAME, 1), (middle.len() as u64, 3)] {
+        let files = files.crash(1);
+        files.plant(&path(2), &[&vec![0; lost as usize][..], &middle[lost as usize..]].concat());
+        let (opened, _) = reopen_simulated(&files);
+        assert_eq!((opened.damaged_events, opened.writer.next()), (damaged, Position(9)), "{lost} bytes lost");
+    }
+}
+
+/// A writer that begins a file at `next`, beside those that are there.
+fn reopen_simulated_unsealed(files: &fault_files::FaultFiles, next: Position) -> commit::Writer {
+    let host = fault_files::sim_host(files, &Arc::new(fault_files::SimClock::new()), 1);
+    prepare(&host, &options(Path::new("/spool"))).expect("a good disk");
+    let dir = segments_dir(Path::new("/spool"));
+    let table = Arc::new(SegmentTable::new(dir, Vec::new()));
+    let id = segment::SegmentId(1 + (next.0 / 3) as u32);
+    commit::Writer::new(host, table, 1 << 20, next, id)
 }

@@ -1,6 +1,6 @@
 //! A client of the socket that owns some keys, numbers their events, and sends again what was not acknowledged.
 //!
-//! Place: `crash.rs` and `dead_shard.rs`. Owner: one thread runs one client; nobody else sends events of its keys. *The
+//! Place: the tests of the real binary. Owner: one thread runs one client; nobody else sends events of its keys. *The
 //! client's side of KEY-ORDER*: after a lost connection it sends what was not acknowledged again, in the order in which it
 //! was first sent, before anything new. Acknowledged events are forgotten: if the agent loses one, no one brings it back.
 

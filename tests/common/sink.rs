@@ -162,6 +162,11 @@ impl Sink {
         self.shared.dead[shard].store(dead, Ordering::SeqCst);
     }
 
+    /// As [`Sink::set_dead`], every shard.
+    pub fn set_all_dead(&self, dead: bool) {
+        (0..self.shared.dead.len()).for_each(|shard| self.set_dead(shard, dead));
+    }
+
     pub fn stats(&self) -> Stats {
         self.shared.stats()
     }
@@ -180,6 +185,11 @@ impl Sink {
             events.extend(members.into_iter().map(|event| Arrived { event, at: record.at }));
         }
         events
+    }
+
+    /// As [`Sink::events`], shard after shard.
+    pub fn all_events(&self) -> impl Iterator<Item = Arrived> {
+        (0..self.shared.dead.len()).flat_map(|shard| self.events(shard))
     }
 
     /// Records that a shard holds; only in [`Mode::Keep`].

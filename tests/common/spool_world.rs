@@ -18,12 +18,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use forebay::coding::{Coding, KeyRing};
 use forebay::event::{KeyHash, LANES, Lane, Position};
 use forebay::host::{Host, mix64};
 use forebay::spool::cursor::Cursor;
 use forebay::spool::frame::{self, Frame};
 use forebay::spool::{OpenError, Opened, SpoolOptions, open, prepare, remove_covered};
 
+use super::content::keys;
 use super::fault_files::{Fault, FaultFiles, SimClock, is_death, sim_host};
 
 /// Submitted events are numbered from 1, in order.
@@ -194,7 +196,13 @@ impl World {
 
     /// From the opening of the spool to the machine's death or the end of the history.
     fn life(&mut self) -> End {
-        let host = sim_host(&self.files, &self.clock, self.plan.seed);
+        let host = sim_host(&self.files, &self.clock, mix64(self.plan.seed ^ self.files.ops()));
+        // Every other history lies in coded files.
+        let host = match self.plan.seed % 4 {
+            1 => Coding { compress: true, keys: KeyRing::new(keys()) }.host(&host),
+            3 => Coding { compress: false, keys: KeyRing::new(keys()) }.host(&host),
+            _ => host,
+        };
         let saved = self.saved();
         let opened = match self.open(&host, &saved) {
             Ok(opened) => opened,

@@ -2,7 +2,7 @@
 //!
 //! `many_lives_keep_every_promise` runs the standard set; with `FOREBAY_SIM_SEEDS=from..to` any other, on all cores, with
 //! progress and every failing seed printed. `FOREBAY_SIM_SEEDS=17..18` repeats one life and prints its whole story.
-//! A seed that ever broke a promise goes into [`FOUND`], with the claim that it broke, and stays there.
+//! A seed that ever broke a promise goes into [`found!`], under the claim that it broke, and stays there.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -15,12 +15,55 @@ use crate::planted::Plant;
 /// The standard set: what `cargo test` runs.
 pub const STANDARD: Range<u64> = 0..6_000;
 
-/// Seeds that once broke a promise, each with what was found. The small test of the same bug stands beside the code: a
-/// change to what lives do takes a seed's sense away, and the small test stays.
-const FOUND: [(u64, &str); 0] = [];
+/// Seeds that found a bug of the spool, each a test named by the claim that it broke. Each was seen to fail with the mend
+/// taken back and to pass with it. What lives do decides what a seed is: whoever changes that searches anew (take the mend
+/// back, run `FOREBAY_SIM_SEEDS=0..100000`), and until then the small test of the same bug stands beside the code.
+macro_rules! found {
+    ($($(#[$story:meta])* $claim:ident: $seeds:expr, met: $met:expr;)+) => {$(
+        $(#[$story])*
+        #[test]
+        fn $claim() {
+            for seed in $seeds {
+                keeps(seed, stringify!($claim), &$met);
+            }
+        }
+    )+};
+}
+
+/// The life of this seed keeps every promise, and still meets what the bug needs.
+fn keeps(seed: u64, claim: &str, met: &[&str]) {
+    let outcome = live(seed, Plant::None);
+    assert_eq!(outcome.verdict, Ok(()), "seed {seed}, which once broke this: {claim}");
+    for what in met {
+        assert!(outcome.met.contains_key(what), "seed {seed} no longer meets {what:?}: search for another that breaks {claim}");
+    }
+}
+
+found! {
+    /// The sweep placed each damaged frame at the first position that was not read yet, also one that lay behind it: the
+    /// good event there was passed over. Told as: NOTHING-LOST, a segment was deleted with an event that was not delivered.
+    a_damaged_frame_takes_no_good_events_position: [99, 2132, 4217], met: ["bit of a frame flipped"];
+
+    /// Recovery took an index for which there was no room for an error, and only delivery makes room. Told as:
+    /// BORING-RECOVERY, the spool does not open: sealing ...: No space left on device.
+    a_full_disk_does_not_refuse_the_start: [2, 6, 13], met: ["disk full"];
+
+    /// That a later file exists was taken as proof that the group before it had been durable, though both were tries at one
+    /// group, given up one after the other. Told as: EXACT-ACCOUNT, bad stretches are kept in a file.
+    several_tries_at_one_group_prove_nothing_durable: [121, 2162, 3329], met: ["power cut"];
+
+    /// A binary search by position went by the position in a damaged frame. 106,000 lives did not find it before lives had
+    /// few keys and flips aimed at positions. Told as: EXACT-ACCOUNT, 46 counted as pending, 47 found.
+    a_flipped_position_does_not_mislead_the_pending_count: [4457, 12120, 15767], met: ["position of a frame flipped"];
+
+    /// In a weaker sync class a power cut may take a file's header with its first events. What was missing before the next
+    /// file that tells where it begins was counted for the file before, and for this one. Told as: EXACT-ACCOUNT, 14 events
+    /// told damaged by openings, none hit by a flipped bit.
+    what_a_file_lost_with_its_header_is_counted_once: [78, 2358], met: ["power cut", "class interval"];
+}
 
 /// What the standard set must have met, each this often.
-const MUST_MEET: [(&str, u64); 36] = [
+const MUST_MEET: [(&str, u64); 40] = [
     ("power cut", 2000),
     ("process killed", 500),
     ("clean stop", 200),
@@ -50,13 +93,17 @@ const MUST_MEET: [(&str, u64); 36] = [
     ("remove fails", 20),
     ("rename fails", 5),
     ("short read", 200),
+    ("bit of a coded block flipped", 100),
     ("bit of a frame flipped", 200),
+    ("position of a frame flipped", 200),
     ("bit beside frames flipped", 200),
     ("clock set back", 200),
     ("clock set forward", 200),
     ("marks lost", 200),
     ("marks set back", 200),
     ("marks damaged", 100),
+    ("class interval", 1000),
+    ("class os", 500),
 ];
 
 /// What all lives of a run met together.
@@ -66,6 +113,7 @@ struct Totals {
     broken: Vec<(u64, String)>,
     receipted: u64,
     found_unreceipted: u64,
+    taken: u64,
 }
 
 impl Totals {
@@ -75,6 +123,7 @@ impl Totals {
         }
         self.receipted += outcome.receipted as u64;
         self.found_unreceipted += outcome.found_unreceipted;
+        self.taken += outcome.taken;
         if let Err(broken) = outcome.verdict {
             println!("seed {seed}: {broken}");
             self.broken.push((seed, broken));
@@ -122,7 +171,7 @@ fn many_lives_keep_every_promise_and_meet_every_misfortune() {
     }
     let standard = seeds == STANDARD;
     let totals = run(seeds, !standard);
-    println!("{count} lives, {} events receipted, met: {:#?}", totals.receipted, totals.met);
+    println!("{count} lives, {} events receipted, {} taken, met: {:#?}", totals.receipted, totals.taken, totals.met);
     let told: Vec<String> = totals.broken.iter().take(20).map(|(seed, broken)| format!("seed {seed}: {broken}")).collect();
     assert!(
         told.is_empty(),
@@ -136,15 +185,8 @@ fn many_lives_keep_every_promise_and_meet_every_misfortune() {
             assert!(met >= times, "{what}: met {met} times, {times} were wanted");
         }
         assert!(totals.found_unreceipted > 1000, "groups without a receipt must survive now and then");
+        assert!(totals.taken > 1000, "power cuts took {} events in the weaker sync classes", totals.taken);
         assert!(totals.receipted > 50_000, "{} events were receipted", totals.receipted);
-    }
-}
-
-#[test]
-fn seeds_that_once_broke_a_promise_keep_it() {
-    for (seed, claim) in FOUND {
-        let verdict = live(seed, Plant::None).verdict;
-        assert_eq!(verdict, Ok(()), "seed {seed}, which once broke this: {claim}");
     }
 }
 

@@ -4,14 +4,20 @@
 //! not happen. *ONE-FLIP-A-FILE*: so that what may be lost is known to the model; a bit that may lie in a torn tail is
 //! left alone, since nobody could tell the two apart.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use forebay::spool::index::DIRECTORY_BYTES;
+use forebay::event::Position;
+use forebay::spool::index::FOOTER_BYTES;
+use forebay::spool::segment::{SegmentHeader, SegmentId};
 
 use super::{Kind, Life, Process};
+use crate::content::{content, durable, live};
 use crate::fault_files::{EIO, EMFILE, ENOSPC, Fault, Op, Pending};
 use crate::promises::frames;
+
+/// Where a frame has the lowest byte of its position.
+const POSITION_AT: u64 = 8;
 
 impl Life {
     /// One fault to come, once or for a while.
@@ -89,26 +95,62 @@ impl Life {
         }
         let path = paths.swap_remove(n);
         let bytes = self.files.contents(&path).unwrap_or_default();
-        let offset = offset % (bytes.len() as u64).max(1);
-        let (held, _) = frames(&bytes, bytes.len());
-        let inside = held.iter().find(|(at, len, _, _)| (*at..*at + *len as u64).contains(&offset)).copied();
+        let plain = content(bytes.clone()) == bytes;
+        // What a given-up file holds from there on was written again in the next one.
+        let stop = self.base_behind(&path);
+        let (held, _) = frames(&content(bytes.clone()), usize::MAX);
+        let offset = match held.get(offset as usize % held.len().max(1)) {
+            Some((at, ..)) if self.aimed_flips && plain => at + POSITION_AT,
+            _ => offset % (bytes.len() as u64).max(1),
+        };
+        // A frame, or all of a coded block.
+        let mut flipped = bytes;
+        if let Some(byte) = flipped.get_mut(offset as usize) {
+            *byte ^= 1 << bit;
+        }
+        let (left, _) = frames(&content(flipped), usize::MAX);
+        let gone: Vec<_> = held.iter().filter(|frame| !left.contains(frame)).copied().collect();
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let id = forebay::spool::segment::SegmentId::of_file_name(name);
-        match (inside, id) {
+        let id = SegmentId::of_file_name(name);
+        match (&gone[..], id) {
             // What is neither receipted nor behind something receipted may be a torn tail: no bit can harm it.
-            (Some((_, _, position, _)), _) if position >= self.promises.last_group => return,
-            (Some((at, _, position, _)), Some(id)) => {
-                self.files.meet("bit of a frame flipped");
-                let last = held.last().is_some_and(|(last, _, _, _)| *last == at);
-                let open_end = last && bytes.len() < at as usize + DIRECTORY_BYTES;
-                self.promises.hit(id, at, position, open_end);
+            (gone, _) if gone.iter().any(|(_, _, position, _)| *position >= self.promises.last_group) => return,
+            (gone, _) if gone.iter().any(|(_, _, position, _)| !self.promises.risk.allows_flip(*position)) => return,
+            (gone @ [(first, ..), ..], Some(id)) => {
+                self.files.meet(if plain { "bit of a frame flipped" } else { "bit of a coded block flipped" });
+                if self.aimed_flips && plain {
+                    self.files.meet("position of a frame flipped");
+                }
+                let last = held.iter().rfind(|held| held.2 < stop && !gone.contains(held)).is_none_or(|held| held.0 < *first);
+                let open_end = last && !self.is_sealed(&path);
+                for (at, _, position, _) in gone {
+                    self.promises.hit(id, *at, *position, open_end);
+                }
             }
             _ if frames_only => return,
-            _ => self.files.meet("bit beside frames flipped"),
+            _ => {
+                self.files.meet("bit beside frames flipped");
+                // An index that no longer checks is made anew by a scan, which meets what a power cut took once more.
+                self.promises.told_again += self.promises.taken.len() as u64;
+            }
         }
         self.tell(|| format!("flip: {} at {offset}, bit {bit}", path.display()));
         self.files.flip_bit(&path, offset, bit);
         self.flipped.push(path);
+    }
+
+    /// Whether a power cut leaves the file with an index.
+    fn is_sealed(&self, path: &Path) -> bool {
+        let bytes = durable(&self.files, path);
+        bytes.len().checked_sub(FOOTER_BYTES).is_some_and(|at| bytes[at..].starts_with(b"FBYINDEX"))
+    }
+
+    /// Where the segment behind this file begins.
+    fn base_behind(&self, path: &Path) -> Position {
+        let mut behind = self.files.paths();
+        behind.retain(|other| other > path && other.extension().is_some_and(|end| end == "seg"));
+        let headers = behind.iter().filter_map(|path| SegmentHeader::decode(&live(&self.files, path)).ok());
+        headers.map(|header| header.base).min().unwrap_or(Position(u64::MAX))
     }
 
     /// What happens to the machine between two processes. `kill`: whether only the process ended; `None`: drawn.
@@ -123,6 +165,7 @@ impl Life {
             3 => self.files.crash(1),
             _ => self.files.crash(seed),
         };
+        self.promises.risk.power_cut |= !kill;
         self.logged = 0;
         self.tell(|| if kill { "the process was killed".to_owned() } else { "the power was cut".to_owned() });
         if self.on(Kind::Marks) {

@@ -89,3 +89,23 @@ fn a_lane_that_sends_out_of_order_is_found() {
 fn damage_that_is_passed_over_in_silence_is_found() {
     dies_by(Plant::DamageUntold, &["EXACT-ACCOUNT"]);
 }
+
+#[test]
+fn an_interval_that_passes_without_its_sync_is_found() {
+    dies_by(Plant::DueSyncSkipped, &["INTERVAL-BOUND"]);
+}
+
+#[test]
+fn a_seal_that_syncs_nothing_is_found() {
+    dies_by(Plant::SealUnsynced, &["SEALED-STAYS"]);
+}
+
+#[test]
+fn an_index_that_outlives_its_frames_is_found() {
+    dies_by(Plant::IndexBeforeFrames, &["EXACT-ACCOUNT"]);
+}
+
+#[test]
+fn a_receipt_before_the_write_is_found_by_a_kill() {
+    dies_by(Plant::ReceiptBeforeWrite, &["NOTHING-LOST"]);
+}

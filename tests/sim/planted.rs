@@ -6,9 +6,11 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
+use forebay::config::SyncClass;
 use forebay::host::{File, Files};
+use forebay::spool::index::FOOTER_BYTES;
 
 use crate::fault_files::{FaultFiles, is_death};
 
@@ -42,9 +44,26 @@ pub enum Plant {
     FailedGoesLast,
     /// Damage is stepped over without a word.
     DamageUntold,
+    /// Class `interval`: the time is over, and nothing is synced.
+    DueSyncSkipped,
+    /// Class `os`: nothing is ever synced, also not when a segment is sealed.
+    SealUnsynced,
+    /// Class `os`: the index is written before the frames are synced.
+    IndexBeforeFrames,
+    /// The weaker classes: receipts leave while events are in the process's own memory.
+    ReceiptBeforeWrite,
 }
 
 impl Plant {
+    /// The bug in a life of this class.
+    pub fn in_class(self, class: SyncClass) -> Self {
+        match self {
+            Self::SealUnsynced | Self::IndexBeforeFrames if class != SyncClass::Os => Self::None,
+            Self::ReceiptBeforeWrite if class == SyncClass::Always => Self::None,
+            plant => plant,
+        }
+    }
+
     /// Whether the checker compares each receipt with the disk.
     pub fn looks(self) -> bool {
         !matches!(self, Self::NoDataSyncUnseen | Self::NoDirSyncUnseen)
@@ -62,11 +81,27 @@ pub struct PlantedFiles {
 struct PlantedFile {
     file: Arc<dyn File>,
     plant: Plant,
+    /// The end of what was appended last, and what was not written.
+    last: Mutex<(Vec<u8>, Vec<u8>)>,
+}
+
+impl PlantedFile {
+    /// The file ends with an index.
+    fn ends_with_index(&self) -> bool {
+        let last = &self.last.lock().expect("one thread").0;
+        last.len().checked_sub(FOOTER_BYTES).is_some_and(|at| last[at..].starts_with(b"FBYINDEX"))
+    }
+
+    /// Writes what was only remembered.
+    fn flush(&self) -> io::Result<()> {
+        let held = std::mem::take(&mut self.last.lock().expect("one thread").1);
+        if held.is_empty() { Ok(()) } else { self.file.append(&[&held]) }
+    }
 }
 
 impl PlantedFiles {
     fn planted(&self, file: Arc<dyn File>) -> Arc<dyn File> {
-        Arc::new(PlantedFile { file, plant: self.plant })
+        Arc::new(PlantedFile { file, plant: self.plant, last: Mutex::default() })
     }
 }
 
@@ -76,6 +111,13 @@ impl File for PlantedFile {
     }
 
     fn append(&self, parts: &[&[u8]]) -> io::Result<()> {
+        if self.plant == Plant::IndexBeforeFrames {
+            self.last.lock().expect("one thread").0 = parts.concat();
+        }
+        if self.plant == Plant::ReceiptBeforeWrite {
+            self.last.lock().expect("one thread").1.extend(parts.concat());
+            return Ok(());
+        }
         match self.file.append(parts) {
             Err(error) if self.plant == Plant::WriteErrorIgnored && !is_death(&error) => Ok(()),
             answer => answer,
@@ -84,13 +126,16 @@ impl File for PlantedFile {
 
     fn sync_data(&self) -> io::Result<()> {
         match self.plant {
-            Plant::NoDataSync | Plant::NoDataSyncUnseen => Ok(()),
+            Plant::NoDataSync | Plant::NoDataSyncUnseen | Plant::SealUnsynced => Ok(()),
+            Plant::IndexBeforeFrames if !self.ends_with_index() => Ok(()),
+            Plant::ReceiptBeforeWrite => self.flush().and_then(|()| self.file.sync_data()),
             Plant::SyncRetried => self.file.sync_data().or_else(|_| self.file.sync_data()),
             _ => self.file.sync_data(),
         }
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
+        self.flush()?;
         self.file.set_len(len)
     }
 

@@ -24,15 +24,20 @@ use forebay::spool::Opened;
 use forebay::spool::frame::Frame;
 use forebay::spool::segment::{SEGMENT_HEADER_BYTES, SegmentId};
 
+use crate::content::live;
 use crate::fault_files::FaultFiles;
+use crate::life::classes::Risk;
 
-/// Submitted events are numbered from 1, in order.
+/// Submitted events are numbered in order, from 1 or from [`FEW_KEYS`].
 pub type Id = u64;
 
 pub type Marks = [Position; LANES];
 
 /// Keys of the events; the last ones carry an explicit hash.
 pub const KEYS: u64 = 11;
+
+/// Keys of a life whose events are numbered from here, so that a lane has many events in one segment.
+pub const FEW_KEYS: (Id, u64) = (1 << 40, 2);
 
 /// A promise that was broken, by name and with the circumstances.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,7 +60,8 @@ macro_rules! holds {
 pub(crate) use holds;
 
 pub fn key_of(id: Id) -> String {
-    format!("user-{}", mix64(id) % KEYS)
+    let keys = if id < FEW_KEYS.0 { KEYS } else { FEW_KEYS.1 };
+    format!("user-{}", mix64(id) % keys)
 }
 
 /// The hash of a key, and whether it was given with the event.
@@ -136,13 +142,24 @@ pub struct Promises {
     pub sync_lied: bool,
     /// An opening was cut short since the first flip.
     pub opening_cut: bool,
+    /// The last opening that did not succeed came after the last one that did.
+    pub opening_cut_now: bool,
+    /// What the life's sync class lets a power cut take.
+    pub risk: Risk,
+    /// Positions whose events a power cut took by leave of the class, and that are below what is there.
+    pub taken: BTreeSet<Position>,
+    /// The same, and nothing is there behind them.
+    beyond: BTreeSet<Position>,
+    /// Events that a power cut took by leave of the class.
+    pub taken_events: u64,
     /// Events of groups without a receipt that were found all the same.
     pub found_unreceipted: u64,
 }
 
 impl Promises {
-    pub fn new() -> Self {
-        Self { next_id: 1, ..Self::default() }
+    /// Of a life whose first event has this number.
+    pub fn new(first: Id, risk: Risk) -> Self {
+        Self { next_id: first, risk, ..Self::default() }
     }
 
     /// A receipt left for `id`.
@@ -178,6 +195,11 @@ impl Promises {
         Ok(())
     }
 
+    /// Events whose bytes a flip took, so far.
+    pub fn hit_events(&self) -> u64 {
+        self.hits.len() as u64
+    }
+
     /// A bit of this frame was flipped.
     pub fn hit(&mut self, segment: SegmentId, offset: u64, position: Position, at_open_end: bool) {
         self.hits.push(Hit { position, segment, offset, at_open_end });
@@ -190,6 +212,9 @@ impl Promises {
     /// A segment with these positions is gone; `saved` are the marks of the last saved checkpoint.
     pub fn removed(&self, id: SegmentId, base: Position, end: Position, saved: &Marks) -> Result<(), Broken> {
         for (position, event) in self.receipted.range(base..end) {
+            if self.risk.is_in_doubt(*position) {
+                continue;
+            }
             let settled = self.delivered.contains(event) || self.is_hit(*position);
             holds!(settled, "NOTHING-LOST: segment {id} was deleted with event {event} at {position}, which was not delivered");
             let saved = saved[lane_of(*event)];
@@ -212,16 +237,19 @@ impl Promises {
     ) -> Result<(BTreeMap<Position, Id>, u64), Broken> {
         let mut found = BTreeMap::new();
         let mut bad = 0;
+        let mut bad_in = Vec::new();
         for segment in opened.handle.shared().table.all() {
             let (end, frames_end) = {
                 let extent = segment.extent();
                 (extent.end, extent.frames_end)
             };
-            let bytes = files.contents(&segment.path).unwrap_or_default();
+            let bytes = live(files, &segment.path);
             let (good, bad_here) = frames(&bytes, frames_end as usize);
             bad += bad_here;
             let harmed = self.sync_lied || self.hits.iter().any(|hit| hit.segment == segment.id);
-            holds!(bad_here == 0 || harmed, "EXACT-ACCOUNT: {bad_here} bad stretches are kept in {}", segment.id);
+            if bad_here > 0 && !harmed {
+                bad_in.push((bad_here, segment.id, segment.base..end));
+            }
             for (_, _, position, id) in good {
                 let inside = (segment.base..end).contains(&position);
                 holds!(inside, "DENSE: {position} lies in {}, of {}..{end}", segment.id, segment.base);
@@ -234,6 +262,11 @@ impl Promises {
             found.values()
         );
         holds!(found.values().all(|id| *id < self.next_id), "NOTHING-LOST: an event that nobody sent");
+        let next = opened.writer.next();
+        let told_by_class = self.take_what_the_class_allows(&found, next);
+        for (bad_here, id, positions) in bad_in {
+            holds!(self.taken.range(positions).next().is_some(), "EXACT-ACCOUNT: {bad_here} bad stretches are kept in {id}");
+        }
         for (position, id) in &self.receipted {
             let other = found.get(position).filter(|other| *other != id);
             holds!(other.is_none(), "DENSE: {position} of event {id} was given to {other:?}");
@@ -241,20 +274,27 @@ impl Promises {
             let settled = self.delivered.contains(id) || self.is_hit(*position);
             holds!(
                 will_be_read || settled,
-                "NOTHING-LOST: event {id} at {position} was receipted; found: {}, mark {}",
+                "{}: event {id} at {position} was receipted; found: {}, mark {}",
+                if found.contains_key(position) { "NOTHING-LOST" } else { self.risk.promise() },
                 found.contains_key(position),
                 marks[lane_of(*id)]
             );
         }
-        let next = opened.writer.next();
         let after = self.receipted.last_key_value().map_or(0, |(position, _)| position.0 + 1);
         holds!(next.0 >= after, "DENSE: positions go on at {next}, before the receipted {after}");
         let mark = marks.iter().max().copied().unwrap_or_default();
         holds!(next >= mark, "DENSE: positions go on at {next}, behind the mark {mark}");
         self.found_unreceipted += found.keys().filter(|position| !self.receipted.contains_key(position)).count() as u64;
         self.told_at_open += damaged;
+        let excused = self.sync_lied || self.opening_cut_now || !self.hits.is_empty() || self.risk.has_doubts();
         holds!(
-            self.sync_lied || self.told_at_open <= self.hits.len() as u64 + self.told_again,
+            excused || (told_by_class..=told_by_class + self.told_again).contains(&damaged),
+            "EXACT-ACCOUNT: a power cut took {told_by_class} events from among others, and {damaged} are told"
+        );
+        self.opening_cut_now = false;
+        self.risk.opened();
+        holds!(
+            self.sync_lied || self.told_at_open <= self.hits.len() as u64 + self.told_again + self.taken.len() as u64,
             "EXACT-ACCOUNT: {} events told damaged by openings, {} hit by a flipped bit: a crash was taken for damage",
             self.told_at_open,
             self.hits.len()
@@ -262,11 +302,31 @@ impl Promises {
         Ok((found, bad))
     }
 
+    /// Forgets the receipts of what is gone by leave of the sync class. Tells how many of them lie before others.
+    fn take_what_the_class_allows(&mut self, found: &BTreeMap<Position, Id>, next: Position) -> u64 {
+        let gone = |position: &Position| !found.contains_key(position) && self.risk.may_take(*position);
+        let gone: Vec<Position> = self.receipted.keys().copied().filter(gone).collect();
+        for position in &gone {
+            self.receipted.remove(position);
+        }
+        self.taken_events += gone.len() as u64;
+        // What lies behind all that is left is told when a checkpoint turns up that knew of it, or never.
+        self.beyond.extend(gone);
+        let later = self.beyond.split_off(&next);
+        let before = self.taken.len();
+        let given_again = |position: &Position| found.contains_key(position) || self.receipted.contains_key(position);
+        self.taken.extend(std::mem::replace(&mut self.beyond, later).into_iter().filter(|position| !given_again(position)));
+        (self.taken.len() - before) as u64
+    }
+
     /// What must hold when faults have stopped and all was read and delivered.
     pub fn at_the_end(&self) -> Result<(), Broken> {
         let mut lost = Vec::new();
         for (position, id) in &self.receipted {
             if self.delivered.contains(id) {
+                continue;
+            }
+            if self.risk.is_in_doubt(*position) {
                 continue;
             }
             holds!(self.is_hit(*position), "NOTHING-LOST: event {id} at {position} was receipted and never delivered");

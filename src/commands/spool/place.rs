@@ -17,6 +17,7 @@ use hyper::{Request, StatusCode};
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
+use super::Failed;
 use crate::admin::spool::{MarksReport, SpoolList};
 use crate::agent::spool_dir;
 use crate::checkpoint::{self, Checkpoint};
@@ -83,7 +84,7 @@ pub struct Marks {
 ///
 /// # Errors
 /// A sentence for a person.
-pub async fn find(args: &SpoolPlaceArgs, config: Option<&Config>, host: &Host) -> Result<Place, String> {
+pub(super) async fn find(args: &SpoolPlaceArgs, config: Option<&Config>, host: &Host) -> Result<Place, Failed> {
     let admin = config.and_then(|config| config.listen.admin);
     let listed = match admin {
         Some(admin) => get::<SpoolList>(admin, "/spool").await.map(|list| list.spools),
@@ -109,16 +110,24 @@ pub async fn find(args: &SpoolPlaceArgs, config: Option<&Config>, host: &Host) -
             }
             match (&found[..], wanted) {
                 ([first, ..], Some(_)) | ([first], None) => first.clone(),
-                ([], _) => return Err(nothing(wanted.as_deref(), &root, &known, admin, listed.as_ref().err())),
-                (_, None) => return Err(format!("there are several spools; name one with --stream NAME or --dir DIR:\n{known}")),
+                ([], _) => return Err(nothing(wanted.as_deref(), &root, &known, admin, listed.as_ref().err()).into()),
+                (_, None) => {
+                    return Err(format!("there are several spools; name one with --stream NAME or --dir DIR:\n{known}").into());
+                }
             }
         }
     };
-    let spool = SpoolDir::open(host, &dir).map_err(|error| told(&error))?;
+    let mut spool = SpoolDir::open(host, &dir).map_err(|error| told(&error))?;
+    let mut host = host.clone();
+    if let Some(config) = config {
+        // With the keys to read it.
+        host = config.coding(spool.stream()).map_err(Failed::Key)?.host(&host);
+        spool = SpoolDir::open(&host, &dir).map_err(|error| told(&error))?;
+    }
     let agent = spools.iter().find(|place| is_same(&place.dir, &dir)).zip(admin);
     let agent = agent.map(|(place, admin)| LiveAgent { admin, stream: place.stream.clone() });
     let holder = if agent.is_none() { host::lock_holder(&dir.join("lock")) } else { None };
-    Ok(Place { spool, agent, holder, host: host.clone() })
+    Ok(Place { spool, agent, holder, host })
 }
 
 fn nothing(wanted: Option<&str>, root: &Path, known: &str, admin: Option<SocketAddr>, error: Option<&String>) -> String {

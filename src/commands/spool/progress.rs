@@ -14,7 +14,8 @@ pub fn bar(bytes: u64, wanted: bool) -> ProgressBar {
         return ProgressBar::hidden();
     }
     let bar = ProgressBar::new(bytes);
-    match ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {bytes_per_sec} eta {eta}  {msg}") {
+    // The bar takes what the terminal's width leaves: a line that is too long would be two.
+    match ProgressStyle::with_template("{wide_bar} {bytes}/{total_bytes} {bytes_per_sec} eta {eta} {msg}") {
         Ok(style) => bar.with_style(style),
         Err(_) => bar,
     }

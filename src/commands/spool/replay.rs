@@ -6,7 +6,6 @@
 //!
 //! Failure: what was taken in before it is told, with the position from which to go on.
 
-use std::io::{self, IsTerminal as _, Write as _};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,6 +18,7 @@ use super::range::{select, show_ms};
 use super::{Failed, print, progress};
 use crate::admin::spool::{ReplayAsk, Replayed};
 use crate::cli::SpoolReplayArgs;
+use crate::commands::asked;
 use crate::commands::status::{bytes, count};
 use crate::config::Config;
 use crate::event::Position;
@@ -162,16 +162,13 @@ fn explain(place: &Place, select: &Select, there: &There) {
     );
 }
 
-/// Asks the person. Nobody there to ask is a wrong command line.
+/// Nobody there to ask is a wrong command line.
 fn confirmed() -> Result<bool, Failed> {
-    if !io::stdin().is_terminal() {
-        return Err(Failed::Usage("stdin is no terminal, so nobody can be asked; add --yes".to_owned()));
+    match asked("Replay them?") {
+        Ok(Some(yes)) => Ok(yes),
+        Ok(None) => Err(Failed::Usage("stdin is no terminal, so nobody can be asked; add --yes".to_owned())),
+        Err(error) => Err(Failed::Told(format!("cannot ask: {error}"))),
     }
-    eprint!("Replay them? [y/N] ");
-    let mut line = String::new();
-    let asked = io::stderr().flush().and_then(|()| io::stdin().read_line(&mut line));
-    asked.map_err(|error| Failed::Told(format!("cannot ask: {error}")))?;
-    Ok(matches!(line.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
 }
 
 type Done = Result<(u64, u64), (u64, u64, String)>;
@@ -194,7 +191,10 @@ async fn live(agent: &LiveAgent, select: &Select, there: &There) -> Done {
                 tries = 0;
                 bar.set_position(data_bytes);
             }
-            Ok(_) => return Err((events, data_bytes, format!("the agent does not go on at position {from}; report it"))),
+            Ok(_) => {
+                bar.finish_and_clear();
+                return Err((events, data_bytes, format!("the agent does not go on at position {from}; report it")));
+            }
             // No room at the moment, perhaps.
             Err(error) if error.later && tries < TRIES_MAX => {
                 tries += 1;

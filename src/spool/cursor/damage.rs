@@ -6,8 +6,9 @@
 use std::io;
 
 use super::Cursor;
+use super::frames::Frames;
 use crate::event::{Lane, Position};
-use crate::spool::frame::{FRAME_HEADER_BYTES, Frame};
+use crate::spool::frame::Frame;
 use crate::spool::index::Entry;
 use crate::spool::segment::Segment;
 
@@ -37,17 +38,9 @@ impl Cursor {
             return Ok(!entries.is_empty());
         }
         let file = self.file(&segment)?;
-        let (mut low, mut high) = (0, entries.len());
-        while low < high {
-            let middle = usize::midpoint(low, high);
-            let mut header = [0; FRAME_HEADER_BYTES];
-            file.read_exact_at(&mut header, u64::from(entries[middle].1.offset))?;
-            match Frame::peek_position(&header) {
-                Some(found) if found == position => return Ok(true),
-                Some(found) if found < position => low = middle + 1,
-                _ => high = middle,
-            }
-        }
-        Ok(false)
+        let frames = Frames { segment: &segment, file: file.as_ref() };
+        let Some((_, entry)) = entries.get(frames.before(position, &entries)?) else { return Ok(false) };
+        // One that was damaged since may be placed too late where a rewriting left gaps: what it says itself counts as well.
+        Ok(frames.position(*entry)? == position || Frame::peek_position(&self.read_raw(&segment, *entry)) == Some(position))
     }
 }

@@ -10,12 +10,15 @@
 //! *EXACT-ACCOUNT*: a retried event is receipted anew, so `accepted` counts it again and it is pending; what died stays
 //! counted as dead or expired. So the totals only ever grow, and they balance after any crash without a note of their own.
 //!
+//! The dispatcher needs the store for each checkpoint and each batch of letters. So a removal of many holds it for one file
+//! at a time, and whoever waits is let in between (*NO-BLOCKING*).
+//!
 //! Failure: what was done before an error stays done and is told. Absent on purpose: waiting for room in a full spool.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use serde::{Deserialize, Serialize};
 
@@ -103,6 +106,8 @@ pub struct DeadLetters {
     host: Host,
     dir: PathBuf,
     store: Mutex<DeadStore>,
+    /// Held while one waits for the store, so that who has just given it back does not get it again before them.
+    turn: Mutex<()>,
     /// Held by whoever retries or purges: two at once would hand the same letter back twice.
     working: Mutex<()>,
     metrics: Arc<StreamMetrics>,
@@ -119,6 +124,7 @@ impl DeadLetters {
             host: host.clone(),
             dir: dir.to_owned(),
             store: Mutex::new(store),
+            turn: Mutex::default(),
             working: Mutex::default(),
             metrics: Arc::clone(metrics),
         };
@@ -131,8 +137,9 @@ impl DeadLetters {
         self.metrics.dead_letter_bytes.store(store.bytes(), Ordering::Relaxed);
     }
 
-    /// The store, locked. Hold it for moments.
-    pub fn store(&self) -> std::sync::MutexGuard<'_, DeadStore> {
+    /// The store, locked, for those who ask in turn. Hold it for moments.
+    pub fn store(&self) -> MutexGuard<'_, DeadStore> {
+        let _turn = locked(&self.turn);
         locked(&self.store)
     }
 
@@ -237,12 +244,32 @@ impl DeadLetters {
         visited.map_err(|error| format!("reading the dead letters: {error}"))
     }
 
+    /// Notes removals, and removes files in which nothing is left, a file at a time.
     fn note(&self, removals: &[(u64, Removal)]) -> Result<(), String> {
-        let mut store = self.store();
-        let noted = store.remove(removals);
-        self.publish(&store);
-        noted
-            .map_err(|error| format!("noting in {} which letters are gone: {error}; they may be there still", self.dir.display()))
+        let mut rest = removals;
+        while !rest.is_empty() {
+            let mut store = self.store();
+            let noted = store.remove_some(rest);
+            self.publish(&store);
+            drop(store);
+            let noted = noted.map_err(|error| {
+                format!("noting in {} which letters are gone: {error}; they may be there still", self.dir.display())
+            })?;
+            rest = &rest[noted..];
+        }
+        loop {
+            let mut store = self.store();
+            let looked = store.tidy_one();
+            self.publish(&store);
+            match looked {
+                Ok(true) => {}
+                Ok(false) => return Ok(()),
+                Err(error) => {
+                    tracing::warn!(%error, "a file of dead letters that are gone could not be removed; trying again later");
+                    return Ok(());
+                }
+            }
+        }
     }
 }
 
@@ -254,5 +281,136 @@ fn most(selection: &Selection, at_once: usize) -> usize {
 fn finish(selection: &Selection, done: &mut Done) {
     if selection.limit == Some(done.done) {
         done.next = None;
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "a real thread is waited for, by the real clock")]
+mod tests {
+    use std::io;
+    use std::sync::atomic::AtomicU64;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::event::KeyHash;
+    use crate::host::{File, Files, Space};
+    use crate::spool::dead::DEAD_FILE_BYTES;
+    use crate::spool::tests::fault_files::{FaultFiles, SimClock, sim_host};
+
+    const DIR: &str = "/spool/dead";
+
+    /// What is done at the first note of removals that takes its place.
+    type Knock = Box<dyn FnOnce() + Send>;
+
+    /// Files that count notes of removals.
+    struct Counted {
+        files: FaultFiles,
+        notes: AtomicU64,
+        at_first: Mutex<Option<Knock>>,
+    }
+
+    impl std::fmt::Debug for Counted {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            self.files.fmt(f)
+        }
+    }
+
+    impl Files for Counted {
+        fn open(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+            self.files.open(path)
+        }
+        fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+            self.files.create(path)
+        }
+        fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+            self.files.list(dir)
+        }
+        fn remove(&self, path: &Path) -> io::Result<()> {
+            self.files.remove(path)
+        }
+        fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+            if to.extension().is_some_and(|end| end == "gone") {
+                self.notes.fetch_add(1, Ordering::SeqCst);
+                if let Some(knock) = locked(&self.at_first).take() {
+                    knock();
+                }
+            }
+            self.files.rename(from, to)
+        }
+        fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+            self.files.sync_dir(dir)
+        }
+        fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+            self.files.create_dir_all(path)
+        }
+        fn space(&self, path: &Path) -> io::Result<Space> {
+            self.files.space(path)
+        }
+    }
+
+    /// Letters in so many files, one in each; all their events are settled.
+    fn letters(count: u64) -> (Arc<DeadLetters>, Arc<Counted>) {
+        let files = FaultFiles::new();
+        let host = sim_host(&files, &Arc::new(SimClock::new()), 1);
+        let counted = Arc::new(Counted { files, notes: AtomicU64::new(0), at_first: Mutex::default() });
+        let host = Host { files: Arc::clone(&counted) as Arc<dyn Files>, ..host };
+        host.files.create_dir_all(Path::new(DIR)).expect("a directory");
+        let desk = DeadLetters::open(&host, Path::new(DIR), 1 << 30, &Arc::default()).expect("opens");
+        for n in 0..count {
+            let letter = Letter {
+                number: 0,
+                position: Position(n),
+                key: "user".into(),
+                hash: KeyHash::of_key("user"),
+                explicit: false,
+                data: vec![b'x'; DEAD_FILE_BYTES as usize],
+                received_ms: 1,
+                died_ms: 2,
+                reason: Reason::Expired,
+                attempts: 0,
+                detail: String::new(),
+            };
+            desk.append(&mut [letter]).expect("a good disk");
+        }
+        desk.tidy(count + 1).expect("a good disk");
+        (Arc::new(desk), counted)
+    }
+
+    #[test]
+    fn whoever_needs_the_store_during_a_long_purge_waits_for_one_file_and_not_for_all() {
+        let (desk, counted) = letters(4);
+        let (told, order) = std::sync::mpsc::channel();
+        let (waiting, files) = (Arc::clone(&desk), Arc::clone(&counted));
+        // While the first file's removals are noted, another thread comes for the store.
+        let knock = move || {
+            let other = Arc::clone(&waiting);
+            std::thread::spawn(move || {
+                let store = other.store();
+                told.send((files.notes.load(Ordering::SeqCst), store.held())).expect("the test listens");
+            });
+            let begun = Instant::now();
+            while waiting.turn.try_lock().is_ok() {
+                assert!(begun.elapsed() < Duration::from_secs(60), "the other thread never came");
+                std::thread::yield_now();
+            }
+        };
+        *locked(&counted.at_first) = Some(Box::new(knock));
+        assert_eq!(desk.purge(&Selection::default()).expect("a good disk").done, 4);
+        assert_eq!(order.recv().expect("the other thread had its turn"), (1, 3), "notes written, and letters left, by then");
+        assert_eq!(counted.notes.load(Ordering::SeqCst), 4, "a note a file");
+    }
+
+    #[test]
+    fn what_a_purge_leaves_empty_leaves_the_disk_with_it() {
+        let (desk, counted) = letters(3);
+        let one = Selection { numbers: vec![2], ..Selection::default() };
+        assert_eq!(desk.purge(&one).expect("a good disk").done, 1);
+        let names = || counted.list(Path::new(DIR)).expect("a directory");
+        assert_eq!(names(), ["0000000001.dead", "0000000003.dead", "settled"]);
+        assert_eq!(desk.purge(&Selection::default()).expect("a good disk").done, 2);
+        // The newest says where numbers go on.
+        assert_eq!(names(), ["0000000004.dead", "settled"]);
+        let store = desk.store();
+        assert_eq!((store.held(), store.next()), (0, 4));
     }
 }

@@ -180,13 +180,13 @@ pub(super) fn usage(usages: &[Arc<SourceUsage>], source: u16) -> Option<&Arc<Sou
 
 /// When the commit thread must sync what it wrote, in the class `interval`.
 #[derive(Debug, Default)]
-pub(super) struct SyncTimer {
+pub struct SyncTimer {
     due: Option<Duration>,
 }
 
 impl SyncTimer {
     /// Notes a write. The first one since the last sync begins the time.
-    pub(super) fn wrote(&mut self, class: SyncClass, now: Duration) {
+    pub fn wrote(&mut self, class: SyncClass, now: Duration) {
         if let SyncClass::Interval(after) = class {
             self.due.get_or_insert(now + after);
         }
@@ -203,7 +203,7 @@ impl SyncTimer {
     }
 
     /// Syncs if it is due. False if that failed.
-    pub(super) fn run(&mut self, writer: &mut Writer, now: Duration) -> bool {
+    pub fn run(&mut self, writer: &mut Writer, now: Duration) -> bool {
         if self.due.is_none_or(|due| due > now) {
             return true;
         }

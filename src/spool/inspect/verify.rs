@@ -11,6 +11,9 @@
 //! Beside a running agent: marks are read before the files (what they call durable must be there) and again behind
 //! them (what was removed meanwhile must be settled by then); the newest file's end is left alone.
 
+mod finding;
+mod whole;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
@@ -19,86 +22,16 @@ use std::sync::atomic::Ordering;
 
 use serde::Serialize;
 
+use self::finding::events;
+pub use self::finding::{Finding, Kind, Level};
 use super::{Head, SpoolDir, alive, extent_of, index_of, scan_segment};
 use crate::checkpoint::Checkpoint;
-use crate::event::{LANES, Lane, Position};
+use crate::event::{Lane, Position};
 use crate::host::File;
 use crate::metrics::Account;
 use crate::spool::index::{DIRECTORY_BYTES, Directory, Ending, Entry, FOOTER_BYTES, Footer};
 use crate::spool::recover::{OpenError, Scan, doing};
 use crate::spool::segment::{Extent, HeaderError, Index, SEGMENT_HEADER_BYTES, Segment, SegmentHeader};
-
-/// Events that a lost file must be expected to have held of lanes that are not settled, before it is called lost: files
-/// whose lanes were all settled are removed from the middle, too.
-const EXPECTED_MIN: f64 = 20.0;
-
-/// How bad a finding is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Level {
-    /// Known or harmless.
-    Note,
-    /// May be nothing; cannot be decided from here.
-    Warning,
-    /// Wrong.
-    Error,
-}
-
-/// What is wrong. The names are an interface (`--json`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Kind {
-    /// A segment's first 64 bytes.
-    Header,
-    /// A segment of another version.
-    OtherVersion,
-    /// A frame's checksum or shape.
-    Frame,
-    /// The footer of an index.
-    Footer,
-    /// The directory of an index, or what it says.
-    Directory,
-    /// The entries of an index, or what they say.
-    Entries,
-    /// No index where one should be.
-    NoIndex,
-    /// Events behind the end of a file.
-    Truncated,
-    /// Bytes behind the last good frame.
-    TornTail,
-    /// Positions that no file has.
-    Positions,
-    /// The store of the marks, or what it says.
-    Marks,
-    /// accepted = delivered + pending + dead + expired + dropped.
-    Balance,
-}
-
-/// Something found.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Finding {
-    /// How bad it is.
-    pub level: Level,
-    /// What it is.
-    pub kind: Kind,
-    /// Where.
-    pub file: PathBuf,
-    /// At which byte of it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub offset: Option<u64>,
-    /// How many bytes.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub bytes: Option<u64>,
-    /// Positions concerned: the first, and the one after the last.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub positions: Option<[u64; 2]>,
-    /// What is there.
-    pub what: String,
-    /// What it means for events.
-    pub means: String,
-    /// What to do.
-    pub remedy: String,
-}
 
 /// The marks to compare with.
 #[derive(Clone, Debug, Default)]
@@ -224,6 +157,11 @@ impl Verifier<'_> {
         let stop = SpoolDir::stop(&self.heads, at);
         // It may have been rewritten since it was listed.
         let (file, head) = self.spool.open_segment(self.heads[at].id, &self.heads[at].path)?;
+        for flaw in file.flaws()? {
+            self.find(Level::Error, Kind::Coding, at, flaw)
+                .means("the events in content that is lost are told below, one by one; a header that stands twice costs nothing")
+                .remedy("none brings them back; the agent makes dead letters of them and goes on. Look at the disk's health");
+        }
         let ending = Footer::look(file.as_ref())?;
         if let Err(HeaderError::OtherVersion { version, flags }) = head.header {
             let what = format!("the segment has version {version} and flags {flags}, which this program does not read");
@@ -275,7 +213,7 @@ impl Verifier<'_> {
             }
         }
         let end = footer.map_or(found.end, |footer| footer.end);
-        let file_bytes = head.file_bytes;
+        let file_bytes = head.stored_bytes;
         let (directory, extent) = match (ending, footer) {
             (Ending::Whole(_, directory), Some(footer)) => {
                 let directory = Arc::new(directory);
@@ -491,159 +429,4 @@ impl Verifier<'_> {
         }
         Ok(())
     }
-
-    /// Positions between the files.
-    fn neighbours(&mut self, after: &KnownMarks) {
-        let mut gaps = Vec::new();
-        let mut before: Option<&Checked> = None;
-        for checked in &self.checked {
-            let (end, adjacent, sealed) = match before {
-                None => (Position(0), false, true),
-                Some(before) => (before.end, self.heads[before.at].id.next() == self.heads[checked.at].id, before.sealed),
-            };
-            if end < checked.base {
-                gaps.push((checked.at, end, checked.base, adjacent, sealed));
-            }
-            before = Some(checked);
-        }
-        for (at, from, to, adjacent, sealed) in gaps {
-            if adjacent {
-                // An unsealed one has been told as cut off.
-                if sealed {
-                    let what = "positions jump from one file to the next, known since an earlier start".to_owned();
-                    let finding = self.find(Level::Note, Kind::Positions, at, what);
-                    finding.positions = Some([from.0, to.0]);
-                    finding.means("events that were lost at the end of a file were counted as dead then").remedy("none");
-                }
-                continue;
-            }
-            self.gap(at, from, to, after);
-        }
-    }
-
-    /// A file is missing between two others, or before the first: fine if the marks are past it.
-    fn gap(&mut self, at: usize, from: Position, to: Position, after: &KnownMarks) {
-        let Some(checkpoint) = &after.checkpoint else {
-            // Said once, with the marks.
-            return;
-        };
-        // Marks that were lost and begun anew stand at 0, below files that were removed long before.
-        let begun_anew =
-            checkpoint.marks.iter().all(|mark| mark.0 == 0) && self.checked.first().is_some_and(|first| first.base.0 > 0);
-        let marked = |lane: &Lane| from.0 > 0 || begun_anew || checkpoint.marks[lane.index()].0 > 0;
-        let open: Vec<Lane> =
-            (0..LANES as u16).map(Lane).filter(|lane| checkpoint.marks[lane.index()] < to && marked(lane)).collect();
-        if open.is_empty() {
-            return;
-        }
-        let (mut of_open, mut all) = (0u64, 0u64);
-        for checked in &self.checked {
-            of_open += open.iter().map(|lane| u64::from(checked.directory.count(*lane))).sum::<u64>();
-            all += u64::from(checked.directory.frames());
-        }
-        let expected = (to.0 - from.0) as f64 * of_open as f64 / all.max(1) as f64;
-        let sure = expected >= EXPECTED_MIN && !begun_anew;
-        let lanes = open.len();
-        let what = format!("no file holds these {} positions, and {lanes} lanes are not past them", to.0 - from.0);
-        let finding = self.find(if sure { Level::Error } else { Level::Warning }, Kind::Positions, at, what);
-        finding.positions = Some([from.0, to.0]);
-        if sure {
-            finding
-                .means(&format!("a segment file before this one is missing; by the other files it held some {expected:.0} events that are not delivered"))
-                .remedy("put the missing file back while the agent is stopped; without it these events are lost, and the account takes them for delivered");
-        } else if begun_anew {
-            finding
-                .means("the marks know of no delivery: either they were lost and begun anew, and a settled file was removed before, or a file was lost")
-                .remedy("none, unless somebody removed a file by hand: then put it back while the agent is stopped");
-        } else {
-            finding
-                .means("files in which these lanes had nothing are removed in the regular way, and this is probably one")
-                .remedy("none, unless somebody removed a file by hand: then put it back while the agent is stopped");
-        }
-    }
-
-    fn marks(&mut self, next: Position) {
-        let ledger = self.spool.dir.join("ledger");
-        if let Some(error) = self.before.unreadable.clone() {
-            let level = if self.before.live { Level::Warning } else { Level::Error };
-            self.find_in(level, Kind::Marks, ledger, format!("the marks cannot be read: {error}"))
-                .means("no event is lost: the next start sends everything again that is still in the files")
-                .remedy(
-                    "none is needed; a copy of ledger/ from a moment ago, put back while the agent is stopped, avoids most of it",
-                );
-            return;
-        }
-        let Some(checkpoint) = &self.before.checkpoint else {
-            if next > Position(0) {
-                self.find_in(Level::Warning, Kind::Marks, ledger, "there are no marks".to_owned())
-                    .means("no event is lost: the next start sends everything again that is in the files. Missing files cannot be noticed without marks")
-                    .remedy("none, if no agent ran on this spool for longer than a moment");
-            }
-            return;
-        };
-        let (durable, past) = (checkpoint.durable, checkpoint.marks.iter().filter(|mark| **mark > next).count());
-        let told = self.findings.iter().any(|finding| finding.positions.is_some_and(|[_, to]| to == durable.0));
-        if durable > next && !told {
-            let what =
-                format!("the marks know events up to position {durable}, the files end at {next}; {past} lanes are past the end");
-            let finding = self.find_in(Level::Error, Kind::Marks, ledger, what);
-            finding.positions = Some([next.0, durable.0]);
-            finding
-                .means("the newest file, or its end, is missing: what of these events was not settled is lost; the next start counts them as dead")
-                .remedy("put the newest segment file back while the agent is stopped");
-        }
-    }
-
-    fn balance(&mut self, next: Position, after: &KnownMarks) {
-        let Some(checkpoint) = &self.before.checkpoint else { return };
-        let dir = self.spool.dir.clone();
-        let set_aside = checkpoint.dead + checkpoint.expired + checkpoint.dropped;
-        let accepted = next.max(checkpoint.durable).0;
-        if set_aside + self.pending > accepted && !self.removed {
-            let what = format!(
-                "accepted {accepted} is less than pending {} and dead, expired and dropped {set_aside} together",
-                self.pending
-            );
-            self.find_in(Level::Error, Kind::Balance, dir.clone(), what)
-                .means("the account does not add up: more is settled and pending than was ever accepted")
-                .remedy("report it, with this output");
-        }
-        let Some(account) = self.before.account else { return };
-        let sum = |account: &Account| account.delivered + account.dead + account.expired + account.dropped;
-        let settled = sum(&account);
-        // What was settled since may have been in files that went before they were listed.
-        let since = after.account.map_or(u64::MAX, |later| sum(&later).saturating_sub(settled));
-        let held = account.accepted.saturating_sub(settled).saturating_sub(since);
-        if settled > account.accepted {
-            let what = format!("the agent says accepted {} and settled {settled}", account.accepted);
-            self.find_in(Level::Error, Kind::Balance, dir, what).means("the account does not add up").remedy("report it");
-        } else if held > self.pending && !self.removed {
-            let what = format!("the agent has {held} events pending, its files hold {}", self.pending);
-            self.find_in(Level::Error, Kind::Balance, dir, what)
-                .means("events that are not delivered are in no file: a file was removed or damaged under the running agent")
-                .remedy("stop the agent, put the file back, start it");
-        }
-    }
-}
-
-impl Finding {
-    fn at(&mut self, offset: u64, bytes: u64) -> &mut Self {
-        (self.offset, self.bytes) = (Some(offset), (bytes > 0).then_some(bytes));
-        self
-    }
-
-    fn means(&mut self, text: &str) -> &mut Self {
-        text.clone_into(&mut self.means);
-        self
-    }
-
-    fn remedy(&mut self, text: &str) -> &mut Self {
-        text.clone_into(&mut self.remedy);
-        self
-    }
-}
-
-/// `1 event`, `2 events`.
-fn events(n: u64) -> String {
-    format!("{n} event{}", if n == 1 { "" } else { "s" })
 }
