@@ -6,6 +6,7 @@
 //!
 //! Absent on purpose: what a command does.
 
+mod check;
 mod dead;
 mod spool;
 
@@ -21,6 +22,7 @@ use crate::exit::Exit;
 use crate::kinesis::ReadFrom;
 use crate::logging::{self, LogFormat};
 
+pub use check::*;
 pub use dead::*;
 pub use spool::*;
 
@@ -74,6 +76,10 @@ pub enum Command {
     Dead(DeadArgs),
     /// The configuration in force, each value with its origin
     Config(ConfigArgs),
+    /// What would keep the agent from its work: configuration, disk, credentials, rights, streams
+    Check(CheckArgs),
+    /// The least rights for the configured streams, as IAM documents
+    IamPolicy(IamPolicyArgs),
 }
 
 /// Flags that stand for keys of the configuration.
@@ -354,6 +360,22 @@ impl Cli {
                 (flags.into_iter().flatten().collect(), false, Purpose::Client)
             }
             Command::Tail(_) => (Vec::new(), false, Purpose::Reader),
+            Command::Check(args) => {
+                let flags = [
+                    over(SectionKind::Stream, "name", "--stream", args.stream.as_ref()),
+                    over(SectionKind::Stream, "region", "--region", args.region.as_ref()),
+                    over(SectionKind::Stream, "endpoint", "--endpoint", args.endpoint.as_ref()),
+                    over(SectionKind::Spool, "dir", "--spool-dir", args.spool_dir.as_ref()),
+                ];
+                (flags.into_iter().flatten().collect(), false, Purpose::Agent)
+            }
+            Command::IamPolicy(args) => {
+                let flags = [
+                    over(SectionKind::Stream, "name", "--stream", args.stream.as_ref()),
+                    over(SectionKind::Stream, "region", "--region", args.region.as_ref()),
+                ];
+                (flags.into_iter().flatten().collect(), false, Purpose::Reader)
+            }
         };
         Some(Request { file: self.global.config.clone(), flags, dev, purpose })
     }

@@ -44,6 +44,7 @@ pub mod dispatch;
 pub mod event;
 pub mod exit;
 pub mod host;
+pub mod iam;
 pub mod ingest;
 pub mod kinesis;
 pub mod limits;

@@ -60,6 +60,10 @@ async fn dispatch(command: Command, loaded: Option<Loaded>) -> ExitCode {
         },
         Command::Spool(args) => commands::spool::run(args, config).await,
         Command::Dead(args) => commands::dead::run(args, config).await,
+        Command::Check(args) => {
+            commands::check::run(&args, &loaded.expect("`config_request` asks for one for this command")).await
+        }
+        Command::IamPolicy(args) => commands::iam_policy::run(&args, config, &RealEnvironment).await,
         Command::Config(args) => commands::config::run(&args, &loaded.expect("`config_request` asks for one for this command")),
     }
 }

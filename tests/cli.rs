@@ -37,7 +37,7 @@ fn written(text: &str) -> (tempfile::TempDir, String) {
 
 #[test]
 fn help_of_every_command_ends_well_and_shows_an_example() {
-    for command in ["run", "demo", "send", "tail", "status", "spool", "config"] {
+    for command in ["run", "demo", "send", "tail", "status", "spool", "config", "check", "iam-policy"] {
         let (code, stdout, stderr) = forebay(&[command, "--help"], &[]);
         assert_eq!((code, stderr.as_str()), (0, ""), "{command}");
         assert_tells(&stdout, &["Example", &format!("forebay {command}"), "--config", "--log-format"]);
@@ -71,7 +71,7 @@ fn a_wrong_command_line_ends_with_64() {
 #[test]
 fn a_wrong_configuration_ends_with_78_and_all_errors() {
     let (_dir, path) = written("[[stream]]\nname = \"clicks\"\nlinger = 50\n[spool]\nmax_byte = 1\n");
-    for command in ["run", "config"] {
+    for command in ["run", "config", "check"] {
         let (code, stdout, stderr) = forebay(&[command, "--config", &path], &[("FOREBAY_LISTEN__HTTP", "1.2.3.4:5")]);
         assert_eq!((code, stdout.as_str()), (78, ""), "{stderr}");
         assert_tells(

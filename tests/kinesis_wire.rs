@@ -540,3 +540,39 @@ async fn child_with_a_role() {
     assert_eq!((error.class, error.code.as_str()), (ErrorClass::Configuration, "NoCredentials"), "{error}");
     assert!(error.message.contains("role/writer") && error.message.contains("external_id"), "{error}");
 }
+
+#[tokio::test]
+async fn keys_replaced_in_a_shared_file_are_found_once_the_old_ones_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("credentials").to_str().unwrap().to_owned();
+    in_bare_environment("child_with_a_shared_file", &[("AWS_SHARED_CREDENTIALS_FILE", file)]).await;
+}
+
+#[tokio::test]
+#[ignore = "runs as the child of keys_replaced_in_a_shared_file_are_found_once_the_old_ones_are_refused"]
+async fn child_with_a_shared_file() {
+    let keys = |name: &str| {
+        let file = std::env::var("AWS_SHARED_CREDENTIALS_FILE").unwrap();
+        std::fs::write(file, format!("[default]\naws_access_key_id = {name}\naws_secret_access_key = s\n")).unwrap();
+    };
+    let good = || Answer::Full(200, json!({"FailedRecordCount": 0, "Records": [stored(1)]}).to_string());
+    let refused = |code: &str| Answer::Full(400, json!({"__type": code, "message": "no"}).to_string());
+    let answers = vec![good(), refused("AccessDeniedException"), good(), refused("UnrecognizedClientException"), good()];
+    let wire = Wire::serve(answers).await;
+    let client = AwsKinesis::open(wire.target(Duration::from_secs(5)));
+    keys("old");
+    client.put_records(entries(1)).await.unwrap();
+    keys("new");
+    // A right that is missing says nothing against the keys, and the client that stands is kept.
+    client.put_records(entries(1)).await.unwrap_err();
+    client.put_records(entries(1)).await.unwrap();
+    let error = client.put_records(entries(1)).await.unwrap_err();
+    assert_eq!((error.class, error.code.as_str()), (ErrorClass::Configuration, "UnrecognizedClientException"));
+    client.put_records(entries(1)).await.unwrap();
+    let requests = wire.requests.lock().unwrap();
+    let used: Vec<&str> = requests
+        .iter()
+        .map(|request| request.authorization.split("Credential=").nth(1).unwrap().split('/').next().unwrap())
+        .collect();
+    assert_eq!(used, ["old", "old", "old", "old", "new"]);
+}

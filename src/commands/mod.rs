@@ -3,10 +3,12 @@
 //! Place: `main` parses, reads the configuration and calls one `run`. Each takes its own arguments and what it
 //! needs of the configuration, prints data to stdout and everything else to stderr, and answers an exit code.
 
+pub mod check;
 pub mod config;
 pub mod dead;
 #[cfg(feature = "dev")]
 pub mod demo;
+pub mod iam_policy;
 pub mod run;
 pub mod send;
 pub mod spool;

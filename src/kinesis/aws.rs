@@ -4,7 +4,8 @@
 //! One [`AwsKinesis`] holds one client, and so one pool of kept-alive connections, for one stream.
 //!
 //! Nothing here touches the network before the first call: the client is built then, because the region and
-//! the credentials may have to be asked for. A lookup that fails is not remembered; the next call asks again.
+//! the credentials may have to be asked for. A lookup that fails is not remembered, nor is a client whose credentials were
+//! refused; the next call asks again.
 //!
 //! Time: an answer is waited for from the moment the signed request is handed to the connection, so that a slow
 //! lookup of credentials (which has its own limit) is never taken for a lost answer. *UNKNOWN-IS-SAID*: whatever
@@ -12,8 +13,10 @@
 //!
 //! Failure: every error is a [`PutError`] made by `classify`. Absent on purpose: retries, rate limits, order.
 
+pub mod account;
 mod classify;
 mod client;
+mod credentials;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -31,7 +34,7 @@ use tokio::sync::{Notify, OnceCell};
 
 use super::{
     BoxFuture, EntryOutcome, ErrorClass, KinesisApi, KinesisReader, PutEntry, PutError, ReadFrom, ReadPage, ReadPoint,
-    ShardRange, StoredRecord,
+    ShardRange, StoredRecord, StreamSummary,
 };
 use crate::config::StreamConfig;
 use crate::event::ShardId;
@@ -118,13 +121,16 @@ impl From<&StreamConfig> for Target {
 pub struct AwsKinesis {
     target: Target,
     fixed_credentials: Option<Credentials>,
-    client: OnceCell<Client>,
+    client: Mutex<Lease>,
     /// Mean size of the records of the last page, so that the next one asks for about [`PAGE_BYTES`].
     record_bytes: AtomicU64,
     /// Shard ids that answers named so far, so that a record's answer shares one instead of making its own, and is
     /// compared by address with the one that was listed.
     shard_ids: Mutex<ShardIds>,
 }
+
+/// A client, from when it is first needed until its credentials are refused.
+type Lease = Arc<OnceCell<Client>>;
 
 /// One name for each shard, shared. Looked up for every record, so hashed quickly.
 type ShardIds = HashSet<ShardId, foldhash::fast::RandomState>;
@@ -149,7 +155,7 @@ impl AwsKinesis {
         Self {
             target,
             fixed_credentials: None,
-            client: OnceCell::new(),
+            client: Mutex::default(),
             record_bytes: AtomicU64::new(PAGE_BYTES / 100),
             shard_ids: Mutex::default(),
         }
@@ -168,8 +174,23 @@ impl AwsKinesis {
         &self.target
     }
 
-    async fn client(&self) -> Result<&Client, PutError> {
-        self.client.get_or_try_init(|| client::build(&self.target, self.fixed_credentials.clone())).await
+    async fn client(&self) -> Result<(Client, Lease), PutError> {
+        let lease = locked(&self.client).clone();
+        let make = async || {
+            let session = client::session(&self.target, self.fixed_credentials.clone()).await?;
+            Ok(client::kinesis(&session, &self.target))
+        };
+        let client = lease.get_or_try_init(make).await?.clone();
+        Ok((client, lease))
+    }
+
+    /// Credentials were refused: the next call looks for them anew, since files and variables are read once for each client.
+    /// The other requests of the same client, which fail too, do not throw away the new one.
+    fn forget(&self, lease: &Lease) {
+        let mut current = locked(&self.client);
+        if Arc::ptr_eq(&current, lease) {
+            *current = Lease::default();
+        }
     }
 
     fn name(&self) -> Option<String> {
@@ -183,6 +204,7 @@ impl AwsKinesis {
     /// Waits for `sending`, but no longer than the request timeout after the departure.
     async fn answer<O, E>(
         &self,
+        lease: &Lease,
         departure: &Departure,
         sending: impl Future<Output = Result<O, SdkError<E, HttpResponse>>> + Send,
     ) -> Result<O, PutError>
@@ -196,7 +218,12 @@ impl AwsKinesis {
         tokio::select! {
             biased;
             answer = sending => answer.map_err(|error| {
-                if departure.left() { classify::answered(&error) } else { classify::never_left(&error, &self.target) }
+                let left = departure.left();
+                let error = if left { classify::answered(&error) } else { classify::never_left(&error, &self.target) };
+                if classify::doubts_credentials(&error) {
+                    self.forget(lease);
+                }
+                error
             }),
             () = overdue => Err(classify::overdue(self.target.request_timeout)),
         }
@@ -206,9 +233,10 @@ impl AwsKinesis {
         let sent = entries.len();
         let records = entries.into_iter().map(request_entry).collect::<Result<Vec<_>, _>>()?;
         let departure = Departure::default();
-        let request = self.client().await?.put_records().set_stream_name(self.name()).set_stream_arn(self.arn());
+        let (client, lease) = self.client().await?;
+        let request = client.put_records().set_stream_name(self.name()).set_stream_arn(self.arn());
         let sending = request.set_records(Some(records)).customize().interceptor(departure.clone()).send();
-        let output = self.answer(&departure, sending).await?;
+        let output = self.answer(&lease, &departure, sending).await?;
         if output.records.len() != sent {
             return Err(classify::bad_answer(format!("{} outcomes for {sent} records", output.records.len())));
         }
@@ -217,7 +245,7 @@ impl AwsKinesis {
     }
 
     async fn list(&self) -> Result<Vec<ShardRange>, PutError> {
-        let client = self.client().await?;
+        let (client, lease) = self.client().await?;
         let mut ranges: Vec<ShardRange> = Vec::new();
         let mut token: Option<String> = None;
         for _ in 0..LIST_PAGES_MAX {
@@ -227,7 +255,7 @@ impl AwsKinesis {
                 None => client.list_shards().set_stream_name(self.name()).set_stream_arn(self.arn()),
             };
             let departure = Departure::default();
-            let output = self.answer(&departure, request.customize().interceptor(departure.clone()).send()).await?;
+            let output = self.answer(&lease, &departure, request.customize().interceptor(departure.clone()).send()).await?;
             for shard in output.shards.unwrap_or_default() {
                 let mut range = shard_range(shard)?;
                 range.id = shared(&range.id.0, &mut locked(&self.shard_ids));
@@ -241,8 +269,31 @@ impl AwsKinesis {
         Err(classify::bad_answer(format!("ListShards did not end after {LIST_PAGES_MAX} pages")))
     }
 
+    /// What the service says of the stream: DescribeStreamSummary. One account shares 20 such calls a second.
+    ///
+    /// # Errors
+    /// As every call.
+    pub async fn summary(&self) -> Result<StreamSummary, PutError> {
+        let (client, lease) = self.client().await?;
+        let request = client.describe_stream_summary().set_stream_name(self.name()).set_stream_arn(self.arn());
+        let departure = Departure::default();
+        let output = self.answer(&lease, &departure, request.customize().interceptor(departure.clone()).send()).await?;
+        let told = output.stream_description_summary;
+        let told = told.ok_or_else(|| classify::bad_answer("no description of the stream".into()))?;
+        let encrypted = told.encryption_type.as_ref().is_some_and(|kind| kind.as_str() == "KMS");
+        Ok(StreamSummary {
+            arn: told.stream_arn,
+            status: told.stream_status.as_str().to_owned(),
+            on_demand: told.stream_mode_details.map(|mode| mode.stream_mode.as_str() == "ON_DEMAND"),
+            ignores_keys: told.record_distribution_strategy.map(|strategy| strategy.as_str() == "AUTO"),
+            record_bytes_max: told.max_record_size_in_kib.and_then(|kib| usize::try_from(kib).ok()).map(|kib| kib << 10),
+            key: if encrypted { Some(told.key_id.unwrap_or_default()) } else { None },
+        })
+    }
+
     async fn shard_iterator(&self, shard: &ShardId, from: ReadPoint) -> Result<String, PutError> {
-        let request = self.client().await?.get_shard_iterator();
+        let (client, lease) = self.client().await?;
+        let request = client.get_shard_iterator();
         let request = request.set_stream_name(self.name()).set_stream_arn(self.arn()).shard_id(&*shard.0);
         let request = match from {
             ReadPoint::From(ReadFrom::TrimHorizon) => request.shard_iterator_type(ShardIteratorType::TrimHorizon),
@@ -255,7 +306,7 @@ impl AwsKinesis {
                 .timestamp(aws_sdk_kinesis::primitives::DateTime::from_millis(i64::try_from(at).unwrap_or(i64::MAX))),
         };
         let departure = Departure::default();
-        let output = self.answer(&departure, request.customize().interceptor(departure.clone()).send()).await?;
+        let output = self.answer(&lease, &departure, request.customize().interceptor(departure.clone()).send()).await?;
         output.shard_iterator.ok_or_else(|| classify::bad_answer("GetShardIterator without an iterator".into()))
     }
 
@@ -263,9 +314,10 @@ impl AwsKinesis {
         let mean = self.record_bytes.load(Ordering::Relaxed).max(1);
         // Bounded by PAGE_RECORDS_MAX, so the cast is exact.
         let limit = (PAGE_BYTES / mean).clamp(8, PAGE_RECORDS_MAX) as i32;
-        let request = self.client().await?.get_records().shard_iterator(iterator).limit(limit).set_stream_arn(self.arn());
+        let (client, lease) = self.client().await?;
+        let request = client.get_records().shard_iterator(iterator).limit(limit).set_stream_arn(self.arn());
         let departure = Departure::default();
-        let output = self.answer(&departure, request.customize().interceptor(departure.clone()).send()).await?;
+        let output = self.answer(&lease, &departure, request.customize().interceptor(departure.clone()).send()).await?;
         let records: Vec<StoredRecord> = output
             .records
             .into_iter()

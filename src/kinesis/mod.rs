@@ -110,6 +110,23 @@ pub struct ShardRange {
     pub parents: Vec<ShardId>,
 }
 
+/// What the service says of a stream as a whole. `None`: it does not say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StreamSummary {
+    /// Its ARN.
+    pub arn: String,
+    /// `ACTIVE`, `UPDATING`, `CREATING`, `DELETING`.
+    pub status: String,
+    /// Capacity by demand instead of by shards that somebody chose.
+    pub on_demand: Option<bool>,
+    /// Record distribution AUTO: partition keys and explicit hash keys decide nothing.
+    pub ignores_keys: Option<bool>,
+    /// Largest record, data before base64 plus key.
+    pub record_bytes_max: Option<usize>,
+    /// The key that encrypts it, as ARN, id or alias; empty where encryption is told without one. `None`: not encrypted.
+    pub key: Option<String>,
+}
+
 /// The write side, bound to one stream.
 pub trait KinesisApi: Send + Sync + fmt::Debug {
     /// One PutRecords. The answer has exactly one outcome for each entry, in order.

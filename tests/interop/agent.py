@@ -28,20 +28,24 @@ endpoint = "{endpoint}"
 aggregate = "{aggregate}"
 order = "key"
 linger = "50ms"
-
+{keys}
 [[source]]
 name = "web"
 kind = "events"
 stream = "{stream}"
 partition_key = ["/user"]
 partition_key_fallback = "reject"
-"""
+{more}"""
 
 
 class Agent:
-    """`forebay run --config` in a directory of its own, delivering to `endpoint`."""
+    """`forebay run --config` in a directory of its own, delivering to `endpoint`.
 
-    def __init__(self, stream, endpoint, aggregate, log_dir):
+    `env` is what the agent finds in its environment besides, credentials first of all; `keys` are further lines of the
+    stream, `more` further tables of the configuration.
+    """
+
+    def __init__(self, stream, endpoint, aggregate, log_dir, env=None, keys="", more=""):
         # Directly under the system's temporary directory: a socket's path has 108 bytes at most.
         self.dir = tempfile.mkdtemp(prefix="forebay-")
         self.stream = stream
@@ -59,10 +63,12 @@ class Agent:
                     region=servers.REGION,
                     endpoint=endpoint,
                     aggregate=aggregate,
+                    keys=keys,
+                    more=more,
                 )
             )
-        env = {"PATH": os.environ["PATH"], "HOME": self.dir, "AWS_EC2_METADATA_DISABLED": "true", "RUST_BACKTRACE": "1"}
-        env.update(servers.CREDENTIALS)
+        given = {"AWS_EC2_METADATA_DISABLED": "true", **servers.CREDENTIALS} if env is None else env
+        env = {"PATH": os.environ["PATH"], "HOME": self.dir, "RUST_BACKTRACE": "1", **given}
         self.child = waiting.Child(
             f"forebay run ({stream})", [BINARY, "run", "--config", config], os.path.join(log_dir, f"{stream}.log"), env=env
         )
@@ -81,12 +87,12 @@ class Agent:
         except OSError:
             return 0, ""
 
-    def status(self):
-        """The stream's part of /status."""
+    def status(self, stream=None):
+        """The part of /status of a stream, or of the first."""
         self.child.check_alive()
         code, body = self._get("/status")
         assert code == 200, f"/status says {code}"
-        return json.loads(body)["streams"][0]
+        return next(one for one in json.loads(body)["streams"] if one["name"] == (stream or self.stream))
 
     def metric(self, name):
         """The sum of a metric over its label sets."""
@@ -94,12 +100,12 @@ class Agent:
         assert code == 200, f"/metrics says {code}"
         return sum(float(line.rsplit(" ", 1)[1]) for line in body.splitlines() if line.startswith(name + "{"))
 
-    def wait_delivered(self, accepted, seconds):
+    def wait_delivered(self, accepted, seconds, stream=None):
         """Waits until all is accepted and nothing pending; gives the status then."""
         last = {}
 
         def settled():
-            last.update(self.status())
+            last.update(self.status(stream))
             return last["account"]["accepted"] >= accepted and last["account"]["pending"] == 0
 
         try:

@@ -7,6 +7,9 @@ import time
 import traceback
 
 import agent
+import cloud
+import credentials
+import rights
 import scenarios
 import selftest
 import servers
@@ -55,6 +58,9 @@ def plan():
                 server,
                 lambda s, report, logs, aggregate=aggregate: scenarios.reshards(s, aggregate, report, logs),
             )
+    steps["rights"] = ("ministack", rights.run)
+    for name, run in credentials.ALL.items():
+        steps[f"credentials-{name}"] = ("ministack", run)
     return steps
 
 
@@ -73,7 +79,8 @@ def main(arguments):
         return 64
 
     report = Report()
-    for server_name in servers.ALL:
+    kinds = {**servers.ALL, "ministack": cloud.Cloud}
+    for server_name in kinds:
         mine = {name: run for name, (server, run) in chosen.items() if server == server_name}
         if not mine:
             continue
@@ -85,7 +92,7 @@ def main(arguments):
             print(f"\n== {name}")
             begun = time.monotonic()
             try:
-                server = server or servers.ALL[server_name](log_dir)
+                server = server or kinds[server_name](log_dir)
                 server.child.check_alive()
                 run(server, report, log_dir)
             except Exception as error:

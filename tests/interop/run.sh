@@ -18,16 +18,19 @@ for tool in python3 node npm; do
     command -v "$tool" > /dev/null || { echo "tests/interop needs $tool" >&2; exit 1; }
 done
 
-stamp=$(cat "$here/requirements.txt" "$here/package.json" | cksum; python3 --version; node --version)
+stamp=$(cat "$here/requirements.txt" "$here/requirements-ministack.txt" "$here/package.json" | cksum; python3 --version; node --version)
 if [ ! -f "$work/stamp" ] || [ "$(cat "$work/stamp")" != "$stamp" ]; then
     echo "installing Python and npm packages into $work"
-    rm -rf "$work/venv" "$work/site" "$work/node_modules"
+    rm -rf "$work/venv" "$work/site" "$work/ministack" "$work/node_modules"
     if python3 -m venv "$work/venv" > /dev/null 2>&1; then
         "$work/venv/bin/pip" install --quiet --disable-pip-version-check -r "$here/requirements.txt"
     else # Some distributions cut venv out of Python.
         rm -rf "$work/venv"
         python3 -m pip install --quiet --disable-pip-version-check --target "$work/site" -r "$here/requirements.txt"
     fi
+    pip=(python3 -m pip)
+    if [ -x "$work/venv/bin/pip" ]; then pip=("$work/venv/bin/pip"); fi
+    "${pip[@]}" install --quiet --disable-pip-version-check --no-warn-conflicts --target "$work/ministack" -r "$here/requirements-ministack.txt"
     cp "$here/package.json" "$work/package.json"
     (cd "$work" && npm install --silent --no-audit --no-fund --no-package-lock)
     echo "$stamp" > "$work/stamp"

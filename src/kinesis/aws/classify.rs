@@ -16,6 +16,9 @@ use crate::kinesis::{ErrorClass, PutError};
 /// Longest message that is passed on; the rest is cut. Chains of the SDK can run to kilobytes.
 const MESSAGE_BYTES_MAX: usize = 600;
 
+/// Our code for "there are no credentials to sign with".
+const NO_CREDENTIALS: &str = "NoCredentials";
+
 /// The class of a service error code, where it says anything. Namespaces and the suffix `Exception` are ignored.
 #[must_use]
 fn class_of_code(code: &str) -> Option<ErrorClass> {
@@ -80,6 +83,27 @@ const fn class_of_status(status: u16) -> ErrorClass {
     }
 }
 
+/// Whether the credentials themselves were refused or could not be had, so that others may have to be looked for. Where they
+/// only lack a right, new ones would lack it too.
+#[must_use]
+pub(super) fn doubts_credentials(error: &PutError) -> bool {
+    let code = error.code.rsplit_once('#').map_or(error.code.as_str(), |(_, code)| code);
+    let code = code.split_once(':').map_or(code, |(code, _)| code);
+    matches!(
+        code.strip_suffix("Exception").unwrap_or(code),
+        NO_CREDENTIALS
+            | "ExpiredToken"
+            | "UnrecognizedClient"
+            | "InvalidClientTokenId"
+            | "InvalidAccessKeyId"
+            | "InvalidToken"
+            | "InvalidSignature"
+            | "SignatureDoesNotMatch"
+            | "MissingAuthenticationToken"
+            | "AuthFailure"
+    )
+}
+
 /// One record of an answered request.
 pub(super) fn entry(code: String, message: String) -> PutError {
     let class = match code.as_str() {
@@ -142,7 +166,7 @@ where
                              role_arn for the stream, or run where a role is attached (EC2, ECS, EKS, Lambda)"
                 .into(),
         };
-        ("NoCredentials", remedy)
+        (NO_CREDENTIALS, remedy)
     } else {
         ("NotSent", "the request could not be prepared: see the stream's region and endpoint".to_owned())
     };
@@ -178,7 +202,7 @@ fn find<'a, E: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Optio
 }
 
 /// The texts of an error and its causes, each once.
-fn chain(error: &(dyn StdError + 'static)) -> String {
+pub(super) fn chain(error: &(dyn StdError + 'static)) -> String {
     let mut text = String::new();
     for error in causes(error) {
         let part = error.to_string();
@@ -237,6 +261,20 @@ mod tests {
         }
         for unknown in ["InternalFailure", "InternalServerError", "ServiceUnavailable", "SomethingNewException", ""] {
             assert_eq!(class_of_code(unknown), None, "{unknown} must leave the outcome unknown at request level");
+        }
+    }
+
+    #[test]
+    fn refused_credentials_are_doubted_and_missing_rights_are_not() {
+        let doubts = |code: &str| {
+            let error = PutError { class: ErrorClass::Configuration, code: code.into(), message: String::new() };
+            doubts_credentials(&error)
+        };
+        for code in ["ExpiredTokenException", "UnrecognizedClientException", "com.amazon.coral.service#ExpiredTokenException"] {
+            assert!(doubts(code), "{code}");
+        }
+        for code in ["AccessDeniedException", "ResourceNotFoundException", "KMSAccessDeniedException", "timeout", ""] {
+            assert!(!doubts(code), "{code}");
         }
     }
 
