@@ -21,7 +21,8 @@
 //! or re-sent in order before their children's.
 //!
 //! Failure: classes decide (`kinesis::ErrorClass`): throttle and transient faults back the shard off; an unknown
-//! outcome is sent again and counted; configuration errors pause the stream and are tried gently, for ever.
+//! outcome is sent again and counted; configuration errors pause the stream and are tried gently, for ever; of a request
+//! that is refused for its contents the one event is looked for (`suspects.rs`).
 //! Knows nothing of sockets, sources or SDK types.
 
 mod answer;
@@ -35,6 +36,7 @@ mod pack;
 pub mod queue;
 pub mod rewriter;
 pub mod run;
+mod suspects;
 #[cfg(test)]
 mod tests;
 pub mod window;
@@ -48,6 +50,7 @@ use self::backoff::Backoff;
 use self::expire::Endings;
 use self::marks::Marks;
 use self::queue::{Lag, Queue, SlotState};
+use self::suspects::{Part, Suspects};
 use self::window::Window;
 use crate::aggregate::Packer;
 use crate::checkpoint::Checkpoint;
@@ -125,6 +128,8 @@ struct Request {
     records: Vec<Sent>,
     seqs: Vec<u64>,
     billed: usize,
+    /// A probe: its records are those of this part, one each.
+    suspects: Option<Box<Part>>,
 }
 
 /// A record that Kinesis stored in another shard than predicted: what it means is known with a fresh map.
@@ -195,6 +200,8 @@ pub struct Dispatcher {
     wall_ms: u64,
     /// Events that end without being delivered.
     endings: Endings,
+    /// Events of requests that were refused for their contents.
+    suspects: Suspects,
 }
 
 impl Dispatcher {
@@ -243,6 +250,7 @@ impl Dispatcher {
             wake_at: None,
             wall_ms: 0,
             endings: Endings::default(),
+            suspects: Suspects::default(),
         }
     }
 
@@ -324,6 +332,7 @@ impl Dispatcher {
         if !first {
             self.advance_marks();
         }
+        self.forget_suspects();
         let Some(map) = &self.map else { return };
         let old = std::mem::take(&mut self.queues);
         let settled: Vec<(u64, Lane)> = old
