@@ -17,7 +17,6 @@ use crate::deaggregate::deaggregate;
 use crate::event::KeyHash;
 use crate::host::{Clock, Entropy, mix64};
 use crate::kinesis::{EntryOutcome, ErrorClass, PutEntry};
-use crate::shard_map::even_shards;
 use crate::spool::dead::desk::DeadLetters;
 use crate::spool::gather::commit_loop;
 use crate::spool::rewrite::Rewritten;
@@ -165,6 +164,10 @@ struct History {
     refuse_all: bool,
     /// Every request, or every record of each, fails like this.
     storm: Option<(PutError, bool)>,
+    /// The shards may not be listed.
+    list_denied: bool,
+    /// They may be after so many rounds.
+    list_denied_rounds: u32,
     /// Requests answered so far.
     answered: u64,
 }
@@ -222,6 +225,8 @@ impl History {
             poison_unnamed: false,
             refuse_all: false,
             storm: None,
+            list_denied: false,
+            list_denied_rounds: 0,
             answered: 0,
         }
     }
@@ -355,7 +360,12 @@ impl History {
         }
         if running.dispatcher.ask_for_map(now) {
             // As it is now; it may change before it arrives.
-            running.listing = Some(self.model.shards.clone());
+            if self.list_denied {
+                let (class, code) = (ErrorClass::Configuration, "AccessDeniedException".to_owned());
+                running.dispatcher.on_map(Err(PutError { class, code, message: String::new() }), now);
+            } else {
+                running.listing = Some(self.model.shards.clone());
+            }
         }
         while !running.under_way.is_empty() && self.random.percent(60) {
             let at = self.random.below(running.under_way.len() as u64) as usize;
@@ -402,7 +412,8 @@ impl History {
 
     fn run(mut self) {
         let mut running = self.start(Position(0));
-        for _ in 0..120 {
+        for round in 0..120 {
+            self.list_denied = round < self.list_denied_rounds;
             self.write(&running);
             for _ in 0..self.random.below(5) {
                 self.step(&mut running);

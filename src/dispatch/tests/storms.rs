@@ -68,3 +68,34 @@ fn a_storm_of_any_class_at_either_level_loses_nothing_is_told_and_is_over_when_i
 fn a_storm_of_any_class_at_either_level_loses_nothing_is_told_and_is_over_when_it_is_over_with_aggregates() {
     all(Aggregate::Kpl);
 }
+
+#[test]
+fn while_the_shards_may_not_be_listed_events_arrive_in_order_one_a_record_and_aggregated_once_they_may() {
+    for seed in 0..20 {
+        for (aggregate, rounds) in [(Aggregate::Kpl, 120), (Aggregate::Kpl, 60), (Aggregate::Off, 120)] {
+            let mut history = History::new(seed, aggregate);
+            history.list_denied_rounds = rounds;
+            history.run();
+        }
+    }
+}
+
+#[test]
+fn without_a_listing_no_aggregate_leaves_and_all_is_delivered() {
+    let mut history = History::new(2, Aggregate::Kpl);
+    (history.faults, history.list_denied) = (false, true);
+    let mut running = history.start(Position(0));
+    for _ in 0..20 {
+        history.write(&running);
+    }
+    for _ in 0..20_000 {
+        if running.dispatcher.is_settled() {
+            break;
+        }
+        history.step(&mut running);
+    }
+    let records: usize = history.model.stored.values().map(Vec::len).sum();
+    assert_eq!(records as u64, history.accepted.values().sum::<u64>(), "one event a record");
+    assert_eq!(*running.metrics.paused_reason.lock().expect("not poisoned"), "", "delivery is not paused");
+    history.finish(running);
+}
