@@ -266,20 +266,25 @@ fn judge_writing(answers: &Answers) -> Finding {
     let missing: Vec<&str> = STREAM_ACTIONS.into_iter().filter(|action| of(action) != Some(Decision::Allowed)).collect();
     let statement = Statement::on_stream(&missing, arn);
     match (of("kinesis:PutRecords"), of("kinesis:PutRecord")) {
-        (Some(Decision::Allowed), _) if missing.is_empty() => Finding::ok(ABOUT, "kinesis:PutRecords and all else that is called is allowed"),
+        (Some(Decision::Allowed), _) if missing.is_empty() => {
+            Finding::ok(ABOUT, "kinesis:PutRecords and all else that is called is allowed")
+        }
         (Some(Decision::Allowed), _) => {
             Finding::warning(ABOUT, format!("kinesis:PutRecords is allowed; not allowed is {}", missing.join(", ")))
                 .remedy(whose(answers), statement)
+        }
+        (denied, Some(Decision::Allowed)) => {
+            let found = Finding::warning(
+                ABOUT,
+                "only kinesis:PutRecord is allowed, as in older policies of event destinations: records are sent one by one, which is slower",
+            );
+            // Where a statement denies it, adding another does not help.
+            if denied == Some(Decision::Denied) { found } else { found.remedy(whose(answers), statement) }
         }
         (Some(Decision::Denied), _) => Finding::failure(
             ABOUT,
             "a statement denies kinesis:PutRecords (a Deny, a permissions boundary or the organisation's): allowing it elsewhere does not help",
         ),
-        (_, Some(Decision::Allowed)) => Finding::failure(
-            ABOUT,
-            "only kinesis:PutRecord is allowed, as in older policies of event destinations; events are sent by kinesis:PutRecords",
-        )
-        .remedy(whose(answers), statement),
         _ => Finding::failure(ABOUT, "kinesis:PutRecords is not allowed").remedy(whose(answers), statement),
     }
 }
