@@ -254,6 +254,9 @@ fn state_of(stream: &StreamReport) -> String {
             stream.checkpoint_reason
         ));
     }
+    if !stream.mode.reason.is_empty() {
+        states.push(stream.mode.reason.clone());
+    }
     if !stream.paused_reason.is_empty() {
         states.push(format!("delivery is paused: {}", stream.paused_reason));
     }

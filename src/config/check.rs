@@ -11,7 +11,8 @@ use super::layers::place;
 use super::resolve::{InForce, Section, Typed};
 use super::schema::{SectionKind, stream_arn};
 use super::{
-    Aggregate, Config, KeyFallback, Listen, OnFull, Order, SourceConfig, SourceKind, SpoolConfig, StreamConfig, SyncClass,
+    Aggregate, Config, KeyFallback, Listen, OnFull, Order, RecordDistribution, SourceConfig, SourceKind, SpoolConfig,
+    StreamConfig, SyncClass,
 };
 use crate::coding::KeySource;
 
@@ -203,6 +204,10 @@ fn build_stream(stream: &Section) -> StreamConfig {
         order: match stream.word("order").as_str() {
             "none" => Order::None,
             _ => Order::Key,
+        },
+        record_distribution: match stream.word("record_distribution").as_str() {
+            "keys" => RecordDistribution::Keys,
+            _ => RecordDistribution::Ask,
         },
         linger: stream.time("linger"),
         record_bytes_max: usize_of(stream.bytes("record_bytes_max")),

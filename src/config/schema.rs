@@ -377,7 +377,7 @@ static SPOOL: [Key; 9] = [
     ),
 ];
 
-static STREAM: [Key; 15] = [
+static STREAM: [Key; 16] = [
     key("name", Kind::Text(&STREAM_NAME), Fallback::Required, "The Kinesis data stream, by name or ARN."),
     key(
         "region",
@@ -400,6 +400,13 @@ static STREAM: [Key; 15] = [
         Kind::Choice { offered: &["key", "none"], later: &[] },
         Fallback::Toml("\"key\""),
         "\"key\": one key's events arrive in the order of their receipts; \"none\": no promise, more at once.",
+    ),
+    key(
+        "record_distribution",
+        Kind::Choice { offered: &["ask", "keys"], later: &[] },
+        Fallback::Toml("\"ask\""),
+        "\"ask\": Kinesis is asked (DescribeStreamSummary) whether the stream keeps to partition keys, and \"kpl\" waits for that; \
+         \"keys\": it is taken to where it cannot be asked.",
     ),
     key(
         "linger",

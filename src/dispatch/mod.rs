@@ -30,6 +30,7 @@ mod expire;
 mod feed;
 pub mod limiter;
 pub mod marks;
+pub mod mode;
 pub mod outgoing;
 mod pack;
 pub mod queue;
@@ -47,11 +48,12 @@ use std::time::Duration;
 use self::backoff::Backoff;
 use self::expire::Endings;
 use self::marks::Marks;
+use self::mode::Mode;
 use self::queue::{Lag, Queue, SlotState};
 use self::window::Window;
 use crate::aggregate::Packer;
 use crate::checkpoint::Checkpoint;
-use crate::config::{Aggregate, Order, StreamConfig};
+use crate::config::{Aggregate, Order, RecordDistribution, StreamConfig};
 use crate::event::{LANES, Lane, Position, ShardId};
 use crate::host::Host;
 use crate::kinesis::{PutError, ShardRange};
@@ -66,9 +68,6 @@ const SLOTS_MAX: usize = 384 << 10;
 /// How long every request fails before status says that delivery is paused: a lost connection alone is not worth it.
 const FAILING_TOLD_AFTER: Duration = Duration::from_secs(3);
 
-/// Mispredictions on a map that a refresh did not change, after which the service is taken to ignore keys.
-const STRANGE_LANDINGS_MAX: u32 = 3;
-
 /// The knobs of one stream's delivery.
 #[derive(Clone, Debug)]
 pub struct DispatchOptions {
@@ -76,6 +75,8 @@ pub struct DispatchOptions {
     pub aggregate: Aggregate,
     /// Keys in order, or not.
     pub order: Order,
+    /// Keys are taken to decide a record's shard where nobody can be asked.
+    pub keys_vouched: bool,
     /// The longest an event waits for company.
     pub linger: Duration,
     /// Ceiling of an aggregate, bytes.
@@ -97,6 +98,7 @@ impl DispatchOptions {
         Self {
             aggregate: config.aggregate,
             order: config.order,
+            keys_vouched: config.record_distribution == RecordDistribution::Keys,
             linger: config.linger,
             record_bytes_max: config.record_bytes_max,
             request_bytes_max: config.request_bytes_max,
@@ -160,9 +162,12 @@ pub struct Dispatcher {
     map_state: MapState,
     map_backoff: Backoff,
     map_not_before: Duration,
-    strange_landings: u32,
-    /// The service ignores keys (AUTO distribution): one event a record, any shard is right.
-    keys_ignored: bool,
+    /// Whether keys decide a record's shard, and what else is known of the stream.
+    mode: Mode,
+    /// The form of records in force: the configured one, or what the mode allows.
+    form: Aggregate,
+    /// Records that lie in another shard than predicted, readable there all the same: smallest and largest hash.
+    landings: Vec<((u128, u128), ShardId)>,
     queues: Vec<Queue>,
     marks: Marks,
     /// The first position that the sweep has not handed out.
@@ -210,6 +215,7 @@ impl Dispatcher {
         resent_below: Position,
     ) -> Self {
         let packer = Packer::new(options.record_bytes_max);
+        let (mode, form) = (Mode::new(options.keys_vouched), options.aggregate);
         Self {
             options,
             host,
@@ -219,8 +225,9 @@ impl Dispatcher {
             map_state: MapState::Wanted,
             map_backoff: Backoff::new(Duration::from_millis(200), Duration::from_secs(30)),
             map_not_before: Duration::ZERO,
-            strange_landings: 0,
-            keys_ignored: false,
+            mode,
+            form,
+            landings: Vec::new(),
             queues: Vec::new(),
             sweep: checkpoint.marks.iter().max().copied().unwrap_or_default(),
             marks: Marks::new(checkpoint.marks.clone()),
@@ -287,6 +294,9 @@ impl Dispatcher {
             self.map = Some(map);
             self.map_state = MapState::Fresh;
             self.judge_held(false, now);
+            if !self.judge_landings(now) {
+                self.map_failed(now);
+            }
         } else {
             self.map_state = MapState::Changed(Box::new(map));
             self.install_map(now);
@@ -320,10 +330,19 @@ impl Dispatcher {
         }
         let first = self.map.is_none();
         self.map = Some(*map);
+        self.landings_explained();
         self.judge_held(true, now);
+        if !self.judge_landings(now) {
+            self.map_failed(now);
+        }
         if !first {
             self.advance_marks();
         }
+        self.restart_queues(now);
+    }
+
+    /// Makes all queues anew: each begins at its lanes' marks. Only while no answer is outstanding.
+    fn restart_queues(&mut self, now: Duration) {
         let Some(map) = &self.map else { return };
         let old = std::mem::take(&mut self.queues);
         let settled: Vec<(u64, Lane)> = old
@@ -481,7 +500,7 @@ impl Dispatcher {
     }
 
     fn aggregating(&self) -> bool {
-        self.options.aggregate == Aggregate::Kpl && !self.keys_ignored
+        self.form != Aggregate::Off
     }
 
     /// Events of one key go one after the other by chains, because each is a record of its own.

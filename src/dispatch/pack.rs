@@ -56,6 +56,9 @@ impl Dispatcher {
             self.wake(now);
         }
         self.expire(now);
+        if !self.settle_form(now) {
+            return out;
+        }
         // An aggregate packed by a map that is known to be wrong may be dropped by its consumer.
         if self.aggregating() && !matches!(self.map_state, MapState::Fresh) {
             return out;

@@ -14,13 +14,14 @@ use crate::checkpoint::Checkpoint;
 use crate::deaggregate::deaggregate;
 use crate::event::KeyHash;
 use crate::host::{Clock, Entropy, mix64};
-use crate::kinesis::{EntryOutcome, ErrorClass, PutEntry};
+use crate::kinesis::{EntryOutcome, ErrorClass, PutEntry, StreamSummary};
 use crate::shard_map::even_shards;
 use crate::spool::dead::desk::DeadLetters;
 use crate::spool::gather::commit_loop;
 use crate::spool::rewrite::Rewritten;
 use crate::spool::{self, SpoolHandle, SpoolOptions};
 
+mod mode;
 mod rewrites;
 
 #[derive(Debug, Default)]
@@ -59,11 +60,15 @@ struct Model {
     shards: Vec<ShardRange>,
     stored: HashMap<ShardId, Vec<PutEntry>>,
     made: u32,
+    /// Record distribution AUTO: keys decide nothing. The number makes them land evenly.
+    auto: Option<u64>,
+    /// What a question for the stream's summary is answered with, if not the truth.
+    refuses: Option<PutError>,
 }
 
 impl Model {
     fn new(shards: u32) -> Self {
-        Self { shards: even_shards(shards), stored: HashMap::new(), made: shards }
+        Self { shards: even_shards(shards), stored: HashMap::new(), made: shards, auto: None, refuses: None }
     }
 
     fn hash_of(entry: &PutEntry) -> u128 {
@@ -72,7 +77,13 @@ impl Model {
 
     fn store(&mut self, entry: PutEntry) -> ShardId {
         assert!(entry.partition_key.chars().count() <= 256 && entry.billed_bytes() <= 1 << 20, "INSIDE-THE-LIMITS");
-        let hash = Self::hash_of(&entry);
+        let hash = match &mut self.auto {
+            Some(landed) => {
+                *landed += 1;
+                u128::from(mix64(*landed)) << 64
+            }
+            None => Self::hash_of(&entry),
+        };
         let shard = self.shards.iter().find(|shard| shard.open && (shard.first_hash..=shard.last_hash).contains(&hash));
         let id = shard.expect("open shards cover").id.clone();
         self.stored.entry(id.clone()).or_default().push(entry);
@@ -108,6 +119,20 @@ impl Model {
         let (first, last) = (self.shards[a].first_hash, self.shards[b].last_hash);
         let parents = vec![self.shards[a].id.clone(), self.shards[b].id.clone()];
         self.child(first, last, parents);
+    }
+
+    fn summary(&self) -> Result<StreamSummary, PutError> {
+        if let Some(error) = &self.refuses {
+            return Err(error.clone());
+        }
+        Ok(StreamSummary {
+            arn: "arn:aws:kinesis:us-east-1:000000000000:stream/s".into(),
+            status: "ACTIVE".into(),
+            on_demand: Some(true),
+            ignores_keys: Some(self.auto.is_some()),
+            record_bytes_max: None,
+            key: None,
+        })
     }
 
     /// What a KCL consumer hands to its application, parents before children: key and number of each event.
@@ -151,6 +176,10 @@ struct History {
     segment_bytes: u64,
     /// Data of an event is shorter than this.
     padding: u64,
+    /// KEY-ORDER holds. It cannot where the stream ignores keys.
+    ordered: bool,
+    /// Questions for the shards and for the stream's summary.
+    asked: (u64, u64),
 }
 
 struct Running {
@@ -173,6 +202,7 @@ impl History {
         let options = DispatchOptions {
             aggregate,
             order: Order::Key,
+            keys_vouched: false,
             linger: Duration::from_millis(random.below(3) * 20),
             record_bytes_max: 256 + random.below(2000) as usize,
             request_bytes_max: 5 << 20,
@@ -200,6 +230,8 @@ impl History {
             dead_max_bytes: 1 << 30,
             segment_bytes: 16 << 10,
             padding: 120,
+            ordered: true,
+            asked: (0, 0),
         }
     }
 
@@ -306,7 +338,12 @@ impl History {
         }
         if running.dispatcher.ask_for_map(now) {
             // As it is now; it may change before it arrives.
+            self.asked.0 += 1;
             running.listing = Some(self.model.shards.clone());
+        }
+        if running.dispatcher.ask_for_summary(now) {
+            self.asked.1 += 1;
+            running.dispatcher.on_summary(self.model.summary(), now);
         }
         while !running.under_way.is_empty() && self.random.percent(60) {
             let at = self.random.below(running.under_way.len() as u64) as usize;
@@ -384,7 +421,11 @@ impl History {
 
         let mut seen: BTreeMap<String, u64> = BTreeMap::new();
         let mut repeats = 0;
-        for (key, n) in self.model.read() {
+        let mut read = self.model.read();
+        if !self.ordered {
+            read.sort();
+        }
+        for (key, n) in read {
             let next = seen.entry(key.clone()).or_default();
             assert!(n <= *next, "seed {seed}: KEY-ORDER: event {n} of {key} before {next}");
             if n == *next {

@@ -232,7 +232,7 @@ fn judge_shards(config: &StreamConfig, answers: &Answers) -> Finding {
             let (bytes, records) = (open * limits::SHARD_BYTES_PER_SECOND, open * limits::SHARD_RECORDS_PER_SECOND);
             let events = match config.aggregate {
                 Aggregate::Off => "one event each",
-                Aggregate::Kpl => "many events each",
+                Aggregate::Kpl | Aggregate::Lines => "many events each",
             };
             let shards = if open == 1 { "1 open shard takes".to_owned() } else { format!("{open} open shards take") };
             Finding::ok(ABOUT, format!("{shards} {} and {records} records a second, {events}", show_bytes(bytes)))
