@@ -181,6 +181,8 @@ pub struct StreamMetrics {
     pub shards: Mutex<Vec<ShardStatus>>,
     /// What is known of the stream as a whole.
     pub mode: Mutex<ModeStatus>,
+    /// What the user could do for more events a second; empty when there is nothing to say.
+    pub advice: Mutex<String>,
     /// Why the stream is paused, empty when it is not. Shown by status and readiness' body.
     pub paused_reason: Mutex<String>,
     /// The last saved marks, and the wall clock (ms) then: what another process cannot read while sled is open.

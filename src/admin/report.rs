@@ -65,6 +65,9 @@ pub struct StreamReport {
     /// What is known of the stream as a whole.
     #[serde(default)]
     pub mode: ModeReport,
+    /// What could be configured for more events a second; empty when there is nothing to say.
+    #[serde(default)]
+    pub advice: String,
     /// Why delivery is paused; empty when it is not.
     pub paused_reason: String,
     /// Why the marks of what is delivered cannot be saved; empty when they can.
@@ -317,6 +320,7 @@ impl StreamReport {
                 throttled: metrics.throttled.load(Ordering::Relaxed),
             },
             mode: (&*locked(&metrics.mode)).into(),
+            advice: locked(&metrics.advice).clone(),
             paused_reason: locked(&metrics.paused_reason).clone(),
             checkpoint_reason: locked(&metrics.checkpoint_reason).clone(),
             latency: LatencyReports {

@@ -199,6 +199,7 @@ fn build_stream(stream: &Section) -> StreamConfig {
         profile: stream.text("profile"),
         aggregate: match stream.word("aggregate").as_str() {
             "kpl" => Aggregate::Kpl,
+            "lines" => Aggregate::Lines,
             _ => Aggregate::Off,
         },
         order: match stream.word("order").as_str() {

@@ -391,9 +391,10 @@ static STREAM: [Key; 16] = [
     key("profile", Kind::Text(&PROFILE), Fallback::Unset, "A profile of the shared AWS configuration to take credentials from."),
     key(
         "aggregate",
-        Kind::Choice { offered: &["off", "kpl"], later: &["lines"] },
+        Kind::Choice { offered: &["off", "kpl", "lines"], later: &[] },
         Fallback::Toml("\"off\""),
-        "\"off\": one event a record, readable by any consumer; \"kpl\": many, for consumers that take aggregates apart.",
+        "\"off\": one event a record, readable by any consumer; \"kpl\": many, for consumers that take aggregates apart; \"lines\": \
+         many, a line each.",
     ),
     key(
         "order",

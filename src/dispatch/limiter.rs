@@ -71,6 +71,12 @@ impl Limiter {
         self.records -= records as f64;
     }
 
+    /// Records are what it lacks: bytes may be sent, and of records less than half a burst.
+    #[must_use]
+    pub fn lacks_records(&self) -> bool {
+        self.has_bytes() && self.records < self.rates().1 * BURST_SECONDS / 2.0
+    }
+
     /// Bytes may be sent now, as far as this bucket goes.
     #[must_use]
     pub fn has_bytes(&self) -> bool {

@@ -24,6 +24,7 @@
 //! outcome is sent again and counted; configuration errors pause the stream and are tried gently, for ever.
 //! Knows nothing of sockets, sources or SDK types.
 
+mod advice;
 mod answer;
 pub mod backoff;
 mod expire;
@@ -45,6 +46,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use self::advice::RecordRate;
 use self::backoff::Backoff;
 use self::expire::Endings;
 use self::marks::Marks;
@@ -168,6 +170,8 @@ pub struct Dispatcher {
     form: Aggregate,
     /// Records that lie in another shard than predicted, readable there all the same: smallest and largest hash.
     landings: Vec<((u128, u128), ShardId)>,
+    /// For how long the rate of records has bound.
+    record_rate: RecordRate,
     queues: Vec<Queue>,
     marks: Marks,
     /// The first position that the sweep has not handed out.
@@ -228,6 +232,7 @@ impl Dispatcher {
             mode,
             form,
             landings: Vec::new(),
+            record_rate: RecordRate::default(),
             queues: Vec::new(),
             sweep: checkpoint.marks.iter().max().copied().unwrap_or_default(),
             marks: Marks::new(checkpoint.marks.clone()),
@@ -501,6 +506,14 @@ impl Dispatcher {
 
     fn aggregating(&self) -> bool {
         self.form != Aggregate::Off
+    }
+
+    /// Aggregates of one shard under way at once: with an order to keep, one.
+    fn aggregates_max(&self) -> usize {
+        match self.options.order {
+            Order::Key => 1,
+            Order::None => self.options.requests_max,
+        }
     }
 
     /// Events of one key go one after the other by chains, because each is a record of its own.

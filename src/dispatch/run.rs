@@ -364,6 +364,7 @@ impl Shell {
             self.next_publish = now + PUBLISH_EVERY;
             self.dispatcher.publish_shards(now);
             self.dispatcher.publish_mode(now);
+            self.dispatcher.advise(now);
         }
     }
 

@@ -141,6 +141,11 @@ impl Model {
         // Children are made after their parents, so creation order is an order of reading.
         for shard in &self.shards {
             for entry in self.stored.get(&shard.id).into_iter().flatten() {
+                if entry.data.ends_with(b"\n") {
+                    let lines = entry.data.strip_suffix(b"\n").expect("it ends so").split(|byte| *byte == b'\n');
+                    out.extend(lines.map(|line| (key_of_line(line), number(line))));
+                    continue;
+                }
                 let content = deaggregate(&entry.data, &entry.partition_key, entry.explicit_hash_key);
                 if content.readable_in(shard.first_hash, shard.last_hash) {
                     let events = content.members().iter();
@@ -150,6 +155,10 @@ impl Model {
         }
         out
     }
+}
+
+fn key_of_line(line: &[u8]) -> String {
+    std::str::from_utf8(line).ok().and_then(|text| text.split(' ').nth(1)).expect("our data").to_owned()
 }
 
 fn number(data: &[u8]) -> u64 {
@@ -180,6 +189,8 @@ struct History {
     ordered: bool,
     /// Questions for the shards and for the stream's summary.
     asked: (u64, u64),
+    /// Records of one shard under way at once.
+    under_way_most: usize,
 }
 
 struct Running {
@@ -232,6 +243,7 @@ impl History {
             padding: 120,
             ordered: true,
             asked: (0, 0),
+            under_way_most: 0,
         }
     }
 
@@ -278,8 +290,18 @@ impl History {
             // A hot key now and then.
             let key = format!("key-{}", if self.random.percent(20) { 0 } else { self.random.below(self.keys) });
             let n = self.accepted.entry(key.clone()).or_default();
-            let padding = "x".repeat(self.random.below(self.padding) as usize);
-            batch.push(&key, None, format!("{n} {padding}").as_bytes());
+            let mut padding = "x".repeat(self.random.below(self.padding) as usize);
+            let data = if self.options.aggregate == Aggregate::Lines {
+                if self.random.percent(5) {
+                    padding.insert(0, '\n');
+                    padding.push('x');
+                }
+                // What reads lines finds the key in the event.
+                format!("{n} {key} {padding}")
+            } else {
+                format!("{n} {padding}")
+            };
+            batch.push(&key, None, data.as_bytes());
             *n += 1;
         }
         let permit = running.handle.try_admit(batch.len()).expect("room");
@@ -355,6 +377,12 @@ impl History {
             running.under_way.push((request, now));
         }
         assert!(running.under_way.len() <= self.options.requests_max, "requests under way");
+        let under_way = running.dispatcher.queues.iter().map(|queue| queue.under_way).max().unwrap_or(0);
+        assert!(
+            !running.dispatcher.aggregating() || under_way <= running.dispatcher.aggregates_max(),
+            "records of a shard under way"
+        );
+        self.under_way_most = self.under_way_most.max(under_way);
         let account = *running.metrics.account.lock().expect("not poisoned");
         assert!(account.accepted >= account.delivered + account.dead, "EXACT-ACCOUNT");
         if self.random.percent(10) {
@@ -469,5 +497,12 @@ fn through_faults_reshards_and_crashes_aggregates_keep_every_promise() {
 fn through_faults_reshards_and_crashes_single_events_keep_every_promise() {
     for seed in seeds() {
         History::new(seed, Aggregate::Off).run();
+    }
+}
+
+#[test]
+fn through_faults_reshards_and_crashes_lines_keep_every_promise() {
+    for seed in seeds() {
+        History::new(seed, Aggregate::Lines).run();
     }
 }

@@ -176,3 +176,41 @@ fn a_reshard_is_not_taken_for_auto() {
         }
     }
 }
+
+#[test]
+fn lines_go_on_as_lines_where_keys_are_ignored_and_ask_for_shards_no_more() {
+    for order in [Order::Key, Order::None] {
+        let mut history = calm(5, Aggregate::Lines);
+        (history.model.auto, history.ordered, history.options.order) = (Some(0), false, order);
+        let mut running = history.start(Position(0));
+        some(&mut history, &mut running);
+        let told = mode(&running);
+        assert_eq!((told.aggregate, told.is_fallback, told.keys), ("lines", false, "ignored"));
+        assert_eq!(told.reason.contains("order"), order == Order::Key, "{}", told.reason);
+        let many = history.model.stored.values().flatten().filter(|entry| entry.data.iter().filter(|b| **b == b'\n').count() > 1);
+        assert!(many.count() > 10);
+        assert!(history.asked.0 <= 3, "{} listings", history.asked.0);
+        assert_eq!(counted(&running.metrics), 0, "nothing is sent again for where it lies");
+        history.finish(running);
+    }
+}
+
+#[test]
+fn without_an_order_to_keep_several_records_of_a_shard_are_under_way_at_once() {
+    for seed in seeds().take(20) {
+        for aggregate in [Aggregate::Kpl, Aggregate::Lines] {
+            let mut history = History::new(seed, aggregate);
+            (history.options.order, history.ordered, history.options.requests_max) = (Order::None, false, 5);
+            history.model = Model::new(2);
+            let mut running = history.start(Position(0));
+            for _ in 0..80 {
+                history.write(&running);
+                for _ in 0..history.random.below(5) {
+                    history.step(&mut running);
+                }
+            }
+            assert!(history.under_way_most > 1, "seed {seed}: {} under way", history.under_way_most);
+            history.finish(running);
+        }
+    }
+}
