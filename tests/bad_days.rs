@@ -172,8 +172,8 @@ fn a_spool_of_another_version_is_refused_and_left_as_it_is() {
         assert_eq!(files_below(&setup.dir.join("spool/events/segments")), before, "an unknown version was written to");
     };
     // The spool as a whole.
-    fs::write(&format, "forebay spool 2\nstream events\n").expect("write");
-    refused_untouched(&["stream events", "forebay spool 2", "another version", "reads version 1"]);
+    fs::write(&format, "forebay spool 3\nstream events\n").expect("write");
+    refused_untouched(&["stream events", "forebay spool 3", "another version", "reads versions 1 and 2"]);
     fs::write(&format, &ours).expect("write");
     // One segment, whole, of a later version.
     let mut later = bytes.clone();

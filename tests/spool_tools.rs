@@ -496,8 +496,8 @@ fn errors_name_the_place_and_the_remedy() {
     fs::create_dir_all(at("empty")).unwrap();
     tells(&at("empty"), &["stat"], 1, &["is no spool", "`format`"]);
     fs::create_dir_all(at("newer/segments")).unwrap();
-    fs::write(at("newer/format"), "forebay spool 2\nstream events\n").unwrap();
-    tells(&at("newer"), &["verify"], 1, &["another version", "forebay spool 2", "Run the version that wrote it"]);
+    fs::write(at("newer/format"), "forebay spool 3\nstream events\n").unwrap();
+    tells(&at("newer"), &["verify"], 1, &["another version", "forebay spool 3", "Run the version that wrote it"]);
     copy(pending_spool(), &at("root/one"));
     copy(pending_spool(), &at("root/two"));
     tells(&at("root"), &["ls"], 1, &["several spools", "root/one", "root/two", "--dir"]);

@@ -324,8 +324,8 @@ impl CodedFile {
             let end = header.end().min(stop.start);
             let next = at + header.stored as u64;
             if end > offset {
-                (held.start, held.end, held.at, held.next) = (header.start, end, at, next);
                 let bytes = self.raw(window, at, header.stored)?;
+                (held.start, held.end, held.at, held.next) = (header.start, end, at, next);
                 if coder.read(&header, bytes, &mut held.bytes).is_err() {
                     held.bytes.clear();
                 }

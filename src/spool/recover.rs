@@ -78,7 +78,7 @@ impl fmt::Display for OpenError {
             Self::Io { doing, error } => write!(f, "{doing}: {error}"),
             Self::OtherVersion { found } => write!(
                 f,
-                "the spool was written by another version ({found}); this one reads version 1. Run the version that wrote it, or drain it there first"
+                "the spool was written by another version ({found}); this one reads versions 1 and 2. Run the version that wrote it, or drain it there first"
             ),
             Self::Locked { path } => {
                 write!(f, "{path} is locked: another forebay runs on this spool. Stop it, or give this one its own spool.dir")
@@ -304,9 +304,10 @@ pub fn recover(host: &Host, segments_dir: &Path, aside_dir: &Path, durable: Posi
                 });
             }
         };
-        found.push((*id, path, file, header));
+        // Not kept open: there may be thousands, and one that is coded holds what it has read.
+        found.push((*id, path, header));
     }
-    let bases: Vec<Option<Position>> = found.iter().map(|(_, _, _, header)| header.map(|header| header.base)).collect();
+    let bases: Vec<Option<Position>> = found.iter().map(|(_, _, header)| header.map(|header| header.base)).collect();
     let mut recovered = Recovered {
         segments: Vec::new(),
         next: Position(0),
@@ -314,7 +315,8 @@ pub fn recover(host: &Host, segments_dir: &Path, aside_dir: &Path, durable: Posi
         damaged_events: 0,
         torn_bytes: 0,
     };
-    for (at, (id, path, file, header)) in found.into_iter().enumerate() {
+    for (at, (id, path, header)) in found.into_iter().enumerate() {
+        let file = doing("opening", &path, files.open(&path))?;
         let stop = bases[at + 1..].iter().flatten().min().copied().unwrap_or(Position(u64::MAX));
         // What is missing before the next file is missing here, if that one is the neighbour and tells where it begins; others
         // between them were covered and removed, and one that does not tell is counted itself.

@@ -174,7 +174,7 @@ fn a_flipped_bit_costs_that_event_alone_and_is_counted() {
 fn a_spool_of_another_version_or_stream_is_refused_with_a_remedy() {
     let dir = tempfile::tempdir().expect("temp dir");
     write(dir.path(), 0, 1);
-    std::fs::write(dir.path().join("format"), "forebay spool 2\nstream clicks\n").expect("write");
+    std::fs::write(dir.path().join("format"), "forebay spool 3\nstream clicks\n").expect("write");
     let error = prepare(&Host::real(), &options(dir.path())).expect_err("other version").to_string();
     assert!(error.contains("another version") && error.contains("drain it there"), "{error}");
     std::fs::write(dir.path().join("format"), "forebay spool 1\nstream orders\n").expect("write");
