@@ -256,7 +256,7 @@ impl Dispatcher {
     /// Takes the form of records that the mode allows. False while that has to wait for answers, and nothing may be sent.
     pub(super) fn settle_form(&mut self, now: Duration) -> bool {
         let configured = self.options.aggregate;
-        if configured == Aggregate::Kpl && !self.mode.is_settled(now) {
+        if configured == Aggregate::Kpl && !self.draining && !self.mode.is_settled(now) {
             return false;
         }
         let form = self.mode.form(configured, now);

@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 
 use super::outgoing::Outgoing;
 use super::*;
+use crate::aggregate::MAGIC;
 use crate::checkpoint::Checkpoint;
 use crate::deaggregate::deaggregate;
 use crate::event::KeyHash;
@@ -141,7 +142,7 @@ impl Model {
         // Children are made after their parents, so creation order is an order of reading.
         for shard in &self.shards {
             for entry in self.stored.get(&shard.id).into_iter().flatten() {
-                if entry.data.ends_with(b"\n") {
+                if entry.data.ends_with(b"\n") && !entry.data.starts_with(&MAGIC) {
                     let lines = entry.data.strip_suffix(b"\n").expect("it ends so").split(|byte| *byte == b'\n');
                     out.extend(lines.map(|line| (key_of_line(line), number(line))));
                     continue;

@@ -178,7 +178,9 @@ fn judge_mode(config: &StreamConfig, summary: &StreamSummary) -> Finding {
         lost.push("order = \"key\" cannot be kept");
     }
     if config.aggregate == Aggregate::Kpl {
-        lost.push("consumers drop aggregates that lie in a strange shard, so one event a record is sent, as with aggregate = \"off\"");
+        lost.push(
+            "consumers drop aggregates that lie in a strange shard, so one event a record is sent, as with aggregate = \"off\"",
+        );
     }
     let text = format!("{capacity}; the stream spreads records by itself (record distribution AUTO) and takes no notice of keys");
     if lost.is_empty() { Finding::ok(ABOUT, text) } else { Finding::warning(ABOUT, format!("{text}: {}", lost.join(", and "))) }

@@ -4,7 +4,6 @@
 //! and the questions stay few.
 
 use super::*;
-use crate::aggregate::MAGIC;
 
 fn denied() -> PutError {
     PutError {
@@ -212,5 +211,24 @@ fn without_an_order_to_keep_several_records_of_a_shard_are_under_way_at_once() {
             assert!(history.under_way_most > 1, "seed {seed}: {} under way", history.under_way_most);
             history.finish(running);
         }
+    }
+}
+
+#[test]
+fn a_rate_of_records_that_binds_for_seconds_brings_the_advice_and_bytes_that_bind_do_not() {
+    for (padding, advised) in [(40, true), (3_000, false)] {
+        let mut history = calm(4, Aggregate::Off);
+        (history.options.order, history.ordered, history.options.slots_max) = (Order::None, false, 1 << 14);
+        (history.model, history.padding) = (Model::new(1), padding);
+        let mut running = history.start(Position(0));
+        let mut told = String::new();
+        for _ in 0..1_000 {
+            history.write(&running);
+            history.step(&mut running);
+            running.dispatcher.advise(history.now());
+            told.clone_from(&running.metrics.advice.lock().expect("not poisoned"));
+        }
+        assert_eq!(told.contains("1 of 1 shards") && told.contains("\"kpl\""), advised, "{told:?}");
+        history.finish(running);
     }
 }
