@@ -334,7 +334,8 @@ impl Shell {
             Event::Rewritten(copy) => self.on_rewritten(copy),
             Event::DropOldest => self.dispatcher.drop_oldest(),
             Event::Drain(until) => {
-                self.drain_until = Some(until);
+                // The end of the wait may be asked for before the wait itself has been told.
+                self.drain_until = Some(self.drain_until.map_or(until, |earlier| earlier.min(until)));
                 self.dispatcher.drain();
             }
         }

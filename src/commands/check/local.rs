@@ -36,6 +36,12 @@ pub(super) fn check(config: &SpoolConfig, streams: usize, host: &Host) -> Vec<Fi
         Ok(kind) => judge_place(&config.dir, place, kind),
         Err(error) => Finding::unknown("spool", format!("{} could not be looked at: {error}", place.display())),
     }];
+    if !config.encryption_keys.is_empty() {
+        findings.push(match config.read_keys() {
+            Ok(_) => Finding::ok("keys", "the keys of encryption at rest can be read"),
+            Err(error) => Finding::failure("keys", error.to_string()),
+        });
+    }
     findings.push(match host.files.space(place) {
         Ok(space) => judge_room(config, streams, space),
         Err(error) => Finding::unknown("room", format!("free space of {} is not known: {error}", place.display())),
@@ -244,6 +250,19 @@ mod tests {
         assert_eq!(judged(30 << 30, 0), Outcome::Ok);
         let reserved = SpoolConfig { reserve: Some(1 << 30), ..config.clone() };
         assert_eq!(judge_room(&reserved, 1, Space { free: 1 << 20, total: 100 << 30 }).outcome, Outcome::Failure);
+    }
+
+    #[test]
+    fn keys_that_cannot_be_read_are_told_before_the_agent_needs_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = dir.path().join("key");
+        let keyed = SpoolConfig { encryption_keys: vec![crate::coding::KeySource::File(key.clone())], ..config(dir.path()) };
+        let judged = || check(&keyed, 1, &Host::real()).into_iter().find(|finding| finding.about == "keys").unwrap();
+        assert_eq!(judged().outcome, Outcome::Failure);
+        assert!(judged().text.contains(key.to_str().unwrap()), "{}", judged().text);
+        #[expect(clippy::disallowed_methods, reason = "a key file of the test")]
+        std::fs::write(&key, [7; 32]).unwrap();
+        assert_eq!(judged().outcome, Outcome::Ok);
     }
 
     #[test]
