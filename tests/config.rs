@@ -260,6 +260,7 @@ fn every_key_can_be_given_by_the_environment_alone() {
                 Kind::Ids => "1000, 1001".into(),
                 Kind::Texts(_) if key.name == "partition_key" => "/a,/b".into(),
                 Kind::Texts(_) if key.name == "allowed_origins" => "[\"https://a.example\", \"https://b.example\"]".into(),
+                Kind::Texts(_) if key.name == "encryption_keys" => "env:NEW_KEY,file:/run/old-key".into(),
                 Kind::Texts(_) => "one.example,two.example".into(),
                 Kind::Secrets(_) => continue,
                 Kind::SecretsFile { .. } => "/keys".into(),

@@ -260,6 +260,72 @@ fn a_kill_while_writes_find_no_space_loses_nothing() {
     commits_fail("write", "/segments/", ENOSPC, "full", true);
 }
 
+/// An agent is killed with a backlog and started again while these calls fail: it starts, delivers what was durable, takes
+/// nothing, and takes events again by itself once the disk is well.
+fn started_while_failing(calls: &str, part: &str) {
+    let Some(world) = World::new() else { return };
+    let mut agent = Agent::start(&world.setup);
+    let mut clients = world.clients();
+    let pace = Pace::default();
+    let mut agent = under_load(&mut clients, &pace, || {
+        agent.wait_for("receipts", |_| pace.acked() > 2000);
+        world.hold_deliveries(true);
+        let target = pace.acked() + 1000;
+        agent.wait_for("a backlog", |agent| pace.acked() > target && agent.account().pending > 500);
+        let pending = agent.account().pending;
+        agent.kill();
+        world.fail(calls, part, EIO);
+        let segments = world.segments();
+        let acked = pace.acked();
+        world.hold_deliveries(false);
+
+        let mut agent = Agent::spawn(&world.setup);
+        agent.wait_for("the agent to be up", |agent| agent.get("/readyz").is_some());
+        wait_red(&mut agent, UNABLE);
+        // All but the last group, which may have been on its way when the agent was killed: a group is what some clients have
+        // under way.
+        let in_doubt = (CLIENTS * WINDOW) as u64;
+        agent.wait_for("what was durable to be delivered", |agent| {
+            let account = agent.account();
+            account.pending == 0 && account.delivered + in_doubt >= acked
+        });
+        assert!(pending > in_doubt, "a backlog of {pending} shows nothing");
+        let share = cpu_share(&agent);
+        assert!(share < 0.5, "the agent spins: {share:.2} of a core with nothing to do");
+        assert_eq!(pace.acked(), acked, "RECEIPT-AFTER-SYNC: a receipt while nothing can be synced");
+        assert!(world.setup.log_text().contains("what was found could not be synced"), "{}", world.setup.log_tail());
+        wait_red(&mut agent, UNABLE);
+        let left: Vec<String> = world.segments().into_iter().filter(|name| !segments.contains(name)).collect();
+        assert!(left.is_empty(), "failed files pile up: {left:?}");
+
+        world.heal();
+        agent.wait_for("receipts again", |_| pace.acked() > acked + 1000);
+        agent.wait_for("/readyz to be green", |agent| agent.get("/readyz").is_some_and(|(code, _)| code == 200));
+        println!("{calls} {part}: started with {pending} pending; {share:.3} of a core while the disk fails");
+        agent
+    });
+    let account = agent.wait_drained();
+    assert_eq!((account.dead, account.expired, account.dropped), (0, 0, 0));
+    assert!(agent.terminate().success(), "{}", world.setup.log_tail());
+    let repeated = world.check(&clients);
+    let made: u64 = clients.iter().flat_map(|client| &client.keys).map(|(_, made)| made).sum();
+    // Clients send again what they had no receipt for.
+    assert!(repeated <= (CLIENTS * WINDOW) as u64 + account.accepted - made, "DUPLICATES-EXPLAINED: {repeated}");
+    let mut agent = Agent::start(&world.setup);
+    assert_eq!(agent.wait_drained().dead, 0, "{}", world.setup.log_tail());
+    assert!(agent.terminate().success());
+}
+
+#[test]
+fn an_agent_that_is_started_while_fdatasync_fails_delivers_what_is_durable_and_takes_events_when_the_disk_is_well() {
+    started_while_failing("fdatasync", "/segments/");
+}
+
+#[test]
+fn an_agent_that_is_started_while_the_directory_cannot_be_synced_does_the_same() {
+    started_while_failing("fsync", "/segments");
+}
+
 /// The marks cannot be saved; all else goes on. The end comes by SIGKILL in the fault, or after it.
 fn ledger_fails(kill: bool) {
     let Some(world) = World::new() else { return };

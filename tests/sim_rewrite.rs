@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use fault_files::{EIO, ENOSPC, Fault, FaultFiles, Op, Pending, SimClock, is_death, sim_host};
+use fault_files::{DIED, EIO, ENOSPC, Fault, FaultFiles, Op, Pending, SimClock, is_death, sim_host};
 use forebay::coding::{Coding, KeyRing};
 use forebay::event::{KeyHash, LANES, Lane, Position};
 use forebay::host::{Host, mix64};
@@ -188,7 +188,9 @@ impl World {
         let is_new = |path: &PathBuf| path.extension().is_some_and(|end| end == "new");
         self.leftovers += u64::from(self.files.paths().iter().any(|path| is_new(path) && path.starts_with("/spool/segments")));
         let opened = match prepare(&host, &options()).and_then(|()| open(&host, &options(), durable, &Arc::default())) {
-            Ok(opened) => opened,
+            Ok(opened) if !self.files.has_died() => opened,
+            // What cannot be synced does not stop an opening, and the death of the machine looks like that.
+            Ok(_) => return Err(io::Error::other(DIED)),
             Err(OpenError::Io { error, .. }) if is_death(&error) => return Err(error),
             Err(error) => panic!("{}: BORING-RECOVERY: {error}", self.name()),
         };

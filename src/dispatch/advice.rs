@@ -8,7 +8,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::Dispatcher;
+use super::{Dispatcher, Queue};
 use crate::config::Aggregate;
 use crate::limits::{SHARD_BYTES_PER_SECOND, SHARD_RECORDS_PER_SECOND};
 use crate::metrics::locked;
@@ -66,7 +66,10 @@ impl Dispatcher {
             return;
         }
         let burst = SHARD_RECORDS_PER_SECOND as usize / 10;
-        let bound = self.queues.iter().filter(|queue| queue.ready_len() > burst && queue.limiter.lacks_records()).count();
+        // A shard that takes nothing has other troubles.
+        let lives = |queue: &Queue| now.saturating_sub(queue.last_good) < PAUSE_MAX;
+        let is_bound = |queue: &&Queue| queue.ready_len() > burst && queue.limiter.lacks_records() && lives(queue);
+        let bound = self.queues.iter().filter(is_bound).count();
         let is_due = self.record_rate.look(bound, now);
         let (bytes, records) = (self.metrics.put_bytes.load(Ordering::Relaxed), self.metrics.put_records.load(Ordering::Relaxed));
         let gain = gain_percent(bytes, records);

@@ -161,6 +161,17 @@ mod tests {
     }
 
     #[test]
+    fn records_are_lacking_only_where_bytes_are_not() {
+        let lacks = |bytes: usize, records: usize| {
+            let mut limiter = Limiter::new(Duration::ZERO);
+            limiter.spend(bytes, records);
+            limiter.lacks_records()
+        };
+        assert!(lacks(100, 60) && lacks(10_000, 100));
+        assert!(!lacks(100, 1) && !lacks(200_000, 60) && !lacks(200_000, 1));
+    }
+
+    #[test]
     fn throttles_bring_the_rate_down_and_good_answers_bring_it_back() {
         let mut limiter = Limiter::new(Duration::ZERO);
         for second in 1..60 {

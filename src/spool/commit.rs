@@ -27,6 +27,7 @@ use std::io;
 use std::sync::Arc;
 
 use super::frame::{self, Frame};
+use super::held::Held;
 use super::index::{ActiveIndex, DIRECTORY_BYTES, Entry, FOOTER_BYTES};
 use super::segment::{Extent, Index, SEGMENT_HEADER_BYTES, Segment, SegmentHeader, SegmentId, SegmentTable};
 use crate::event::Position;
@@ -77,6 +78,8 @@ pub struct Writer {
     suspect: bool,
     /// Events written without a sync whose later sync failed, since somebody asked.
     doubtful: Option<Doubtful>,
+    /// What the opening could not sync, and what must be written before anything else.
+    held: Option<Held>,
 }
 
 /// Events that were receipted as written, and whose sync then failed: a power cut may cost them.
@@ -105,7 +108,43 @@ impl Writer {
             sync_each: true,
             suspect: false,
             doubtful: None,
+            held: None,
         }
+    }
+
+    /// Goes on behind an opening that could not sync what it found: `held` has the positions from [`Writer::next`] on.
+    pub(super) fn resume(&mut self, held: Option<Held>) {
+        (self.suspect, self.held) = (true, held);
+    }
+
+    /// The last sync failed, and none succeeded since.
+    #[must_use]
+    pub fn is_suspect(&self) -> bool {
+        self.suspect
+    }
+
+    /// What the opening could not sync and nobody may read yet. Until [`Writer::write_held`] has succeeded nothing else can
+    /// be committed.
+    #[must_use]
+    pub fn held(&self) -> Option<&Held> {
+        self.held.as_ref()
+    }
+
+    /// Writes what is held to a file of its own, durably. Tells where it went, and gives its frames.
+    ///
+    /// # Errors
+    /// The device's; it is still held then.
+    pub fn write_held(&mut self) -> io::Result<Option<(Placed, Held)>> {
+        let Some(held) = &self.held else { return Ok(None) };
+        let id = self.next_id;
+        self.next_id = id.next();
+        let segment = held.write(&self.host, self.table.dir(), id)?;
+        self.table.insert(Arc::new(segment));
+        self.next = held.end();
+        self.suspect = false;
+        let placed =
+            Placed { segment: id, offset: SEGMENT_HEADER_BYTES as u32, first: held.base(), created_ms: held.created_ms() };
+        Ok(self.held.take().map(|held| (placed, held)))
     }
 
     /// False: groups count as committed once they are written, and the caller syncs later ([`Writer::sync`]).
@@ -152,6 +191,7 @@ impl Writer {
     /// # Errors
     /// The device's. The file is latched then.
     pub fn probe(&mut self) -> io::Result<()> {
+        self.write_held()?;
         if self.active.is_none() {
             let mut active = self.begin()?;
             self.pending = ActiveIndex::default();
@@ -188,6 +228,7 @@ impl Writer {
     /// same batches writes them, with the same positions, to a new file.
     pub fn commit(&mut self, batches: &mut [Vec<u8>]) -> io::Result<Vec<Placed>> {
         assert!(batches.iter().any(|batch| !batch.is_empty()), "a group holds events");
+        self.write_held()?;
         if self.active.as_ref().is_some_and(|active| active.len >= self.segment_bytes) {
             self.seal();
         }
@@ -239,6 +280,8 @@ impl Writer {
     }
 
     fn begin(&mut self) -> io::Result<Active> {
+        // A file that began at its positions would supersede it before it is durable elsewhere.
+        assert!(self.held.is_none(), "what is held is written first");
         let id = self.next_id;
         // The id is spent even if the file cannot be made: a name is never used twice.
         self.next_id = id.next();

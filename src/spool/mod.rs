@@ -14,7 +14,7 @@
 //! | `format` | `forebay spool 1`, or 2 once files were coded, and the stream's name | once each |
 //! | `lock` | an advisory lock, held while the agent runs | the agent |
 //! | `segments/NNNNNNNNNN.seg` | header, frames, index once sealed (`segment.rs`, `frame.rs`, `index.rs`) | the commit thread |
-//! | `segments/NNNNNNNNNN.new` | what is alive of a segment, before it takes its place (`rewrite.rs`) | the rewriting thread |
+//! | `segments/NNNNNNNNNN.new` | what is alive of a segment, before it takes its place (`rewrite.rs`), or a group in doubt (`held.rs`) | the rewriting thread, the commit thread |
 //! | `ledger/` | sled: the marks (`checkpoint.rs`); may be lost | the checkpoint thread |
 //! | `ledger.sent` | how far sending went since the last checkpoint; may be lost | the dispatcher |
 //! | `dead/` | dead letters (`dead.rs`), and bytes that recovery set aside | the dispatcher, recovery |
@@ -38,6 +38,7 @@ pub mod cursor;
 pub mod dead;
 pub mod frame;
 pub mod gather;
+pub mod held;
 pub mod index;
 pub mod inspect;
 pub mod recover;
@@ -165,7 +166,10 @@ pub fn open(host: &Host, options: &SpoolOptions, durable: Position, metrics: &Ar
     let segments = segments_dir(&options.dir);
     let found = recover(host, &segments, &options.dir.join("dead"), durable)?;
     let table = Arc::new(SegmentTable::new(segments, found.segments));
-    let writer = Writer::new(host.clone(), Arc::clone(&table), options.segment_bytes, found.next, found.next_id);
+    let mut writer = Writer::new(host.clone(), Arc::clone(&table), options.segment_bytes, found.next, found.next_id);
+    if found.unsynced {
+        writer.resume(found.held);
+    }
     let handle = SpoolHandle::new(host.clone(), table, found.next, Arc::clone(metrics), options.max_bytes);
     Ok(Opened { handle, writer, damaged_events: found.damaged_events, torn_bytes: found.torn_bytes })
 }

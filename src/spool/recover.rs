@@ -22,6 +22,7 @@ use std::path::Path;
 
 use super::commit::seal;
 use super::frame::{FRAME_HEADER_BYTES, Frame};
+use super::held::Held;
 use super::index::{ActiveIndex, Entry, Footer};
 use super::segment::{Extent, HeaderError, Index, SEGMENT_HEADER_BYTES, Segment, SegmentHeader, SegmentId};
 use crate::event::Position;
@@ -43,6 +44,10 @@ pub struct Recovered {
     pub damaged_events: u64,
     /// Bytes of torn tails that were cut.
     pub torn_bytes: u64,
+    /// Something could not be synced.
+    pub unsynced: bool,
+    /// The group that is in doubt for that; its positions begin at `next`.
+    pub held: Option<Held>,
 }
 
 /// Why a spool cannot be opened.
@@ -142,6 +147,8 @@ pub struct Scan {
     pub damaged_events: u64,
     /// Receipt time of the last frame, ms after creation.
     pub last_time_ms: u32,
+    /// From here to the end the frames lie in one piece and are of one group.
+    pub last_group: Position,
 }
 
 /// Walks all frames of a file. `base` is the position expected first; frames at or past `stop` are superseded;
@@ -164,10 +171,17 @@ pub fn scan_rewritten(file: &dyn File, base: Position, stop: Position) -> io::Re
 fn walk(file: &dyn File, base: Position, stop: Position, durable: Position, sealed_off: bool, gaps: bool) -> io::Result<Scan> {
     let mut window = Window::new(file)?;
     let mut at = SEGMENT_HEADER_BYTES as u64;
-    let mut found =
-        Scan { index: ActiveIndex::default(), frames_end: at, end: base, damage: Vec::new(), damaged_events: 0, last_time_ms: 0 };
+    let mut found = Scan {
+        index: ActiveIndex::default(),
+        frames_end: at,
+        end: base,
+        damage: Vec::new(),
+        damaged_events: 0,
+        last_time_ms: 0,
+        last_group: base,
+    };
     // The state at the first damage that nothing later has proven to be more than a torn tail.
-    let mut unproven: Option<(u64, Position, usize, u64)> = None;
+    let mut unproven: Option<(u64, Position, usize, u64, Position)> = None;
     while at < window.len {
         let whole = match good_frame(&mut window, at)? {
             Some(len) => {
@@ -182,7 +196,7 @@ fn walk(file: &dyn File, base: Position, stop: Position, durable: Position, seal
         };
         let Some((len, position, lane, time, commit_start)) = whole else {
             if unproven.is_none() && !sealed_off && found.end >= durable {
-                unproven = Some((at, found.end, found.damage.len(), found.damaged_events));
+                unproven = Some((at, found.end, found.damage.len(), found.damaged_events, found.last_group));
             }
             // Relative positions are u32. A dense file of this length holds at most so many frames, and a position
             // further on is a coincidence of bytes.
@@ -203,6 +217,9 @@ fn walk(file: &dyn File, base: Position, stop: Position, durable: Position, seal
         if commit_start {
             unproven = None;
         }
+        if commit_start || at > found.frames_end {
+            found.last_group = position;
+        }
         if !gaps {
             found.damaged_events += position.0 - found.end.0;
         }
@@ -212,8 +229,9 @@ fn walk(file: &dyn File, base: Position, stop: Position, durable: Position, seal
         at += len as u64;
         found.frames_end = at;
     }
-    if let Some((frames_end, end, damage, damaged_events)) = unproven {
+    if let Some((frames_end, end, damage, damaged_events, last_group)) = unproven {
         found.frames_end = frames_end;
+        found.last_group = last_group;
         found.end = end;
         found.damage.truncate(damage);
         found.damaged_events = damaged_events;
@@ -314,7 +332,15 @@ pub fn recover(host: &Host, segments_dir: &Path, aside_dir: &Path, durable: Posi
         next_id: ids.last().map_or(SegmentId(1), |id| id.next()),
         damaged_events: 0,
         torn_bytes: 0,
+        unsynced: false,
+        held: None,
     };
+    // After a kill the entry of the newest file may be in memory only, and what it holds is about to be delivered.
+    let entries = files.sync_dir(segments_dir);
+    if let Err(error) = &entries {
+        recovered.told_unsynced(segments_dir, error);
+    }
+    let mut entries_changed = false;
     for (at, (id, path, header)) in found.into_iter().enumerate() {
         let file = doing("opening", &path, files.open(&path))?;
         let stop = bases[at + 1..].iter().flatten().min().copied().unwrap_or(Position(u64::MAX));
@@ -353,7 +379,11 @@ pub fn recover(host: &Host, segments_dir: &Path, aside_dir: &Path, durable: Posi
         if scan.index.is_empty() && !intact || header.base > stop {
             tracing::warn!(segment = %id, bytes = file_bytes, "a segment without header and frames, or out of order, is set aside");
             let aside = aside_dir.join(format!("unreadable-{id}.seg"));
-            doing("setting aside", &path, files.rename(&path, &aside))?;
+            // Where it cannot be moved the next opening sees it as this one did, and tries again.
+            match files.rename(&path, &aside) {
+                Ok(()) => entries_changed = true,
+                Err(error) => tracing::warn!(segment = %id, %error, "a segment could not be set aside"),
+            }
             recovered.torn_bytes += file_bytes;
             if !intact && next_tells && at > 0 && ids[at - 1].next() == id {
                 recovered.damaged_events += stop.0.saturating_sub(recovered.next.0);
@@ -369,20 +399,37 @@ pub fn recover(host: &Host, segments_dir: &Path, aside_dir: &Path, durable: Posi
         if next_tells && !header.rewritten {
             recovered.damaged_events += stop.0.saturating_sub(scan.end.0);
         }
-        recovered.next = scan.end;
-        let last_ms = header.created_ms + u64::from(scan.last_time_ms);
-        let extent =
-            Extent { end: scan.end, frames_end: scan.frames_end, file_bytes: scan.frames_end, index: Index::Memory(scan.index) };
-        let segment = Segment::new(&header, path.clone(), extent);
-        if file_bytes > scan.frames_end {
-            recovered.torn_bytes += file_bytes - scan.frames_end;
-            doing("cutting the torn tail of", &path, file.set_len(scan.frames_end))?;
+        // Two files of which each may be the last: no group can be told to be the last one.
+        if recovered.held.is_some() {
+            let error = io::Error::other("another file that could not be synced lies before it, and headers are damaged");
+            return doing("going on behind", &path, Err(error));
         }
-        // The frames first: after a kill they may be in the page cache only, and an index must not outlive its frames.
-        doing("syncing", &path, file.sync_data())?;
-        // Unless the sealing does, and tells its own.
-        segment.extent().file_bytes = doing("reading", &segment.path, file.stored_len())?;
-        if let Err(error) = seal(&segment, file.as_ref(), last_ms) {
+        let last_ms = header.created_ms + u64::from(scan.last_time_ms);
+        // Read before the sync: one that fails may take the pages along.
+        let held = if sealed_off { None } else { doing("reading", &path, Held::read(file.as_ref(), &header, &scan, durable))? };
+        let torn = file_bytes > scan.frames_end;
+        if torn {
+            recovered.torn_bytes += file_bytes - scan.frames_end;
+        }
+        // The frames before the index: after a kill they may be in the page cache only, and it must not outlive them.
+        let cut = if torn { file.set_len(scan.frames_end) } else { Ok(()) };
+        let synced = cut.and_then(|()| file.sync_data());
+        let mut scan = scan;
+        if let Err(error) = &synced {
+            recovered.told_unsynced(&path, error);
+        }
+        if let Some(held) = held.filter(|_| synced.is_err() || entries.is_err()) {
+            scan.frames_end -= held.frames().len() as u64;
+            scan.end = held.base();
+            scan.index.truncate_at((scan.end.0 - header.base.0) as u32);
+            recovered.held = Some(held);
+        }
+        recovered.next = scan.end;
+        let sealable = synced.is_ok() && recovered.held.is_none();
+        let file_bytes = doing("reading", &path, file.stored_len())?;
+        let extent = Extent { end: scan.end, frames_end: scan.frames_end, file_bytes, index: Index::Memory(scan.index) };
+        let segment = Segment::new(&header, path.clone(), extent);
+        if sealable && let Err(error) = seal(&segment, file.as_ref(), last_ms) {
             // On a full disk there is no room for an index, and only delivery makes room: a start must not need any. The
             // index stays in memory, and the next opening scans again.
             tracing::warn!(segment = %id, %error, "a segment could not be sealed while opening; its index stays in memory");
@@ -400,14 +447,31 @@ pub fn recover(host: &Host, segments_dir: &Path, aside_dir: &Path, durable: Posi
         let id = recovered.next_id;
         recovered.next_id = id.next();
         match begin_empty(host, segments_dir, id, durable) {
-            Ok(segment) => recovered.segments.push(segment),
+            Ok(segment) => {
+                entries_changed = true;
+                recovered.segments.push(segment);
+            }
             // On a full disk: the next opening counts them again.
             Err(error) => tracing::warn!(%error, "where positions go on could not be written"),
         }
     }
-    // After a kill the entry of the newest file may be in memory only, and what it holds is about to be delivered.
-    doing("syncing", segments_dir, files.sync_dir(segments_dir))?;
+    // A crash that undoes these entries costs that the next opening does the same again.
+    if entries_changed && let Err(error) = files.sync_dir(segments_dir) {
+        recovered.told_unsynced(segments_dir, &error);
+    }
     Ok(recovered)
+}
+
+impl Recovered {
+    /// Notes that something could not be synced, and says so.
+    fn told_unsynced(&mut self, path: &Path, error: &io::Error) {
+        self.unsynced = true;
+        tracing::error!(
+            path = %path.display(),
+            %error,
+            "what was found could not be synced: it is delivered as far as it is known to be durable, and nothing is accepted until the disk takes syncs again"
+        );
+    }
 }
 
 /// A sealed segment without frames, which says where positions go on.

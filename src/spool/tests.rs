@@ -369,3 +369,51 @@ fn reopen_simulated_unsealed(files: &fault_files::FaultFiles, next: Position) ->
     let id = segment::SegmentId(1 + (next.0 / 3) as u32);
     commit::Writer::new(host, table, 1 << 20, next, id)
 }
+
+#[test]
+fn a_disk_that_fails_syncs_does_not_stop_a_start_and_holds_back_the_last_group_alone() {
+    use fault_files::{EIO, Fault, Op, Pending};
+    let faults = [(Op::SyncData, Pending::Keep), (Op::SyncData, Pending::Drop), (Op::SyncDir, Pending::Keep)];
+    for (op, pending) in faults {
+        let files = simulated(5, false).0.kill();
+        files.fail(Fault::new(op, 1, EIO).on("/spool/segments").pending(pending).for_ever());
+        let (mut opened, host) = reopen_simulated(&files);
+        let held = opened.writer.held().expect("the last group is in doubt");
+        assert_eq!((held.base(), held.events(), opened.writer.next()), (Position(4), 1, Position(4)), "{op:?}, {pending:?}");
+        let mut cursor = Cursor::new(Arc::clone(opened.handle.shared()), Arc::clone(&host.files));
+        assert_eq!(cursor.next(Position(0)).expect("read").expect("the others").chunk.count, 4);
+        assert!(opened.writer.probe().is_err(), "nothing can be written");
+        // Whatever happens now, no receipted event is gone.
+        for seed in 0..20 {
+            let (again, _) = reopen_simulated(&files.crash(seed));
+            assert_eq!((again.damaged_events, again.writer.next()), (0, Position(5)), "{op:?}, {pending:?}, crash {seed}");
+        }
+    }
+}
+
+#[test]
+fn what_was_held_back_is_written_again_with_its_position_before_anything_else() {
+    use fault_files::{EIO, Fault, Op};
+    let files = simulated(5, false).0.kill();
+    files.fail(Fault::new(Op::SyncData, 1, EIO).on("/spool/segments"));
+    let (mut opened, host) = reopen_simulated(&files);
+    let mut batch = Vec::new();
+    frame::encode(&mut batch, "user", KeyHash::of_key("user"), false, b"event 5");
+    let placed = opened.writer.commit(&mut [batch]).expect("the disk is well again");
+    assert_eq!(placed[0].first, Position(5), "DENSE");
+    drop((opened, host));
+    let (opened, host) = reopen_simulated(&files.crash(0));
+    assert_eq!((opened.damaged_events, opened.writer.next()), (0, Position(6)));
+    let mut cursor = Cursor::new(Arc::clone(opened.handle.shared()), Arc::clone(&host.files));
+    let (mut at, mut found) = (Position(0), Vec::new());
+    while let Some(swept) = cursor.next(at).expect("read") {
+        assert!(swept.damaged.is_empty());
+        let mut bytes = &swept.chunk.bytes[..];
+        while let Some(frame) = Frame::check(bytes) {
+            found.push((frame.position().0, String::from_utf8_lossy(frame.data()).into_owned()));
+            bytes = &bytes[frame.len()..];
+        }
+        at = Position(swept.chunk.first.0 + u64::from(swept.chunk.count));
+    }
+    assert_eq!(found, (0..6).map(|n| (n, format!("event {n}"))).collect::<Vec<_>>());
+}

@@ -205,7 +205,9 @@ impl World {
         };
         let saved = self.saved();
         let opened = match self.open(&host, &saved) {
-            Ok(opened) => opened,
+            Ok(opened) if !self.files.has_died() => opened,
+            // What cannot be synced does not stop an opening, and the death of the machine looks like that.
+            Ok(_) => return End::Died,
             Err(OpenError::Io { error, .. }) if is_death(&error) => return End::Died,
             Err(OpenError::Io { error, .. }) if self.faulty() => {
                 // The supervisor starts the agent again.

@@ -134,7 +134,14 @@ impl Risk {
         }
     }
 
-    /// An opening found what is left, and synced it.
+    /// An opening tells whether it could sync what it found.
+    pub fn opening(&mut self, unsynced: bool) {
+        if unsynced && !self.power_cut {
+            self.told_in_doubt();
+        }
+    }
+
+    /// What an opening found is checked, and is durable where it is not in doubt.
     pub fn opened(&mut self) {
         if self.power_cut {
             // What is there now was read from the disk itself.

@@ -10,6 +10,7 @@ use forebay::config::SyncClass;
 use forebay::event::{LANES, Position};
 use forebay::spool::Policy;
 use forebay::spool::gather::commit_loop;
+use forebay::spool::held::Held;
 
 use super::{Kind, Life, Process, Stop};
 use crate::content::durable;
@@ -24,7 +25,8 @@ impl Life {
             // A commit thread that is closed while it fails gives up, without receipts.
             return Ok(());
         }
-        let base = opened.writer.next();
+        // The commit thread writes what is held before anything else.
+        let base = opened.writer.held().map_or(opened.writer.next(), Held::end);
         let mut receipts = Vec::new();
         for _ in 0..self.draw(4) {
             let mut batch = opened.handle.batch();

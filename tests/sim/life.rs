@@ -26,6 +26,7 @@ use forebay::host::{Clock, Host, mix64};
 use forebay::spool::cursor::Cursor;
 use forebay::spool::frame;
 use forebay::spool::gather::SyncTimer;
+use forebay::spool::held::Held;
 use forebay::spool::{OpenError, Opened, SpoolOptions, open, prepare, remove_covered};
 
 #[path = "classes.rs"]
@@ -37,7 +38,7 @@ mod mishaps;
 
 use self::classes::{Risk, class_of};
 use crate::content::{durable, keys};
-use crate::fault_files::{ENOSPC, FaultFiles, Met, OpRecord, SeededEntropy, SimClock, is_death};
+use crate::fault_files::{DIED, ENOSPC, FaultFiles, Met, OpRecord, SeededEntropy, SimClock, is_death};
 use crate::planted::{Plant, PlantedFiles};
 use crate::promises::{Broken, FEW_KEYS, Id, KEYS, Marks, Promises, data_of, hash_of, holds, id_of, key_of};
 use crate::reader::{ReadError, Reader};
@@ -133,6 +134,8 @@ struct Life {
     flipped: Vec<PathBuf>,
     /// Bits are flipped in the positions of frames only, where they mislead most.
     aimed_flips: bool,
+    /// The disk often fails syncs when a process starts.
+    sick_openings: bool,
     steps_left: u64,
     trace: Vec<Line>,
     logged: usize,
@@ -154,6 +157,7 @@ pub fn live(seed: u64, plant: Plant) -> Outcome {
         promises: Promises::new(if mix64(seed ^ 0xfe3).is_multiple_of(8) { FEW_KEYS.0 } else { 1 }, Risk::new(class)),
         flipped: Vec::new(),
         aimed_flips: mix64(seed ^ 0xa13d).is_multiple_of(4),
+        sick_openings: mix64(seed ^ 0x51c4).is_multiple_of(8),
         steps_left: 40 + mix64(seed ^ 0x57e9) % 100,
         trace: Vec::new(),
         logged: 0,
@@ -181,6 +185,16 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
 
 fn options() -> SpoolOptions {
     SpoolOptions { stream: "clicks".into(), dir: PathBuf::from("/spool"), max_bytes: 1 << 30, segment_bytes: 3000 }
+}
+
+/// The events of a group that an opening held back.
+pub fn held_events(held: &Held) -> Vec<(Position, Id)> {
+    let (mut events, mut bytes) = (Vec::new(), held.frames());
+    while let Some(frame) = frame::Frame::check(bytes) {
+        events.push((frame.position(), id_of(frame.data()).unwrap_or_default()));
+        bytes = &bytes[frame.len()..];
+    }
+    events
 }
 
 fn lanes() -> Vec<Lane> {
@@ -238,6 +252,9 @@ impl Life {
         if self.on(Kind::Faults) && self.draw(4) == 0 {
             self.add_fault();
         }
+        if self.sick_openings && self.draw(2) == 0 {
+            self.sicken();
+        }
         let mut process = self.open()?;
         while self.steps_left > 0 {
             self.steps_left -= 1;
@@ -292,7 +309,7 @@ impl Life {
         let host = Host { files: Arc::new(files), clock: self.clock.clone(), entropy: Arc::new(entropy) };
         // A third of the lives is coded, each process in its own way. Of no seed in `lives.rs` that found a bug: those are
         // stories of plain files.
-        let draw = mix64(self.seed ^ 0xc190);
+        let draw = mix64(self.seed ^ 0xd284);
         if !draw.is_multiple_of(3) {
             return host;
         }
@@ -322,7 +339,9 @@ impl Life {
             self.files.set_budget(None);
             self.note_lies();
             let error = match opened {
-                Ok(opened) => break opened,
+                Ok(opened) if !self.files.has_died() => break opened,
+                // A sync that failed does not stop an opening, and the death of the machine looks like one.
+                Ok(_) => OpenError::Io { doing: "opening".to_owned(), error: io::Error::other(DIED) },
                 Err(error) => error,
             };
             self.promises.opening_cut = true;
@@ -348,6 +367,11 @@ impl Life {
         let damaged = if self.plant == Plant::DamageUntold { 0 } else { opened.damaged_events };
         let next = opened.writer.next();
         self.tell(|| format!("open: next {next}, {damaged} damaged, torn {}", opened.torn_bytes));
+        if opened.writer.is_suspect() {
+            self.files.meet("opened without a sync");
+            let held = opened.writer.held().map_or(0, |held| held.events());
+            self.tell(|| format!("unsynced: {held} events held back"));
+        }
         if full(&self.files.met()) > full_before || self.files.faults_fired() > fired_before {
             self.promises.told_again += damaged;
         }
@@ -452,6 +476,9 @@ impl Life {
 
     /// One try at a group; what failed waits, as in the commit thread, and its events keep their positions.
     fn commit(&mut self, process: &mut Process) -> Result<(), Stop> {
+        if !self.resume(process)? {
+            return Ok(());
+        }
         let mut group = match process.waiting.take() {
             Some(group) => group,
             None => self.group(),
@@ -480,6 +507,30 @@ impl Life {
             self.before_receipts(process, placed.segment);
         }
         self.receipt(&mut process.reader, base, group.first, group.counts.iter().sum())
+    }
+
+    /// What the opening could not sync is written before anything else. False while that fails.
+    fn resume(&mut self, process: &mut Process) -> Result<bool, Stop> {
+        let fired = self.files.faults_fired();
+        match process.opened.writer.write_held() {
+            Ok(None) => Ok(true),
+            Ok(Some((placed, held))) => {
+                self.files.meet("group in doubt written again");
+                self.tell(|| format!("held: {} events from {} on", held.events(), held.base()));
+                let path = process.opened.handle.shared().table.dir().join(placed.segment.file_name());
+                let there = durable(&self.files, &path);
+                let there = there.get(placed.offset as usize..).is_some_and(|rest| rest.starts_with(held.frames()));
+                holds!(there || !self.plant.looks(), "RECEIPT-AFTER-SYNC: what was held at {} is not on the disk", held.base());
+                for (position, id) in held_events(&held) {
+                    process.reader.committed(position, id);
+                }
+                Ok(true)
+            }
+            Err(error) => {
+                self.tell(|| format!("what is held cannot be written: {error}"));
+                self.failed(&error, fired, "NOTHING-LOST").map(|()| false)
+            }
+        }
     }
 
     fn receipt(&mut self, reader: &mut Reader, base: Position, first: Id, count: u64) -> Result<(), Stop> {

@@ -53,6 +53,20 @@ impl Life {
         self.files.fail(fault);
     }
 
+    /// The next syncs of segments or of their directory fail: a few, or until somebody mends the disk.
+    pub(super) fn sicken(&mut self) {
+        let op = if self.draw(4) == 0 { Op::SyncDir } else { Op::SyncData };
+        let pending = match self.draw(3) {
+            1 if self.on(Kind::LyingSyncs) => Pending::Forget,
+            2 if self.on(Kind::LyingSyncs) => Pending::Drop,
+            _ => Pending::Keep,
+        };
+        let mut fault = Fault::new(op, 1 + self.draw(2), EIO).on("/spool/segments").pending(pending);
+        fault.times = [1, 2, 4, u64::MAX][self.draw(4) as usize];
+        self.tell(|| format!("fault: {fault:?}"));
+        self.files.fail(fault);
+    }
+
     /// What happens beside faults while a process runs.
     pub(super) fn mishap(&mut self, process: &mut Process) {
         match self.draw(4) {

@@ -22,11 +22,13 @@ use forebay::event::{KeyHash, LANES, Position};
 use forebay::host::mix64;
 use forebay::spool::Opened;
 use forebay::spool::frame::Frame;
+use forebay::spool::held::Held;
 use forebay::spool::segment::{SEGMENT_HEADER_BYTES, SegmentId};
 
 use crate::content::live;
 use crate::fault_files::FaultFiles;
 use crate::life::classes::Risk;
+use crate::life::held_events;
 
 /// Submitted events are numbered in order, from 1 or from [`FEW_KEYS`].
 pub type Id = u64;
@@ -210,7 +212,11 @@ impl Promises {
     }
 
     /// A segment with these positions is gone; `saved` are the marks of the last saved checkpoint.
-    pub fn removed(&self, id: SegmentId, base: Position, end: Position, saved: &Marks) -> Result<(), Broken> {
+    pub fn removed(&mut self, id: SegmentId, base: Position, end: Position, saved: &Marks) -> Result<(), Broken> {
+        if base == end {
+            // It may have said where positions go on: a next file that loses its header tells the gap before it again.
+            self.told_again += self.taken.len() as u64;
+        }
         for (position, event) in self.receipted.range(base..end) {
             if self.risk.is_in_doubt(*position) {
                 continue;
@@ -262,7 +268,20 @@ impl Promises {
             found.values()
         );
         holds!(found.values().all(|id| *id < self.next_id), "NOTHING-LOST: an event that nobody sent");
-        let next = opened.writer.next();
+        // The opening's own sync may have taken what a kill left unsynced. It told so.
+        self.risk.opening(opened.writer.is_suspect());
+        // What is held back is there too, and the positions behind it are the next ones.
+        let readable = found.len();
+        let held = opened.writer.held();
+        let next = held.map_or(opened.writer.next(), Held::end);
+        for (position, id) in held.map(held_events).unwrap_or_default() {
+            holds!(position >= opened.writer.next(), "DENSE: {position} is held, before the next one");
+            holds!(found.insert(position, id).is_none(), "DENSE: {position} is held, and there");
+        }
+        holds!(
+            held.is_none_or(|held| found.len() - readable == held.events() as usize),
+            "NOTHING-LOST: what is held is not whole"
+        );
         let told_by_class = self.take_what_the_class_allows(&found, next);
         for (bad_here, id, positions) in bad_in {
             holds!(self.taken.range(positions).next().is_some(), "EXACT-ACCOUNT: {bad_here} bad stretches are kept in {id}");
@@ -291,6 +310,8 @@ impl Promises {
             excused || (told_by_class..=told_by_class + self.told_again).contains(&damaged),
             "EXACT-ACCOUNT: a power cut took {told_by_class} events from among others, and {damaged} are told"
         );
+        // An opening that died may have left an index behind which nobody sees the gap; it is told when that is lost.
+        self.told_again += told_by_class.saturating_sub(damaged);
         self.opening_cut_now = false;
         self.risk.opened();
         holds!(
@@ -299,6 +320,9 @@ impl Promises {
             self.told_at_open,
             self.hits.len()
         );
+        if let Some(held) = held {
+            found.split_off(&held.base());
+        }
         Ok((found, bad))
     }
 

@@ -215,11 +215,12 @@ fn without_an_order_to_keep_several_records_of_a_shard_are_under_way_at_once() {
 }
 
 #[test]
-fn a_rate_of_records_that_binds_for_seconds_brings_the_advice_and_bytes_that_bind_do_not() {
-    for (padding, advised) in [(40, true), (3_000, false)] {
+fn a_rate_of_records_that_binds_for_seconds_brings_the_advice_and_neither_bytes_nor_a_dead_shard_do() {
+    for (padding, dead, advised) in [(40, false, true), (3_000, false, false), (40, true, false)] {
         let mut history = calm(4, Aggregate::Off);
         (history.options.order, history.ordered, history.options.slots_max) = (Order::None, false, 1 << 14);
         (history.model, history.padding) = (Model::new(1), padding);
+        history.dead = dead.then_some(0..=u128::MAX);
         let mut running = history.start(Position(0));
         let mut told = String::new();
         for _ in 0..1_000 {
@@ -228,6 +229,7 @@ fn a_rate_of_records_that_binds_for_seconds_brings_the_advice_and_bytes_that_bin
             running.dispatcher.advise(history.now());
             told.clone_from(&running.metrics.advice.lock().expect("not poisoned"));
         }
+        history.dead = None;
         assert_eq!(told.contains("1 of 1 shards") && told.contains("\"kpl\""), advised, "{told:?}");
         history.finish(running);
     }

@@ -43,6 +43,10 @@ pub fn commit_loop(shared: &Arc<Shared>, mut writer: Writer) {
     shared.metrics.spool_bytes.store(shared.table.bytes(), Ordering::Relaxed);
     let mut keeper = Keeper { shared, writer, room: Room::default(), episode: None, timer: SyncTimer::default() };
     keeper.look_before_the_first();
+    if !keeper.resume() {
+        shared.abandon();
+        return;
+    }
     let mut stream = false;
     loop {
         let mut group = match shared.next_group(stream, keeper.patience(clock.monotonic())) {
@@ -126,6 +130,43 @@ impl Keeper<'_> {
         if let Some(limit) = self.room.limit(self.shared, cost) {
             self.begin_episode(limit, cost);
         }
+    }
+
+    /// After an opening that could not sync what it found: writes again what is held back for that, before anything else and
+    /// however long it takes, and finds out whether the disk takes syncs. False when the spool closed first.
+    fn resume(&mut self) -> bool {
+        let (shared, metrics) = (self.shared, &self.shared.metrics);
+        if !self.writer.is_suspect() {
+            return true;
+        }
+        metrics.writable.store(false, Ordering::Relaxed);
+        let written = loop {
+            match self.writer.write_held() {
+                Ok(written) => break written,
+                Err(error) => tracing::debug!(%error, "the group in doubt cannot be written yet"),
+            }
+            // Whoever waits for an end waits for this too.
+            if !shared.wait_for_space() {
+                return false;
+            }
+        };
+        let Some((placed, held)) = written else {
+            metrics.writable.store(self.writer.probe().is_ok(), Ordering::Relaxed);
+            return true;
+        };
+        tracing::info!(events = held.events(), "the spool can be written again, and the group in doubt is durable");
+        metrics.writable.store(true, Ordering::Relaxed);
+        metrics.spool_bytes.store(shared.table.bytes(), Ordering::Relaxed);
+        let Placed { segment, offset, first, created_ms } = placed;
+        let count = held.events();
+        locked(&metrics.account).accepted += u64::from(count);
+        let bytes = held.into_frames();
+        let chunk = Chunk { bytes, first, count, segment, offset, created_ms, pool: Some(Arc::clone(&shared.pool)) };
+        shared.tail.push(vec![Arc::new(chunk)], self.writer.next());
+        if let Some(wake) = &*locked(&shared.wake) {
+            wake();
+        }
+        true
     }
 
     /// Notes that there is no room for `cost` bytes; says so if that is new.
