@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -29,7 +30,12 @@ enum Answer {
     Reset,
     /// Keeps the connection open and says nothing.
     Silence,
+    /// Answers a byte at a time, with so much time between two.
+    Slow(Duration, String),
 }
+
+/// What the server does with a request. It reads the body first, unless the head alone decides.
+type Answers = Arc<dyn Fn(&Request) -> Answer + Send + Sync>;
 
 /// A request as it came in.
 struct Request {
@@ -54,9 +60,15 @@ struct Wire {
 impl Wire {
     /// Serves the answers in order, one a request, over as many connections as come.
     async fn serve(answers: Vec<Answer>) -> Self {
+        let answers = Mutex::new(VecDeque::from(answers));
+        let next = move |_: &Request| answers.lock().unwrap().pop_front().expect("one request more than the test foresaw");
+        Self::serve_by(Arc::new(next)).await
+    }
+
+    /// Serves each request as it deserves.
+    async fn serve_by(answers: Answers) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let answers = Arc::new(Mutex::new(VecDeque::from(answers)));
         let requests = Arc::new(Mutex::new(Vec::new()));
         let kept = Arc::clone(&requests);
         tokio::spawn(async move {
@@ -116,12 +128,7 @@ impl Wire {
     }
 }
 
-async fn serve_connection(
-    stream: TcpStream,
-    connection: usize,
-    answers: Arc<Mutex<VecDeque<Answer>>>,
-    requests: Arc<Mutex<Vec<Request>>>,
-) {
+async fn serve_connection(stream: TcpStream, connection: usize, answers: Answers, requests: Arc<Mutex<Vec<Request>>>) {
     let mut stream = BufReader::new(stream);
     loop {
         let mut length = 0;
@@ -147,8 +154,8 @@ async fn serve_connection(
         let mut body = vec![0; length];
         stream.read_exact(&mut body).await.unwrap();
         request.body = serde_json::from_slice(&body).unwrap();
+        let answer = answers(&request);
         requests.lock().unwrap().push(request);
-        let answer = answers.lock().unwrap().pop_front().expect("one request more than the test foresaw");
         let text = match answer {
             Answer::Full(status, body) => http(status, "", &body, body.len()),
             Answer::Headers(status, headers, body) => http(status, headers, &body, body.len()),
@@ -160,6 +167,15 @@ async fn serve_connection(
                 // With zero linger, closing sends RST.
                 stream.get_ref().set_zero_linger().unwrap();
                 return;
+            }
+            Answer::Slow(pause, body) => {
+                for byte in http(200, "", &body, body.len()).into_bytes() {
+                    if stream.write_all(&[byte]).await.is_err() {
+                        return;
+                    }
+                    tokio::time::sleep(pause).await;
+                }
+                continue;
             }
             Answer::Silence => {
                 // Until the client goes away.
@@ -269,7 +285,7 @@ async fn an_answer_with_too_few_or_too_many_outcomes_is_an_unknown_outcome() {
 #[tokio::test]
 async fn refusals_have_the_class_of_their_code() {
     for (status, code, class) in [
-        (400, "AccessDeniedException", ErrorClass::Configuration),
+        (400, "AccessDeniedException", ErrorClass::Transient),
         (400, "ResourceNotFoundException", ErrorClass::Configuration),
         (400, "ExpiredTokenException", ErrorClass::Configuration),
         (403, "InvalidSignatureException", ErrorClass::Configuration),
@@ -290,6 +306,223 @@ async fn refusals_have_the_class_of_their_code() {
     }
 }
 
+/// Every error of PutRecords and of what stands before it: its class for a whole request, and for a record. Of a whole request
+/// it is unknown what became of it, unless the service says so by the code; of a record it was not stored.
+#[tokio::test]
+async fn every_error_has_its_class_at_request_level_and_at_record_level() {
+    use ErrorClass::{Configuration, Poison, Throttle, Transient, UnknownOutcome};
+    for (status, code, request_level, record_level) in [
+        (400, "ProvisionedThroughputExceededException", Throttle, Throttle),
+        (400, "LimitExceededException", Throttle, Throttle),
+        (400, "ThrottlingException", Throttle, Throttle),
+        (400, "KMSThrottlingException", Throttle, Throttle),
+        (500, "InternalFailure", UnknownOutcome, Transient),
+        (503, "ServiceUnavailable", UnknownOutcome, UnknownOutcome),
+        (400, "AccessDeniedException", Transient, Configuration),
+        (400, "ResourceNotFoundException", Configuration, Configuration),
+        (400, "ExpiredTokenException", Configuration, Configuration),
+        (403, "ExpiredToken", Configuration, Configuration),
+        (403, "InvalidSignatureException", Configuration, Configuration),
+        (400, "UnrecognizedClientException", Configuration, Configuration),
+        (400, "MissingAuthenticationTokenException", Configuration, Configuration),
+        (400, "KMSDisabledException", Configuration, Configuration),
+        (400, "KMSInvalidStateException", Configuration, Configuration),
+        (400, "KMSAccessDeniedException", Configuration, Configuration),
+        (400, "KMSNotFoundException", Configuration, Configuration),
+        (400, "KMSOptInRequired", Configuration, Configuration),
+        (400, "InvalidArgumentException", Poison, Poison),
+        (400, "ValidationException", Poison, Poison),
+        (400, "SerializationException", Poison, Poison),
+        (413, "RequestEntityTooLarge", Poison, Poison),
+        (400, "SomethingNobodyKnowsException", UnknownOutcome, UnknownOutcome),
+    ] {
+        let body = json!({"__type": code, "message": "in so many words"}).to_string();
+        let error = failing_put(Answer::Full(status, body)).await;
+        assert_eq!((error.class, error.code.as_str()), (request_level, code), "{error}");
+        let body = json!({"FailedRecordCount": 1, "Records": [
+            stored(1),
+            {"ErrorCode": code, "ErrorMessage": "in so many words"},
+        ]});
+        let wire = Wire::serve(vec![Answer::Full(200, body.to_string())]).await;
+        let outcomes = wire.client().put_records(entries(2)).await.unwrap();
+        assert!(matches!(outcomes[0], EntryOutcome::Stored { .. }), "{code} of one record says nothing of another");
+        let EntryOutcome::Failed(error) = &outcomes[1] else { panic!("{code} is no success") };
+        assert_eq!((error.class, error.code.as_str()), (record_level, code), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_that_names_the_stream_is_a_configuration_error_and_no_refusal_shows_an_events_key() {
+    let refused = |message: &str| Answer::Full(400, json!({"__type": "ValidationException", "message": message}).to_string());
+    let error =
+        failing_put(refused("1 validation error detected: Value 'a b' at 'streamName' failed to satisfy constraint")).await;
+    assert_eq!(error.class, ErrorClass::Configuration, "{error}");
+    let at = "at 'records.1.member.partitionKey' failed to satisfy constraint";
+    let error = failing_put(refused(&format!("1 validation error detected: Value 'secret' {at}"))).await;
+    assert_eq!(error.class, ErrorClass::Poison, "{error}");
+    assert!(error.names_a_record() && !error.message.contains("secret"), "{error}");
+}
+
+#[tokio::test]
+async fn an_answer_slower_than_the_request_timeout_is_an_unknown_outcome_and_a_slow_one_within_it_is_good() {
+    let body = || json!({"FailedRecordCount": 0, "Records": [stored(1)]}).to_string();
+    let wire = Wire::serve(vec![Answer::Slow(Duration::from_millis(20), body())]).await;
+    let error = wire.client_with(Duration::from_millis(500)).put_records(entries(1)).await.unwrap_err();
+    assert_eq!((error.class, error.code.as_str()), (ErrorClass::UnknownOutcome, "timeout"), "{error}");
+    let wire = Wire::serve(vec![Answer::Slow(Duration::from_millis(1), body())]).await;
+    wire.client_with(Duration::from_secs(60)).put_records(entries(1)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_name_that_does_not_resolve_surely_stored_nothing() {
+    let wire = Wire::serve(vec![]).await;
+    // RFC 6761: nobody may give this name an address.
+    let target = Target { endpoint: Some("http://kinesis.invalid".into()), ..wire.target(Duration::from_secs(30)) };
+    let error = AwsKinesis::open_with_credentials(target, "id", "secret").put_records(entries(1)).await.unwrap_err();
+    assert_eq!((error.class, error.code.as_str()), (ErrorClass::Transient, "connect"), "{error}");
+}
+
+#[tokio::test]
+async fn a_reset_in_the_middle_of_the_request_is_an_unknown_outcome() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            // Some of the body has come then, and most of it has not.
+            stream.read_exact(&mut [0; 4096]).await.unwrap();
+            stream.set_zero_linger().unwrap();
+        }
+    });
+    let target = Target {
+        region: Some("eu-west-1".into()),
+        endpoint: Some(format!("http://{address}")),
+        request_timeout: Duration::from_secs(20),
+        ..Target::new("clicks")
+    };
+    let large = PutEntry { partition_key: "a".into(), explicit_hash_key: None, data: vec![7; 1_000_000] };
+    let error = AwsKinesis::open_with_credentials(target, "id", "secret").put_records(vec![large; 4]).await.unwrap_err();
+    assert_eq!((error.class, error.code.as_str()), (ErrorClass::UnknownOutcome, "connection"), "{error}");
+}
+
+// === PutRecord where PutRecords is denied ===
+
+fn refuse(code: &str) -> Answer {
+    Answer::Full(400, json!({"__type": code, "message": format!("{code}, in so many words")}).to_string())
+}
+
+/// A policy that allows PutRecords while the flag is set, and PutRecord but for these keys, which are answered so.
+async fn serve_policy(together: &Arc<AtomicBool>, keys: &'static [(&'static str, &'static str)]) -> Wire {
+    let together = Arc::clone(together);
+    Wire::serve_by(Arc::new(move |request: &Request| {
+        if request.target.ends_with(".PutRecord") {
+            let key = request.body["PartitionKey"].as_str().unwrap();
+            return match keys.iter().find(|(of, _)| *of == key || *of == "*") {
+                Some((_, code)) => refuse(code),
+                None => Answer::Full(200, stored(1).to_string()),
+            };
+        }
+        if !together.load(Ordering::SeqCst) {
+            return refuse("AccessDeniedException");
+        }
+        let records: Vec<Value> = request.body["Records"].as_array().unwrap().iter().map(|_| stored(1)).collect();
+        Answer::Full(200, json!({"FailedRecordCount": 0, "Records": records}).to_string())
+    }))
+    .await
+}
+
+fn calls(wire: &Wire, name: &str) -> usize {
+    wire.requests.lock().unwrap().iter().filter(|request| request.target.ends_with(name)).count()
+}
+
+fn class_of(outcome: &EntryOutcome) -> Option<ErrorClass> {
+    match outcome {
+        EntryOutcome::Stored { .. } => None,
+        EntryOutcome::Failed(error) => Some(error.class),
+    }
+}
+
+#[tokio::test]
+async fn where_put_records_is_denied_each_record_is_put_alone_and_has_its_own_outcome() {
+    let denied = Arc::new(AtomicBool::new(false));
+    let wire =
+        serve_policy(&denied, &[("key-3", "ProvisionedThroughputExceededException"), ("key-70", "InvalidArgumentException")])
+            .await;
+    let client = wire.client();
+    let error = client.put_records(entries(100)).await.unwrap_err();
+    assert_eq!((error.class, error.code.as_str()), (ErrorClass::Transient, "AccessDeniedException"), "it is sent again at once");
+    let mut sent = entries(100);
+    sent[9].explicit_hash_key = Some(77);
+    let outcomes = client.put_records(sent).await.unwrap();
+    for (n, outcome) in outcomes.iter().enumerate() {
+        let expected = match n {
+            3 => Some(ErrorClass::Throttle),
+            70 => Some(ErrorClass::Poison),
+            _ => None,
+        };
+        assert_eq!(class_of(outcome), expected, "record {n}");
+    }
+    assert_eq!((outcomes.len(), calls(&wire, ".PutRecords"), calls(&wire, ".PutRecord")), (100, 1, 100));
+    let requests = wire.requests.lock().unwrap();
+    let ninth = requests.iter().find(|request| request.body["PartitionKey"] == "key-9").unwrap();
+    assert_eq!(ninth.body, json!({"StreamName": "clicks", "Data": "ZXZlbnQ=", "PartitionKey": "key-9", "ExplicitHashKey": "77"}));
+}
+
+#[tokio::test]
+async fn a_policy_that_is_mended_is_found_and_records_are_put_together_again() {
+    let together = Arc::new(AtomicBool::new(false));
+    let wire = serve_policy(&together, &[]).await;
+    let client = wire.client().retry_put_records_after(Duration::from_millis(40));
+    client.put_records(entries(1)).await.unwrap_err();
+    let begun = Instant::now();
+    let go_on = || assert!(begun.elapsed() < Duration::from_secs(60), "PutRecords is not tried again");
+    while calls(&wire, ".PutRecords") < 3 {
+        // Denied again and again, and not one request fails for it.
+        assert_eq!(client.put_records(entries(2)).await.unwrap().iter().filter_map(class_of).count(), 0);
+        go_on();
+    }
+    assert!(calls(&wire, ".PutRecord") > calls(&wire, ".PutRecords"), "now and then only");
+    together.store(true, Ordering::SeqCst);
+    let mut before = calls(&wire, ".PutRecord");
+    loop {
+        client.put_records(entries(2)).await.unwrap();
+        go_on();
+        let singly = calls(&wire, ".PutRecord");
+        if singly == before {
+            break;
+        }
+        before = singly;
+    }
+    client.put_records(entries(2)).await.unwrap();
+    assert_eq!(calls(&wire, ".PutRecord"), before, "and it stays so");
+}
+
+#[tokio::test]
+async fn where_put_record_is_denied_too_it_is_a_configuration_error_and_nothing_else_is_tried() {
+    let denied = Arc::new(AtomicBool::new(false));
+    let wire = serve_policy(&denied, &[("*", "AccessDeniedException")]).await;
+    let client = wire.client();
+    assert_eq!(client.put_records(entries(50)).await.unwrap_err().class, ErrorClass::Transient);
+    let error = client.put_records(entries(50)).await.unwrap_err();
+    assert_eq!(error.class, ErrorClass::Configuration);
+    assert!(error.message.contains("neither PutRecords nor PutRecord is allowed"), "{error}");
+    assert_eq!((calls(&wire, ".PutRecords"), calls(&wire, ".PutRecord")), (1, 1));
+    denied.store(true, Ordering::SeqCst);
+    client.put_records(entries(50)).await.expect("a mended policy is found by the next request");
+}
+
+#[tokio::test]
+async fn a_fault_that_meets_every_record_stops_the_rest_of_a_request_whose_records_are_put_alone() {
+    let denied = Arc::new(AtomicBool::new(false));
+    let wire = serve_policy(&denied, &[("key-1", "ExpiredTokenException")]).await;
+    let client = wire.client();
+    client.put_records(entries(1)).await.unwrap_err();
+    let outcomes = client.put_records(entries(400)).await.unwrap();
+    assert_eq!(class_of(&outcomes[1]), Some(ErrorClass::Configuration));
+    let unsent = outcomes.iter().filter(|outcome| class_of(outcome) == Some(ErrorClass::Transient)).count();
+    assert_eq!(outcomes.len() - unsent, calls(&wire, ".PutRecord"), "what is not sent is not reported as anything else");
+    assert!(unsent > 200, "{unsent} were not sent");
+}
+
 #[tokio::test]
 async fn the_code_is_read_from_the_header_too() {
     let error = failing_put(Answer::Headers(
@@ -298,7 +531,7 @@ async fn the_code_is_read_from_the_header_too() {
         "{\"Message\":\"no\"}".into(),
     ))
     .await;
-    assert_eq!((error.class, error.code.as_str()), (ErrorClass::Configuration, "AccessDeniedException"));
+    assert_eq!((error.class, error.code.as_str()), (ErrorClass::Transient, "AccessDeniedException"), "PutRecord is tried next");
 }
 
 #[tokio::test]

@@ -40,7 +40,8 @@ impl Dispatcher {
     /// If the request is unknown, or the outcomes are not as many as its records (the adapter turns such answers
     /// into errors).
     pub fn on_answer(&mut self, id: u64, answer: Result<Vec<EntryOutcome>, PutError>, now: Duration) {
-        let request = self.requests.remove(&id).expect("each request is answered once");
+        let mut request = self.requests.remove(&id).expect("each request is answered once");
+        self.suspects.under_way -= usize::from(request.suspects.is_some());
         self.billed_under_way -= request.billed;
         let label = match &answer {
             Ok(outcomes) if outcomes.iter().all(|outcome| matches!(outcome, EntryOutcome::Stored { .. })) => "ok",
@@ -51,23 +52,48 @@ impl Dispatcher {
         match answer {
             Ok(outcomes) => {
                 assert!(outcomes.len() == request.records.len(), "one outcome for each record");
+                let accepted = outcomes.iter().any(|outcome| match outcome {
+                    EntryOutcome::Stored { .. } => true,
+                    EntryOutcome::Failed(error) => matches!(error.class, ErrorClass::Throttle | ErrorClass::Transient),
+                });
+                if accepted {
+                    self.suspects.on_accepted(id);
+                }
                 let mut worst: Option<PutError> = None;
+                let mut refused: Option<PutError> = None;
+                let mut part = request.suspects.take();
                 let mut tally = Tally { now, ..Tally::default() };
                 // Back to front, so that events of one shard that failed together keep their order in front.
-                for (sent, outcome) in request.records.iter().zip(outcomes).rev() {
+                for (n, (sent, outcome)) in request.records.iter().zip(outcomes).enumerate().rev() {
+                    if let EntryOutcome::Failed(error) = &outcome
+                        && error.class == ErrorClass::Poison
+                    {
+                        self.accuse_record(&request, n, &mut part, error, now);
+                        refused = Some(error.clone());
+                        continue;
+                    }
+                    let behind = self.cleared(&request, n, &mut part, self.is_delivered(sent, &outcome, now));
                     if let Some(error) = self.on_outcome(&request, sent, outcome, now, &mut tally) {
                         worst = Some(error);
                     }
+                    self.release(sent.queue, behind);
                 }
                 self.count(tally);
-                match worst {
-                    Some(error) => self.pause_for(&error, now),
-                    None => self.resume(),
+                match (worst, refused) {
+                    (Some(error), _) => self.pause_for(&error, now),
+                    (None, Some(error)) if !accepted => self.note_refusal(&error, now),
+                    _ => self.resume(),
                 }
             }
+            Err(error) if error.class == ErrorClass::Poison => self.refused(&mut request, &error, now),
             Err(error) => {
-                for sent in request.records.iter().rev() {
-                    self.failed(&request, sent, &error, now);
+                match request.suspects.take() {
+                    Some(part) => self.probe_failed(*part, &error, now),
+                    None => {
+                        for sent in request.records.iter().rev() {
+                            self.failed(&request, sent, &error, now);
+                        }
+                    }
                 }
                 match error.class {
                     ErrorClass::Configuration | ErrorClass::Poison => self.pause_for(&error, now),
@@ -77,6 +103,12 @@ impl Dispatcher {
             }
         }
         self.install_map(now);
+    }
+
+    /// A consumer will get it, as far as can be told without a fresh map.
+    fn is_delivered(&self, sent: &Sent, outcome: &EntryOutcome, now: Duration) -> bool {
+        let EntryOutcome::Stored { shard } = outcome else { return false };
+        sent.count == 1 || self.queues[sent.queue].shard.id == *shard || self.readable_anywhere(now)
     }
 
     /// Returns an error that concerns the whole stream.
@@ -116,12 +148,12 @@ impl Dispatcher {
             }
             EntryOutcome::Failed(error) => {
                 self.failed(request, sent, &error, now);
-                matches!(error.class, ErrorClass::Configuration | ErrorClass::Poison).then_some(error)
+                (error.class == ErrorClass::Configuration).then_some(error)
             }
         }
     }
 
-    fn failed(&mut self, request: &Request, sent: &Sent, error: &PutError, now: Duration) {
+    pub(super) fn failed(&mut self, request: &Request, sent: &Sent, error: &PutError, now: Duration) {
         let queue = &mut self.queues[sent.queue];
         queue.under_way -= 1;
         queue.requeue(&request.seqs[sent.first..sent.first + sent.count]);
@@ -144,14 +176,14 @@ impl Dispatcher {
         }
     }
 
-    fn pause_for(&mut self, error: &PutError, now: Duration) {
+    pub(super) fn pause_for(&mut self, error: &PutError, now: Duration) {
         let wait = self.pause.fail(self.host.entropy.as_ref());
         self.paused_until = now + wait;
         self.set_paused(Some(error.to_string()));
     }
 
     /// Kinesis is away: each shard backs off by itself, and status says why nothing moves.
-    fn tell_failing(&mut self, error: &PutError, now: Duration) {
+    pub(super) fn tell_failing(&mut self, error: &PutError, now: Duration) {
         let since = *self.failing_since.get_or_insert(now);
         if now.saturating_sub(since) >= FAILING_TOLD_AFTER {
             self.set_paused(Some(error.to_string()));
@@ -238,7 +270,7 @@ impl Dispatcher {
         }
     }
 
-    fn count_duplicated(&self, reason: &'static str, events: u64) {
+    pub(super) fn count_duplicated(&self, reason: &'static str, events: u64) {
         *locked(&self.metrics.duplicated).entry(reason).or_default() += events;
     }
 

@@ -1,4 +1,4 @@
-//! Events that end without being delivered: too old, damaged, or given up to make room.
+//! Events that end without being delivered: too old, damaged, refused for what they are, or given up to make room.
 //!
 //! Place: part of the [`Dispatcher`]; `poll` calls [`Dispatcher::expire`] after feeding and before packing, `pack` calls
 //! [`Dispatcher::settle_unreadable`], and the commit thread asks for [`Dispatcher::drop_oldest`] through the inbox.
@@ -24,6 +24,7 @@ use super::Dispatcher;
 use super::outgoing::Outgoing;
 use super::queue::{Slot, SlotState};
 use crate::event::Lane;
+use crate::kinesis::PutError;
 use crate::metrics::{Account, locked};
 use crate::spool::dead::desk::DeadLetters;
 use crate::spool::dead::{Known, Letter, Reason};
@@ -192,6 +193,9 @@ impl Dispatcher {
     /// Makes letters of events that wait and are too old: one batch. Looks at the fronts only, since receipts are in order.
     pub(super) fn expire(&mut self, now: Duration) {
         let Some(letters) = self.endings.letters.clone().filter(|_| !self.options.ttl.is_zero()) else { return };
+        if self.a_suspect_is_expired(now) {
+            self.let_suspects_go();
+        }
         if now < self.endings.not_before {
             self.wake(self.endings.not_before);
             return;
@@ -239,15 +243,7 @@ impl Dispatcher {
         if due.is_empty() {
             return;
         }
-        let result = if letters.store().has_room(bytes as u64) {
-            self.expire_these(&letters, &due, now)
-        } else {
-            Err(io::Error::other(format!(
-                "the store of dead letters is full (spool.dead_max_bytes, {} bytes are there); retry or purge some with `forebay dead`",
-                letters.store().bytes()
-            )))
-        };
-        match result {
+        match Self::room_for(&letters, bytes as u64).and_then(|()| self.expire_these(&letters, &due, now)) {
             Ok(()) => {
                 self.letters_work();
                 self.endings.not_before = if bytes >= BATCH_BYTES_GOOD { now } else { now + BATCH_GAP };
@@ -364,7 +360,44 @@ impl Dispatcher {
         }
     }
 
-    fn letters_stuck(&mut self, error: &io::Error, now: Duration) {
+    /// The event under way is refused for what it is: it is dead.
+    ///
+    /// # Errors
+    /// Its letter cannot be written, or there is no room for it: nothing has changed.
+    pub(super) fn end_as_poison(&mut self, at: usize, seq: u64, error: &PutError) -> io::Result<()> {
+        let slot = *self.queues[at].slot(seq);
+        let ending = match self.endings.letters.clone() {
+            None => Ending::Dead(None),
+            Some(letters) => {
+                Self::room_for(&letters, u64::from(slot.entry.len))?;
+                let letter = self.letter_of(&slot)?;
+                let mut made = [match letter.reason {
+                    Reason::Damaged => letter,
+                    _ => Letter { reason: Reason::Poison, detail: format!("Kinesis refuses it: {error}"), ..letter },
+                }];
+                letters.append(&mut made)?;
+                Ending::of(&made[0])
+            }
+        };
+        tracing::error!(position = slot.position.0, letter = ending.letter(), %error, "an event is refused for what it is, whatever the company: set aside as dead");
+        let queue = &mut self.queues[at];
+        queue.under_way -= 1;
+        queue.requeue(&[seq]);
+        self.end(at, &[seq], std::iter::once(ending));
+        Ok(())
+    }
+
+    fn room_for(letters: &DeadLetters, bytes: u64) -> io::Result<()> {
+        if letters.store().has_room(bytes) {
+            return Ok(());
+        }
+        Err(io::Error::other(format!(
+            "the store of dead letters is full (spool.dead_max_bytes, {} bytes are there); retry or purge some with `forebay dead`",
+            letters.store().bytes()
+        )))
+    }
+
+    pub(super) fn letters_stuck(&mut self, error: &io::Error, now: Duration) {
         self.endings.not_before = now + RETRY_WAIT;
         let reason = error.to_string();
         let mut told = locked(&self.metrics.dead_reason);
@@ -376,7 +409,7 @@ impl Dispatcher {
         self.endings.stuck = true;
     }
 
-    fn letters_work(&mut self) {
+    pub(super) fn letters_work(&mut self) {
         if std::mem::take(&mut self.endings.stuck) {
             tracing::info!("dead letters can be written again");
             locked(&self.metrics.dead_reason).clear();
@@ -422,6 +455,9 @@ impl Dispatcher {
 
     /// True when there is nothing more to do for now.
     fn give_up_oldest(&mut self, now: Duration) -> io::Result<bool> {
+        if self.has_suspects() {
+            self.let_suspects_go();
+        }
         if self.map.is_some() {
             self.advance_marks();
         }

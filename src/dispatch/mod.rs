@@ -21,7 +21,8 @@
 //! or re-sent in order before their children's.
 //!
 //! Failure: classes decide (`kinesis::ErrorClass`): throttle and transient faults back the shard off; an unknown
-//! outcome is sent again and counted; configuration errors pause the stream and are tried gently, for ever.
+//! outcome is sent again and counted; configuration errors pause the stream and are tried gently, for ever; of a request
+//! that is refused for its contents the one event is looked for (`suspects.rs`).
 //! Knows nothing of sockets, sources or SDK types.
 
 mod advice;
@@ -37,6 +38,7 @@ mod pack;
 pub mod queue;
 pub mod rewriter;
 pub mod run;
+mod suspects;
 #[cfg(test)]
 mod tests;
 pub mod window;
@@ -52,6 +54,7 @@ use self::expire::Endings;
 use self::marks::Marks;
 use self::mode::Mode;
 use self::queue::{Lag, Queue, SlotState};
+use self::suspects::{Part, Suspects};
 use self::window::Window;
 use crate::aggregate::Packer;
 use crate::checkpoint::Checkpoint;
@@ -61,7 +64,7 @@ use crate::host::Host;
 use crate::kinesis::{PutError, ShardRange};
 use crate::limits::WINDOW_BYTES_MAX;
 use crate::metrics::{ShardStatus, StreamMetrics, locked};
-use crate::shard_map::{LaneShard, ShardMap};
+use crate::shard_map::{LaneShard, ShardMap, even_shards};
 use crate::spool::cursor::Cursor;
 
 /// Slots kept in memory for all shards together (64 bytes each); further events stay on disk.
@@ -69,6 +72,12 @@ const SLOTS_MAX: usize = 384 << 10;
 
 /// How long every request fails before status says that delivery is paused: a lost connection alone is not worth it.
 const FAILING_TOLD_AFTER: Duration = Duration::from_secs(3);
+
+/// Ranges of hashes that stand for shards while those are not known.
+const SHARDS_GUESSED: u32 = 16;
+
+/// How their names begin.
+const GUESSED: &str = "unknown-";
 
 /// The knobs of one stream's delivery.
 #[derive(Clone, Debug)]
@@ -129,6 +138,8 @@ struct Request {
     records: Vec<Sent>,
     seqs: Vec<u64>,
     billed: usize,
+    /// A probe: its records are those of this part, one each.
+    suspects: Option<Box<Part>>,
 }
 
 /// A record that Kinesis stored in another shard than predicted: what it means is known with a fresh map.
@@ -161,6 +172,8 @@ pub struct Dispatcher {
     cursor: Cursor,
     metrics: Arc<StreamMetrics>,
     map: Option<ShardMap>,
+    /// It is made up, because ListShards is denied: one event a record, any shard is right.
+    map_guessed: bool,
     map_state: MapState,
     map_backoff: Backoff,
     map_not_before: Duration,
@@ -204,6 +217,8 @@ pub struct Dispatcher {
     wall_ms: u64,
     /// Events that end without being delivered.
     endings: Endings,
+    /// Events of requests that were refused for their contents.
+    suspects: Suspects,
 }
 
 impl Dispatcher {
@@ -226,6 +241,7 @@ impl Dispatcher {
             cursor,
             metrics,
             map: None,
+            map_guessed: false,
             map_state: MapState::Wanted,
             map_backoff: Backoff::new(Duration::from_millis(200), Duration::from_secs(30)),
             map_not_before: Duration::ZERO,
@@ -255,6 +271,7 @@ impl Dispatcher {
             wake_at: None,
             wall_ms: 0,
             endings: Endings::default(),
+            suspects: Suspects::default(),
         }
     }
 
@@ -287,7 +304,11 @@ impl Dispatcher {
                 return self.map_failed(now);
             }
             Err(error) => {
-                self.set_paused(Some(format!("ListShards: {error}")));
+                if error.code.starts_with("AccessDenied") && (self.map.is_none() || self.map_guessed) {
+                    self.guess_map(now);
+                } else {
+                    self.set_paused(Some(format!("ListShards: {error}")));
+                }
                 return self.map_failed(now);
             }
         };
@@ -306,6 +327,27 @@ impl Dispatcher {
             self.map_state = MapState::Changed(Box::new(map));
             self.install_map(now);
         }
+    }
+
+    /// Nobody may tell the shards. An event that is a record of its own is readable wherever it lies, and goes one at a time
+    /// for its key: so ranges of hashes will do instead, each with its own rate.
+    fn guess_map(&mut self, now: Duration) {
+        if self.map.is_some() {
+            return;
+        }
+        let mut guess = even_shards(SHARDS_GUESSED);
+        for (n, shard) in guess.iter_mut().enumerate() {
+            shard.id = ShardId::from(format!("{GUESSED}{n}").as_str());
+        }
+        match ShardMap::new(guess) {
+            Ok(map) => self.map_state = MapState::Changed(Box::new(map)),
+            Err(error) => unreachable!("even ranges cover all hashes: {error}"),
+        }
+        tracing::warn!(
+            "ListShards is denied, so the shards are not known: one event a record, rates are found by trying. Allow \
+             kinesis:ListShards on the stream; it is tried again now and then"
+        );
+        self.install_map(now);
     }
 
     fn map_failed(&mut self, now: Duration) {
@@ -330,7 +372,11 @@ impl Dispatcher {
             // A record lies in a shard younger than the listing: only a newer one can judge it.
             return self.map_failed(now);
         }
-        if let Some(old) = &self.map {
+        let was_guessed =
+            std::mem::replace(&mut self.map_guessed, map.open().iter().any(|shard| shard.id.0.starts_with(GUESSED)));
+        if was_guessed {
+            tracing::info!(shards = map.open().len(), "the shards can be listed now");
+        } else if let Some(old) = &self.map {
             tracing::info!(from = old.open().len(), to = map.open().len(), "the stream was resharded");
         }
         let first = self.map.is_none();
@@ -348,6 +394,7 @@ impl Dispatcher {
 
     /// Makes all queues anew: each begins at its lanes' marks. Only while no answer is outstanding.
     fn restart_queues(&mut self, now: Duration) {
+        self.forget_suspects();
         let Some(map) = &self.map else { return };
         let old = std::mem::take(&mut self.queues);
         let settled: Vec<(u64, Lane)> = old

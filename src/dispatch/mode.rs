@@ -253,13 +253,18 @@ impl Dispatcher {
         self.publish_mode(now);
     }
 
+    /// The form that records may have: single events where the shards are not known.
+    fn form_allowed(&self, now: Duration) -> Aggregate {
+        if self.map_guessed { Aggregate::Off } else { self.mode.form(self.options.aggregate, now) }
+    }
+
     /// Takes the form of records that the mode allows. False while that has to wait for answers, and nothing may be sent.
     pub(super) fn settle_form(&mut self, now: Duration) -> bool {
         let configured = self.options.aggregate;
         if configured == Aggregate::Kpl && !self.draining && !self.mode.is_settled(now) {
             return false;
         }
-        let form = self.mode.form(configured, now);
+        let form = self.form_allowed(now);
         if form == self.form {
             return true;
         }
@@ -325,13 +330,18 @@ impl Dispatcher {
     /// Writes what status tells of the mode; says in the log what has changed for the user.
     pub(super) fn publish_mode(&self, now: Duration) {
         let keys = self.mode.keys(now);
-        let reason = self.mode.reason(self.options.aggregate, self.options.order, now);
+        let reason = match self.mode.reason(self.options.aggregate, self.options.order, now) {
+            known if known.is_empty() && self.form_allowed(now) != self.options.aggregate => {
+                format!("the shards are not known: one event a record is sent instead of aggregate = {:?}; allow kinesis:ListShards", self.options.aggregate.name())
+            }
+            known => known,
+        };
         let waits = self.options.aggregate == Aggregate::Kpl && !self.mode.is_settled(now);
         let told = ModeStatus {
             summary: self.mode.summary.clone(),
             keys: keys.name(),
-            aggregate: self.mode.form(self.options.aggregate, now).name(),
-            is_fallback: !waits && self.mode.form(self.options.aggregate, now) != self.options.aggregate,
+            aggregate: self.form_allowed(now).name(),
+            is_fallback: !waits && self.form_allowed(now) != self.options.aggregate,
             reason: if waits { String::new() } else { reason },
         };
         let mut held = locked(&self.metrics.mode);

@@ -71,7 +71,9 @@ impl Dispatcher {
         }
         let mut ready = if self.aggregating() { Ready::default() } else { self.ready_singles(now) };
         while self.may_send() {
-            let request = if self.aggregating() { self.pack_aggregates(now) } else { self.pack_singles(&mut ready, now) };
+            let request = self.next_request(now, |this| {
+                if this.aggregating() { this.pack_aggregates(now) } else { this.pack_singles(&mut ready, now) }
+            });
             if request.is_empty() {
                 break;
             }
@@ -273,9 +275,9 @@ impl Dispatcher {
         self.note_sent(at, 1, (hash, hash), billed, &mut request.1);
     }
 
-    fn begin(&mut self) -> (Outgoing, Request) {
+    pub(super) fn begin(&mut self) -> (Outgoing, Request) {
         let id = self.next_request;
-        (Outgoing::new(id), Request { records: Vec::new(), seqs: Vec::new(), billed: 0 })
+        (Outgoing::new(id), Request { records: Vec::new(), seqs: Vec::new(), billed: 0, suspects: None })
     }
 
     fn note_sent(&mut self, at: usize, count: usize, span: (u128, u128), billed: usize, sent: &mut Request) {
@@ -288,7 +290,7 @@ impl Dispatcher {
         sent.billed += billed;
     }
 
-    fn send(&mut self, (outgoing, mut request): (Outgoing, Request)) -> Outgoing {
+    pub(super) fn send(&mut self, (outgoing, mut request): (Outgoing, Request)) -> Outgoing {
         if outgoing.is_empty() {
             return outgoing;
         }

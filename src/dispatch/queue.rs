@@ -277,6 +277,15 @@ impl Queue {
         }
     }
 
+    /// Events that are under way are in another request.
+    pub fn sent_again(&mut self, seqs: &[u64]) {
+        for seq in seqs {
+            let slot = self.slot_mut(*seq);
+            debug_assert_eq!(slot.state, SlotState::UnderWay);
+            slot.attempts = slot.attempts.saturating_add(1);
+        }
+    }
+
     /// Puts events back to the front, in their order.
     pub fn requeue(&mut self, seqs: &[u64]) {
         for seq in seqs.iter().rev() {

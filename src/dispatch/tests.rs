@@ -3,8 +3,10 @@
 //! promises by name. One seed is one history: `FOREBAY_SEED=7 cargo test dispatch::tests` runs that one alone.
 
 mod expiry;
+mod poison;
+mod storms;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
@@ -16,7 +18,6 @@ use crate::deaggregate::deaggregate;
 use crate::event::KeyHash;
 use crate::host::{Clock, Entropy, mix64};
 use crate::kinesis::{EntryOutcome, ErrorClass, PutEntry, StreamSummary};
-use crate::shard_map::even_shards;
 use crate::spool::dead::desk::DeadLetters;
 use crate::spool::gather::commit_loop;
 use crate::spool::rewrite::Rewritten;
@@ -192,6 +193,24 @@ struct History {
     asked: (u64, u64),
     /// Records of one shard under way at once.
     under_way_most: usize,
+    /// So many events of a hundred are such that Kinesis refuses a request for them.
+    poison_percent: u64,
+    /// Those.
+    poison: BTreeSet<(String, u64)>,
+    /// It refuses the record instead.
+    poison_by_record: bool,
+    /// It does not say that it is for a record.
+    poison_unnamed: bool,
+    /// Every request is refused, whatever is in it.
+    refuse_all: bool,
+    /// Every request, or every record of each, fails like this.
+    storm: Option<(PutError, bool)>,
+    /// The shards may not be listed.
+    list_denied: bool,
+    /// They may be after so many rounds.
+    list_denied_rounds: u32,
+    /// Requests answered so far.
+    answered: u64,
 }
 
 struct Running {
@@ -245,6 +264,15 @@ impl History {
             ordered: true,
             asked: (0, 0),
             under_way_most: 0,
+            poison_percent: 0,
+            poison: BTreeSet::new(),
+            poison_by_record: false,
+            poison_unnamed: false,
+            refuse_all: false,
+            storm: None,
+            list_denied: false,
+            list_denied_rounds: 0,
+            answered: 0,
         }
     }
 
@@ -290,8 +318,8 @@ impl History {
         for _ in 0..self.random.below(60) {
             // A hot key now and then.
             let key = format!("key-{}", if self.random.percent(20) { 0 } else { self.random.below(self.keys) });
-            let n = self.accepted.entry(key.clone()).or_default();
             let mut padding = "x".repeat(self.random.below(self.padding) as usize);
+            let n = self.accepted.entry(key.clone()).or_default();
             let data = if self.options.aggregate == Aggregate::Lines {
                 if self.random.percent(5) {
                     padding.insert(0, '\n');
@@ -300,6 +328,10 @@ impl History {
                 // What reads lines finds the key in the event.
                 format!("{n} {key} {padding}")
             } else {
+                if self.poison_percent > 0 && self.random.percent(self.poison_percent) {
+                    self.poison.insert((key.clone(), *n));
+                    padding = "POISON".into();
+                }
                 format!("{n} {padding}")
             };
             batch.push(&key, None, data.as_bytes());
@@ -320,6 +352,28 @@ impl History {
             entries.len() <= 500 && entries.iter().map(PutEntry::billed_bytes).sum::<usize>() <= 5 << 20,
             "INSIDE-THE-LIMITS"
         );
+        self.answered += 1;
+        if let Some((error, by_record)) = self.storm.clone() {
+            let outcomes = entries.iter().map(|_| EntryOutcome::Failed(error.clone())).collect();
+            return if by_record { Ok(outcomes) } else { Err(error) };
+        }
+        let named = if self.refuse_all || self.poison_unnamed { "Value" } else { "Value '…' at 'records.1.member.data'" };
+        let refusal = || PutError { message: named.into(), ..error(ErrorClass::Poison, "ValidationException") };
+        let poisoned: Vec<bool> = entries.iter().map(poison::holds_poison).collect();
+        if self.refuse_all || (!self.poison_by_record && poisoned.contains(&true)) {
+            // Even so a request may not arrive, and be refused for it.
+            return Err(if self.faults && self.random.percent(15) {
+                error(ErrorClass::UnknownOutcome, "timeout")
+            } else {
+                refusal()
+            });
+        }
+        if poisoned.contains(&true) {
+            let outcomes = entries.into_iter().zip(poisoned).map(|(entry, poisoned)| {
+                if poisoned { EntryOutcome::Failed(refusal()) } else { EntryOutcome::Stored { shard: self.model.store(entry) } }
+            });
+            return Ok(outcomes.collect());
+        }
         if !self.faults {
             let answered = entries.into_iter().map(|entry| {
                 if self.dead.as_ref().is_some_and(|dead| dead.contains(&Model::hash_of(&entry))) {
@@ -362,7 +416,12 @@ impl History {
         if running.dispatcher.ask_for_map(now) {
             // As it is now; it may change before it arrives.
             self.asked.0 += 1;
-            running.listing = Some(self.model.shards.clone());
+            if self.list_denied {
+                let (class, code) = (ErrorClass::Configuration, "AccessDeniedException".to_owned());
+                running.dispatcher.on_map(Err(PutError { class, code, message: String::new() }), now);
+            } else {
+                running.listing = Some(self.model.shards.clone());
+            }
         }
         if running.dispatcher.ask_for_summary(now) {
             self.asked.1 += 1;
@@ -402,8 +461,10 @@ impl History {
     /// Requests that were under way when the process died may or may not have been stored.
     fn crash(&mut self, running: Running) -> Position {
         for (request, _) in &running.under_way {
-            if self.random.percent(50) {
-                for entry in request.entries() {
+            let entries = request.entries();
+            let taken = self.poison_by_record || !entries.iter().any(poison::holds_poison);
+            if self.random.percent(50) && taken && !self.refuse_all {
+                for entry in entries.into_iter().filter(|entry| !poison::holds_poison(entry)) {
                     self.model.store(entry);
                 }
             }
@@ -417,7 +478,8 @@ impl History {
 
     fn run(mut self) {
         let mut running = self.start(Position(0));
-        for _ in 0..120 {
+        for round in 0..120 {
+            self.list_denied = round < self.list_denied_rounds;
             self.write(&running);
             for _ in 0..self.random.below(5) {
                 self.step(&mut running);

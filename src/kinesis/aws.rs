@@ -17,6 +17,7 @@ pub mod account;
 mod classify;
 mod client;
 mod credentials;
+mod singly;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -127,6 +128,9 @@ pub struct AwsKinesis {
     /// Shard ids that answers named so far, so that a record's answer shares one instead of making its own, and is
     /// compared by address with the one that was listed.
     shard_ids: Mutex<ShardIds>,
+    /// PutRecords, or PutRecord where only that is allowed.
+    way: Mutex<singly::Way>,
+    retry_put_records_after: Duration,
 }
 
 /// A client, from when it is first needed until its credentials are refused.
@@ -158,7 +162,15 @@ impl AwsKinesis {
             client: Mutex::default(),
             record_bytes: AtomicU64::new(PAGE_BYTES / 100),
             shard_ids: Mutex::default(),
+            way: Mutex::default(),
+            retry_put_records_after: singly::RETRY_AFTER,
         }
+    }
+
+    /// Where PutRecords is denied, it is tried again after half of `wait` to all of it (60 s), later less often. For tests.
+    #[must_use]
+    pub fn retry_put_records_after(self, wait: Duration) -> Self {
+        Self { retry_put_records_after: wait, ..self }
     }
 
     /// As [`AwsKinesis::open`], with credentials given instead of looked up.
@@ -338,7 +350,7 @@ impl AwsKinesis {
 
 impl KinesisApi for AwsKinesis {
     fn put_records(&self, entries: Vec<PutEntry>) -> BoxFuture<'_, Result<Vec<EntryOutcome>, PutError>> {
-        Box::pin(self.put(entries))
+        Box::pin(self.put_either(entries))
     }
 
     fn list_shards(&self) -> BoxFuture<'_, Result<Vec<ShardRange>, PutError>> {

@@ -87,6 +87,14 @@ pub struct PutError {
     pub message: String,
 }
 
+impl PutError {
+    /// The service says that it refuses a record, by its validation's path (`records.1.member.data`) or by a record's field.
+    #[must_use]
+    pub fn names_a_record(&self) -> bool {
+        self.class == ErrorClass::Poison && ["'records.", "ExplicitHashKey"].iter().any(|name| self.message.contains(name))
+    }
+}
+
 impl fmt::Display for PutError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.code, self.message)

@@ -111,7 +111,7 @@ pub(super) fn entry(code: String, message: String) -> PutError {
         "InternalFailure" | "InternalFailureException" => ErrorClass::Transient,
         code => class_of_code(code).unwrap_or(ErrorClass::UnknownOutcome),
     };
-    PutError { class, code, message: cut(message) }
+    refusal(PutError { class, code, message: cut(message) })
 }
 
 /// An error after the request was handed to the connection.
@@ -130,7 +130,7 @@ where
                 Some(message) => message.to_owned(),
                 None => chain(error),
             };
-            PutError { class: class.unwrap_or(ErrorClass::UnknownOutcome), code, message: cut(message) }
+            refusal(PutError { class: class.unwrap_or(ErrorClass::UnknownOutcome), code, message: cut(message) })
         }
         // TCP, DNS or TLS: the request itself never left.
         _ if find::<hyper_util::client::legacy::Error>(error).is_some_and(hyper_util::client::legacy::Error::is_connect) => {
@@ -141,6 +141,31 @@ where
         }
         _ => PutError { class: ErrorClass::UnknownOutcome, code: "connection".into(), message: chain(error) },
     }
+}
+
+/// A refusal that names the stream has nothing to do with the records. Any other may show what it refuses, which is an
+/// event's: the values in it are left out.
+fn refusal(error: PutError) -> PutError {
+    if error.class != ErrorClass::Poison {
+        return error;
+    }
+    if ["'streamName'", "'streamARN'", "StreamName", "StreamARN", "'streamId'"].iter().any(|name| error.message.contains(name)) {
+        return PutError { class: ErrorClass::Configuration, ..error };
+    }
+    PutError { message: without_values(&error.message), ..error }
+}
+
+/// `Value '…' at 'records.1.member.partitionKey' failed …`, and `Specified value was …`, as the service writes them.
+fn without_values(message: &str) -> String {
+    let mut text = message;
+    if let Some(at) = text.find("pecified value") {
+        text = &text[..at + "pecified value".len()];
+    }
+    let Some(begin) = text.find("Value '") else { return text.to_owned() };
+    // Whatever stands in the value: the last place that can end it.
+    let end = text.rfind("' at '").filter(|end| *end > begin);
+    let rest = end.map_or("", |end| &text[end..]);
+    format!("{}Value '…{rest}", &text[..begin])
 }
 
 /// An error before the request was signed: nobody but this machine, or who gives out credentials, is concerned.
@@ -294,6 +319,30 @@ mod tests {
         assert_eq!(entry("KMSThrottlingException".into(), String::new()).class, ErrorClass::Throttle);
         assert_eq!(entry("KMSDisabledException".into(), String::new()).class, ErrorClass::Configuration);
         assert_eq!(entry("NewTrouble".into(), String::new()).class, ErrorClass::UnknownOutcome);
+    }
+
+    #[test]
+    fn a_refusal_shows_no_value_of_an_event_and_one_that_names_the_stream_is_no_poison() {
+        let refused = |code: &str, message: &str| entry(code.into(), message.into());
+        for (message, told) in [
+            (
+                "1 validation error detected: Value 'jo' at 'x' secret' at 'records.1.member.partitionKey' failed to satisfy \
+                 constraint: Member must have length less than or equal to 256",
+                "1 validation error detected: Value '…' at 'records.1.member.partitionKey' failed to satisfy constraint: Member \
+                 must have length less than or equal to 256",
+            ),
+            (
+                "Invalid ExplicitHashKey. It must be in the range: [0, 2^128-1]. Specified value was secret",
+                "Invalid ExplicitHashKey. It must be in the range: [0, 2^128-1]. Specified value",
+            ),
+            ("Value 'secret and cut", "Value '…"),
+        ] {
+            let error = refused("ValidationException", message);
+            assert_eq!((error.class, error.message.as_str()), (ErrorClass::Poison, told));
+        }
+        let error = refused("ValidationException", "Value 'no such name' at 'streamName' failed to satisfy constraint");
+        assert_eq!(error.class, ErrorClass::Configuration);
+        assert!(error.message.contains("no such name"), "the person needs it: {error}");
     }
 
     #[test]

@@ -69,7 +69,7 @@ pub enum Reason {
     Expired,
     /// Its bytes no longer check.
     Damaged,
-    /// Kinesis refused it for what it is, whatever the company. This version writes none.
+    /// Kinesis refused it for what it is, whatever the company.
     Poison,
 }
 
