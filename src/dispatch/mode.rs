@@ -332,7 +332,10 @@ impl Dispatcher {
         let keys = self.mode.keys(now);
         let reason = match self.mode.reason(self.options.aggregate, self.options.order, now) {
             known if known.is_empty() && self.form_allowed(now) != self.options.aggregate => {
-                format!("the shards are not known: one event a record is sent instead of aggregate = {:?}; allow kinesis:ListShards", self.options.aggregate.name())
+                format!(
+                    "the shards are not known: one event a record is sent instead of aggregate = {:?}; allow kinesis:ListShards",
+                    self.options.aggregate.name()
+                )
             }
             known => known,
         };

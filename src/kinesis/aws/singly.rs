@@ -179,12 +179,13 @@ impl AwsKinesis {
 
     async fn try_put_one(&self, entry: PutEntry) -> Result<EntryOutcome, PutError> {
         let departure = Departure::default();
-        let request = self.client().await?.put_record().set_stream_name(self.name()).set_stream_arn(self.arn());
+        let (client, lease) = self.client().await?;
+        let request = client.put_record().set_stream_name(self.name()).set_stream_arn(self.arn());
         let request = request
             .data(Blob::new(entry.data))
             .partition_key(entry.partition_key)
             .set_explicit_hash_key(entry.explicit_hash_key.map(|hash| hash.to_string()));
-        let output = self.answer(&departure, request.customize().interceptor(departure.clone()).send()).await?;
+        let output = self.answer(&lease, &departure, request.customize().interceptor(departure.clone()).send()).await?;
         if output.sequence_number.is_empty() || output.shard_id.is_empty() {
             return Err(super::classify::bad_answer("neither sequence number nor shard".into()));
         }
