@@ -98,7 +98,7 @@ pub struct AgentFlags {
     /// Endpoint URL instead of the region's own
     #[arg(long, value_name = "URL", value_parser = by_key(SectionKind::Stream, "endpoint"))]
     pub endpoint: Option<String>,
-    /// off: one event a record; kpl: aggregates of many
+    /// off: one event a record; kpl: aggregates of many; lines: many, a line each
     #[arg(long, value_name = "HOW", value_parser = by_key(SectionKind::Stream, "aggregate"))]
     pub aggregate: Option<String>,
     /// Unix socket; "" turns it off
@@ -415,7 +415,7 @@ mod tests {
     fn a_flag_is_judged_by_the_rule_of_its_key() {
         let bad = |args: &[&str]| Cli::try_parse_from(args).unwrap_err().to_string();
         assert!(bad(&["forebay", "run", "--http", "0.0.0.0:1"]).contains("not a loopback address"));
-        assert!(bad(&["forebay", "run", "--aggregate", "lines"]).contains("not offered by this version"));
+        assert!(bad(&["forebay", "run", "--aggregate", "kpi"]).contains("\"lines\""));
         assert!(bad(&["forebay", "run", "--dev-shards", "9"]).contains("--dev"));
         assert!(bad(&["forebay", "tail", "x", "--idle-exit", "5"]).contains("unit is missing"));
         let cli = Cli::try_parse_from(["forebay", "run", "--dev", "--http", "", "--dev-shards", "2"]).unwrap();

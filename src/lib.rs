@@ -21,7 +21,7 @@
 //! *INSIDE-THE-LIMITS*, *BORING-RECOVERY*. `docs/ARCHITECTURE.md` says what each means and where it is kept.
 //!
 //! Modules in reading order: [`event`] and [`limits`] (vocabulary and bounds), [`host`] (the door to the machine),
-//! [`coding`] (files compressed and encrypted), [`spool`], [`dispatch`], [`aggregate`], [`shard_map`], [`kinesis`], [`checkpoint`], then [`ingest`], [`config`],
+//! [`coding`] (files compressed and encrypted), [`spool`], [`dispatch`], [`aggregate`], [`lines`], [`shard_map`], [`kinesis`], [`checkpoint`], then [`ingest`], [`config`],
 //! [`agent`] (all of it put together), [`admin`], and the commands.
 
 // The tests' disk double is written against the library from outside, and its unit tests use it too.
@@ -48,6 +48,7 @@ pub mod iam;
 pub mod ingest;
 pub mod kinesis;
 pub mod limits;
+pub mod lines;
 pub mod logging;
 pub mod md5_lanes;
 pub mod metrics;

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::checkpoint::Checkpoint;
+use crate::kinesis::StreamSummary;
 
 /// Bucket bounds, in seconds, of all latency histograms; +Inf is implied.
 pub const LATENCY_BOUNDS_SECONDS: [f64; 18] = [
@@ -128,6 +129,21 @@ pub struct ShardStatus {
     pub lagging: bool,
 }
 
+/// What `status` and `metrics` tell of a stream as a whole.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ModeStatus {
+    /// What Kinesis said last; `None` before it did.
+    pub summary: Option<StreamSummary>,
+    /// Whether keys decide a record's shard: `decide`, `ignored`, `unknown`; empty before delivery runs.
+    pub keys: &'static str,
+    /// The form of records in force: `off`, `kpl`, `lines`; empty before delivery runs.
+    pub aggregate: &'static str,
+    /// That is not the configured one.
+    pub is_fallback: bool,
+    /// What the mode costs the user, and why; empty when nothing.
+    pub reason: String,
+}
+
 /// All that is measured of one stream.
 #[derive(Debug, Default)]
 pub struct StreamMetrics {
@@ -163,6 +179,10 @@ pub struct StreamMetrics {
     pub throttled: AtomicU64,
     /// Shards as last seen.
     pub shards: Mutex<Vec<ShardStatus>>,
+    /// What is known of the stream as a whole.
+    pub mode: Mutex<ModeStatus>,
+    /// What the user could do for more events a second; empty when there is nothing to say.
+    pub advice: Mutex<String>,
     /// Why the stream is paused, empty when it is not. Shown by status and readiness' body.
     pub paused_reason: Mutex<String>,
     /// The last saved marks, and the wall clock (ms) then: what another process cannot read while sled is open.

@@ -13,7 +13,8 @@ use std::time::Duration;
 use forebay::admin::{self, AdminState};
 use forebay::commands::status::{self, StatusError, StatusOptions};
 use forebay::host::Clock;
-use forebay::metrics::{Account, Limit, PolicyTold, ShardStatus, SourceUsage, StreamMetrics, locked};
+use forebay::kinesis::StreamSummary;
+use forebay::metrics::{Account, Limit, ModeStatus, PolicyTold, ShardStatus, SourceUsage, StreamMetrics, locked};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -85,6 +86,15 @@ impl Agent {
 /// A stream in good order with a number in every place.
 fn busy_stream() -> Arc<StreamMetrics> {
     let metrics = StreamMetrics::default();
+    let summary = StreamSummary {
+        arn: "arn:aws:kinesis:eu-west-1:123456789012:stream/clicks".into(),
+        status: "ACTIVE".into(),
+        on_demand: Some(true),
+        ignores_keys: None,
+        record_bytes_max: Some(1 << 20),
+        key: Some("alias/aws/kinesis".into()),
+    };
+    *locked(&metrics.mode) = ModeStatus { summary: Some(summary), keys: "decide", aggregate: "kpl", ..ModeStatus::default() };
     metrics.dead_letters.store(3, Ordering::Relaxed);
     metrics.dead_letter_bytes.store(512, Ordering::Relaxed);
     "full".clone_into(&mut locked(&metrics.dead_reason));
@@ -226,6 +236,11 @@ async fn status_tells_every_stream_in_the_promised_shape() {
                 },
                 "dead_letters": {"held": 3, "bytes": 512, "stuck_reason": "full"},
                 "put": {"requests": {"ok": 7, "throttle": 1}, "records": 8, "bytes": 9_000, "payload_units": 8, "throttled": 6},
+                "mode": {
+                    "status": "ACTIVE", "capacity": "on_demand", "encryption": "kms", "record_bytes_max": 1_048_576,
+                    "keys": "decide", "aggregate": "kpl", "is_fallback": false, "reason": "",
+                },
+                "advice": "",
                 "paused_reason": "",
                 "checkpoint_reason": "",
                 "latency": {

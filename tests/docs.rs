@@ -309,7 +309,10 @@ fn sizes_and_limits_in_prose_are_those_of_the_code() {
     private("src/ingest/http/body.rs", "pub const BODY_BYTES_MAX: usize = 16 << 20;");
     private("src/ingest/http/body.rs", "pub const BODIES_BYTES_MAX: usize = 64 << 20;");
     private("src/spool/gather.rs", "const GROUP_BYTES_MAX: usize = 8 << 20;");
-    private("src/dispatch/mod.rs", "const STRANGE_LANDINGS_MAX: u32 = 3;");
+    private("src/dispatch/mode.rs", "const STRANGE_LANDINGS_MAX: u32 = 3;");
+    private("src/dispatch/mode.rs", "const REFRESH: Duration = Duration::from_secs(300);");
+    private("src/dispatch/mode.rs", "const GOOD_FOR: Duration = Duration::from_secs(1_000);");
+    private("src/dispatch/mode.rs", "const SUSPICION: Duration = Duration::from_secs(600);");
     private("tests/dead_shard.rs", "const RSS_MAX: u64 = 256 << 20;");
     private("tests/crash.rs", "const ROUNDS: u64 = 32;");
     let budgets = [

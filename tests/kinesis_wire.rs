@@ -809,3 +809,35 @@ async fn child_with_a_shared_file() {
         .collect();
     assert_eq!(used, ["old", "old", "old", "old", "new"]);
 }
+
+#[tokio::test]
+async fn the_summary_tells_mode_limit_and_key_and_a_strategy_that_is_not_known_is_not_taken_to_keep_to_keys() {
+    let described = |strategy: Option<&str>| {
+        let mut told = json!({
+            "StreamName": "clicks", "StreamARN": "arn:aws:kinesis:eu-west-1:123456789012:stream/clicks",
+            "StreamStatus": "UPDATING", "RetentionPeriodHours": 24, "StreamCreationTimestamp": 1_767_225_600,
+            "EnhancedMonitoring": [], "EncryptionType": "KMS", "KeyId": "alias/events", "OpenShardCount": 4,
+            "StreamModeDetails": {"StreamMode": "ON_DEMAND"}, "MaxRecordSizeInKiB": 10_240,
+        });
+        if let Some(strategy) = strategy {
+            told["RecordDistributionStrategy"] = strategy.into();
+        }
+        Answer::Full(200, json!({"StreamDescriptionSummary": told}).to_string())
+    };
+    let told = [("AUTO", Some(true)), ("USER_PARTITION_KEY", Some(false)), ("SOMETHING_NEW", Some(true))];
+    let answers = told.iter().map(|(strategy, _)| described(Some(strategy))).chain([described(None)]).collect();
+    let wire = Wire::serve(answers).await;
+    let client = wire.client();
+    for ignores_keys in told.into_iter().map(|(_, ignores)| ignores).chain([None]) {
+        let summary = client.summary().await.unwrap();
+        assert_eq!(summary.ignores_keys, ignores_keys);
+        assert_eq!(
+            (summary.status.as_str(), summary.on_demand, summary.key.as_deref()),
+            ("UPDATING", Some(true), Some("alias/events"))
+        );
+        assert_eq!(summary.record_bytes_max, Some(10 << 20));
+    }
+    let requests = wire.requests.lock().unwrap();
+    assert!(requests.iter().all(|request| request.target == "Kinesis_20131202.DescribeStreamSummary"), "{}", requests[0].target);
+    assert_eq!(requests[0].body, json!({"StreamName": "clicks"}));
+}

@@ -248,6 +248,16 @@ impl Out<'_, '_> {
             "25 KiB units of the records that Kinesis stored: what a provisioned stream bills.",
             |reading| reading.report.put.payload_units,
         )?;
+        self.gauge(
+            "forebay_keys_ignored",
+            "1 while the stream takes no notice of partition keys (record distribution AUTO): no order of keys can be kept.",
+            |reading| f64::from(u8::from(reading.report.mode.keys == "ignored")),
+        )?;
+        self.gauge(
+            "forebay_aggregate_fallback",
+            "1 while one event a record is sent instead of aggregates, because keys are ignored or nobody could say; /status tells.",
+            |reading| f64::from(u8::from(reading.report.mode.is_fallback)),
+        )?;
         self.counter("forebay_throttled", "Records that a shard refused for its rate; each was sent again.", |reading| {
             reading.report.put.throttled
         })

@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
 
-use crate::metrics::{Account, Histogram, Limit, SourceUsage, StreamMetrics, locked};
+use crate::metrics::{Account, Histogram, Limit, ModeStatus, SourceUsage, StreamMetrics, locked};
 
 /// What the agent does with new events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,6 +62,12 @@ pub struct StreamReport {
     pub dead_letters: DeadReport,
     /// What went to Kinesis.
     pub put: PutReport,
+    /// What is known of the stream as a whole.
+    #[serde(default)]
+    pub mode: ModeReport,
+    /// What could be configured for more events a second; empty when there is nothing to say.
+    #[serde(default)]
+    pub advice: String,
     /// Why delivery is paused; empty when it is not.
     pub paused_reason: String,
     /// Why the marks of what is delivered cannot be saved; empty when they can.
@@ -169,6 +175,53 @@ pub struct PutReport {
     pub throttled: u64,
 }
 
+/// The stream's mode.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModeReport {
+    /// `ACTIVE` and its like, as Kinesis said last; empty before it did.
+    pub status: String,
+    /// `on_demand` or `provisioned`; empty when it is not known.
+    pub capacity: String,
+    /// `kms` or `none`; empty when it is not known.
+    pub encryption: String,
+    /// The largest record that the stream takes, bytes; `None` when it is not known.
+    pub record_bytes_max: Option<u64>,
+    /// Whether partition keys decide a record's shard: `decide`, `ignored` (record distribution AUTO), `unknown`.
+    pub keys: String,
+    /// The form of records in force: `off`, `kpl`, `lines`.
+    pub aggregate: String,
+    /// That is not the configured one.
+    pub is_fallback: bool,
+    /// What the mode costs the user, and why; empty when nothing.
+    pub reason: String,
+}
+
+impl From<&ModeStatus> for ModeReport {
+    fn from(mode: &ModeStatus) -> Self {
+        let ModeStatus { summary, keys, aggregate, is_fallback, reason } = mode;
+        let told = Self {
+            keys: (*keys).into(),
+            aggregate: (*aggregate).into(),
+            is_fallback: *is_fallback,
+            reason: reason.clone(),
+            ..Self::default()
+        };
+        let Some(summary) = summary else { return told };
+        let capacity = match summary.on_demand {
+            Some(true) => "on_demand",
+            Some(false) => "provisioned",
+            None => "",
+        };
+        Self {
+            status: summary.status.clone(),
+            capacity: capacity.into(),
+            encryption: (if summary.key.is_some() { "kms" } else { "none" }).into(),
+            record_bytes_max: summary.record_bytes_max.map(|bytes| bytes as u64),
+            ..told
+        }
+    }
+}
+
 /// The three latencies of an event's way.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LatencyReports {
@@ -266,6 +319,8 @@ impl StreamReport {
                 payload_units: metrics.put_payload_units.load(Ordering::Relaxed),
                 throttled: metrics.throttled.load(Ordering::Relaxed),
             },
+            mode: (&*locked(&metrics.mode)).into(),
+            advice: locked(&metrics.advice).clone(),
             paused_reason: locked(&metrics.paused_reason).clone(),
             checkpoint_reason: locked(&metrics.checkpoint_reason).clone(),
             latency: LatencyReports {

@@ -14,7 +14,7 @@ use crate::config::{Config, Environment, StreamConfig};
 use crate::exit::Exit;
 use crate::iam::{self, Document, DocumentKind, Need, StreamArn};
 use crate::kinesis::aws::{AwsKinesis, Target};
-use crate::kinesis::{PutError, StreamSummary};
+use crate::kinesis::{KinesisApi as _, PutError, StreamSummary};
 
 /// Prints the documents.
 pub async fn run(args: &IamPolicyArgs, config: Option<&Config>, env: &(dyn Environment + Sync)) -> ExitCode {

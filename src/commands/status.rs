@@ -211,6 +211,9 @@ fn render_stream(out: &mut String, stream: &StreamReport) -> fmt::Result {
         write_counts(out, "  sent again", stream.duplicated.iter())?;
         writeln!(out)?;
     }
+    if !stream.advice.is_empty() {
+        writeln!(out, "  advice: {}", stream.advice)?;
+    }
     if !stream.shards.is_empty() {
         let mut rows = vec![["shard", "rate", "queued", "records", "throttled", ""].map(str::to_owned).to_vec()];
         rows.extend(stream.shards.iter().take(SHARDS_SHOWN_MAX).map(|shard| {
@@ -253,6 +256,9 @@ fn state_of(stream: &StreamReport) -> String {
             "the marks cannot be saved, so no disk space is freed and a restart would send again: {}",
             stream.checkpoint_reason
         ));
+    }
+    if !stream.mode.reason.is_empty() {
+        states.push(stream.mode.reason.clone());
     }
     if !stream.paused_reason.is_empty() {
         states.push(format!("delivery is paused: {}", stream.paused_reason));

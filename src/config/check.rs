@@ -11,7 +11,8 @@ use super::layers::place;
 use super::resolve::{InForce, Section, Typed};
 use super::schema::{SectionKind, stream_arn};
 use super::{
-    Aggregate, Config, KeyFallback, Listen, OnFull, Order, SourceConfig, SourceKind, SpoolConfig, StreamConfig, SyncClass,
+    Aggregate, Config, KeyFallback, Listen, OnFull, Order, RecordDistribution, SourceConfig, SourceKind, SpoolConfig,
+    StreamConfig, SyncClass,
 };
 use crate::coding::KeySource;
 
@@ -198,11 +199,16 @@ fn build_stream(stream: &Section) -> StreamConfig {
         profile: stream.text("profile"),
         aggregate: match stream.word("aggregate").as_str() {
             "kpl" => Aggregate::Kpl,
+            "lines" => Aggregate::Lines,
             _ => Aggregate::Off,
         },
         order: match stream.word("order").as_str() {
             "none" => Order::None,
             _ => Order::Key,
+        },
+        record_distribution: match stream.word("record_distribution").as_str() {
+            "keys" => RecordDistribution::Keys,
+            _ => RecordDistribution::Ask,
         },
         linger: stream.time("linger"),
         record_bytes_max: usize_of(stream.bytes("record_bytes_max")),

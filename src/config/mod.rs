@@ -340,6 +340,29 @@ pub enum Aggregate {
     Off,
     /// KPL aggregates: many events a record, for consumers that take them apart.
     Kpl,
+    /// Many events a record, a line each.
+    Lines,
+}
+
+impl Aggregate {
+    /// Its word in the configuration.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Kpl => "kpl",
+            Self::Lines => "lines",
+        }
+    }
+}
+
+/// Whether the stream keeps to partition keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RecordDistribution {
+    /// Kinesis is asked.
+    Ask,
+    /// It is taken to, where Kinesis does not answer.
+    Keys,
 }
 
 /// What order is kept.
@@ -370,6 +393,8 @@ pub struct StreamConfig {
     pub aggregate: Aggregate,
     /// Default `key`.
     pub order: Order,
+    /// Default `ask`.
+    pub record_distribution: RecordDistribution,
     /// The longest an event waits for company. Default 50 ms, 0 to 10 s.
     pub linger: Duration,
     /// Ceiling of an aggregated record. Default 256 KiB, 1 KiB to 1 MiB less 1 KiB.

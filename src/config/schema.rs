@@ -377,7 +377,7 @@ static SPOOL: [Key; 9] = [
     ),
 ];
 
-static STREAM: [Key; 15] = [
+static STREAM: [Key; 16] = [
     key("name", Kind::Text(&STREAM_NAME), Fallback::Required, "The Kinesis data stream, by name or ARN."),
     key(
         "region",
@@ -391,15 +391,23 @@ static STREAM: [Key; 15] = [
     key("profile", Kind::Text(&PROFILE), Fallback::Unset, "A profile of the shared AWS configuration to take credentials from."),
     key(
         "aggregate",
-        Kind::Choice { offered: &["off", "kpl"], later: &["lines"] },
+        Kind::Choice { offered: &["off", "kpl", "lines"], later: &[] },
         Fallback::Toml("\"off\""),
-        "\"off\": one event a record, readable by any consumer; \"kpl\": many, for consumers that take aggregates apart.",
+        "\"off\": one event a record, readable by any consumer; \"kpl\": many, for consumers that take aggregates apart; \"lines\": \
+         many, a line each.",
     ),
     key(
         "order",
         Kind::Choice { offered: &["key", "none"], later: &[] },
         Fallback::Toml("\"key\""),
         "\"key\": one key's events arrive in the order of their receipts; \"none\": no promise, more at once.",
+    ),
+    key(
+        "record_distribution",
+        Kind::Choice { offered: &["ask", "keys"], later: &[] },
+        Fallback::Toml("\"ask\""),
+        "\"ask\": Kinesis is asked (DescribeStreamSummary) whether the stream keeps to partition keys, and \"kpl\" waits for that; \
+         \"keys\": it is taken to where it cannot be asked.",
     ),
     key(
         "linger",

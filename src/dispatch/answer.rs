@@ -10,7 +10,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::{Dispatcher, FAILING_TOLD_AFTER, Held, Request, STRANGE_LANDINGS_MAX, Sent};
+use super::{Dispatcher, FAILING_TOLD_AFTER, Held, Request, Sent};
 use crate::kinesis::{EntryOutcome, ErrorClass, PutError};
 use crate::metrics::locked;
 
@@ -72,7 +72,7 @@ impl Dispatcher {
                         refused = Some(error.clone());
                         continue;
                     }
-                    let behind = self.cleared(&request, n, &mut part, self.is_delivered(sent, &outcome));
+                    let behind = self.cleared(&request, n, &mut part, self.is_delivered(sent, &outcome, now));
                     if let Some(error) = self.on_outcome(&request, sent, outcome, now, &mut tally) {
                         worst = Some(error);
                     }
@@ -106,8 +106,9 @@ impl Dispatcher {
     }
 
     /// A consumer will get it, as far as can be told without a fresh map.
-    fn is_delivered(&self, sent: &Sent, outcome: &EntryOutcome) -> bool {
-        matches!(outcome, EntryOutcome::Stored { shard } if sent.count == 1 || self.queues[sent.queue].shard.id == *shard)
+    fn is_delivered(&self, sent: &Sent, outcome: &EntryOutcome, now: Duration) -> bool {
+        let EntryOutcome::Stored { shard } = outcome else { return false };
+        sent.count == 1 || self.queues[sent.queue].shard.id == *shard || self.readable_anywhere(now)
     }
 
     /// Returns an error that concerns the whole stream.
@@ -132,13 +133,15 @@ impl Dispatcher {
                 tally.bytes += sent.billed as u64;
                 tally.payload_units += sent.billed.div_ceil(PAYLOAD_UNIT_BYTES) as u64;
                 let predicted = queue.shard.id == shard;
-                if !predicted {
-                    self.map_stale();
+                let readable = predicted || sent.count == 1 || self.readable_anywhere(now);
+                if !predicted && readable {
+                    self.landed_elsewhere(&shard, sent.span, now);
                 }
-                if predicted || sent.count == 1 {
+                if readable {
                     self.queues[sent.queue].under_way -= 1;
                     self.delivered(sent.queue, seqs, tally);
                 } else {
+                    self.map_stale();
                     self.held.push(Held { queue: sent.queue, seqs: seqs.to_vec(), span: sent.span, shard });
                 }
                 None
@@ -214,10 +217,8 @@ impl Dispatcher {
                     queue.under_way -= 1;
                     queue.requeue(&record.seqs);
                     self.count_duplicated("reshard", count);
-                    if changed {
-                        self.strange_landings = 0;
-                    } else {
-                        self.strange_landing();
+                    if !changed {
+                        self.strange_landing(now);
                     }
                 }
                 None => {
@@ -228,17 +229,6 @@ impl Dispatcher {
             }
         }
         self.count(tally);
-    }
-
-    /// A record landed outside its keys' shard though the map says that nothing changed.
-    fn strange_landing(&mut self) {
-        self.strange_landings += 1;
-        if self.strange_landings == STRANGE_LANDINGS_MAX && !self.keys_ignored {
-            tracing::error!(
-                "the service ignores partition keys (AUTO record distribution?): no aggregates from now on, and order of keys cannot be kept"
-            );
-            self.keys_ignored = true;
-        }
     }
 
     /// These events are delivered.

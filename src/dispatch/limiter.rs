@@ -71,6 +71,12 @@ impl Limiter {
         self.records -= records as f64;
     }
 
+    /// Records are what it lacks: bytes may be sent, and of records less than half a burst.
+    #[must_use]
+    pub fn lacks_records(&self) -> bool {
+        self.has_bytes() && self.records < self.rates().1 * BURST_SECONDS / 2.0
+    }
+
     /// Bytes may be sent now, as far as this bucket goes.
     #[must_use]
     pub fn has_bytes(&self) -> bool {
@@ -152,6 +158,17 @@ mod tests {
             let at = limiter.ready_at(wanted);
             prop_assert!(limiter.records_now(at) >= wanted.min(most));
         }
+    }
+
+    #[test]
+    fn records_are_lacking_only_where_bytes_are_not() {
+        let lacks = |bytes: usize, records: usize| {
+            let mut limiter = Limiter::new(Duration::ZERO);
+            limiter.spend(bytes, records);
+            limiter.lacks_records()
+        };
+        assert!(lacks(100, 60) && lacks(10_000, 100));
+        assert!(!lacks(100, 1) && !lacks(200_000, 60) && !lacks(200_000, 1));
     }
 
     #[test]

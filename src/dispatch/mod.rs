@@ -25,12 +25,14 @@
 //! that is refused for its contents the one event is looked for (`suspects.rs`).
 //! Knows nothing of sockets, sources or SDK types.
 
+mod advice;
 mod answer;
 pub mod backoff;
 mod expire;
 mod feed;
 pub mod limiter;
 pub mod marks;
+pub mod mode;
 pub mod outgoing;
 mod pack;
 pub mod queue;
@@ -46,15 +48,17 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use self::advice::RecordRate;
 use self::backoff::Backoff;
 use self::expire::Endings;
 use self::marks::Marks;
+use self::mode::Mode;
 use self::queue::{Lag, Queue, SlotState};
 use self::suspects::{Part, Suspects};
 use self::window::Window;
 use crate::aggregate::Packer;
 use crate::checkpoint::Checkpoint;
-use crate::config::{Aggregate, Order, StreamConfig};
+use crate::config::{Aggregate, Order, RecordDistribution, StreamConfig};
 use crate::event::{LANES, Lane, Position, ShardId};
 use crate::host::Host;
 use crate::kinesis::{PutError, ShardRange};
@@ -69,9 +73,6 @@ const SLOTS_MAX: usize = 384 << 10;
 /// How long every request fails before status says that delivery is paused: a lost connection alone is not worth it.
 const FAILING_TOLD_AFTER: Duration = Duration::from_secs(3);
 
-/// Mispredictions on a map that a refresh did not change, after which the service is taken to ignore keys.
-const STRANGE_LANDINGS_MAX: u32 = 3;
-
 /// Ranges of hashes that stand for shards while those are not known.
 const SHARDS_GUESSED: u32 = 16;
 
@@ -85,6 +86,8 @@ pub struct DispatchOptions {
     pub aggregate: Aggregate,
     /// Keys in order, or not.
     pub order: Order,
+    /// Keys are taken to decide a record's shard where nobody can be asked.
+    pub keys_vouched: bool,
     /// The longest an event waits for company.
     pub linger: Duration,
     /// Ceiling of an aggregate, bytes.
@@ -106,6 +109,7 @@ impl DispatchOptions {
         Self {
             aggregate: config.aggregate,
             order: config.order,
+            keys_vouched: config.record_distribution == RecordDistribution::Keys,
             linger: config.linger,
             record_bytes_max: config.record_bytes_max,
             request_bytes_max: config.request_bytes_max,
@@ -173,9 +177,14 @@ pub struct Dispatcher {
     map_state: MapState,
     map_backoff: Backoff,
     map_not_before: Duration,
-    strange_landings: u32,
-    /// The service ignores keys (AUTO distribution): one event a record, any shard is right.
-    keys_ignored: bool,
+    /// Whether keys decide a record's shard, and what else is known of the stream.
+    mode: Mode,
+    /// The form of records in force: the configured one, or what the mode allows.
+    form: Aggregate,
+    /// Records that lie in another shard than predicted, readable there all the same: smallest and largest hash.
+    landings: Vec<((u128, u128), ShardId)>,
+    /// For how long the rate of records has bound.
+    record_rate: RecordRate,
     queues: Vec<Queue>,
     marks: Marks,
     /// The first position that the sweep has not handed out.
@@ -225,6 +234,7 @@ impl Dispatcher {
         resent_below: Position,
     ) -> Self {
         let packer = Packer::new(options.record_bytes_max);
+        let (mode, form) = (Mode::new(options.keys_vouched), options.aggregate);
         Self {
             options,
             host,
@@ -235,8 +245,10 @@ impl Dispatcher {
             map_state: MapState::Wanted,
             map_backoff: Backoff::new(Duration::from_millis(200), Duration::from_secs(30)),
             map_not_before: Duration::ZERO,
-            strange_landings: 0,
-            keys_ignored: false,
+            mode,
+            form,
+            landings: Vec::new(),
+            record_rate: RecordRate::default(),
             queues: Vec::new(),
             sweep: checkpoint.marks.iter().max().copied().unwrap_or_default(),
             marks: Marks::new(checkpoint.marks.clone()),
@@ -308,6 +320,9 @@ impl Dispatcher {
             self.map = Some(map);
             self.map_state = MapState::Fresh;
             self.judge_held(false, now);
+            if !self.judge_landings(now) {
+                self.map_failed(now);
+            }
         } else {
             self.map_state = MapState::Changed(Box::new(map));
             self.install_map(now);
@@ -366,10 +381,19 @@ impl Dispatcher {
         }
         let first = self.map.is_none();
         self.map = Some(*map);
+        self.landings_explained();
         self.judge_held(true, now);
+        if !self.judge_landings(now) {
+            self.map_failed(now);
+        }
         if !first {
             self.advance_marks();
         }
+        self.restart_queues(now);
+    }
+
+    /// Makes all queues anew: each begins at its lanes' marks. Only while no answer is outstanding.
+    fn restart_queues(&mut self, now: Duration) {
         self.forget_suspects();
         let Some(map) = &self.map else { return };
         let old = std::mem::take(&mut self.queues);
@@ -528,7 +552,15 @@ impl Dispatcher {
     }
 
     fn aggregating(&self) -> bool {
-        self.options.aggregate == Aggregate::Kpl && !self.keys_ignored && !self.map_guessed
+        self.form != Aggregate::Off
+    }
+
+    /// Aggregates of one shard under way at once: with an order to keep, one.
+    fn aggregates_max(&self) -> usize {
+        match self.options.order {
+            Order::Key => 1,
+            Order::None => self.options.requests_max,
+        }
     }
 
     /// Events of one key go one after the other by chains, because each is a record of its own.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::queue::Slot;
 use crate::aggregate::{self, OUTER_KEY, Plan};
 use crate::kinesis::PutEntry;
+use crate::lines;
 use crate::spool::frame::{FRAME_HEADER_BYTES, Frame};
 use crate::spool::gather::Chunk;
 
@@ -39,6 +40,8 @@ pub struct OutRecord {
     /// Of an aggregate: a hash in its shard's range.
     hash: u128,
     plan: Option<Plan>,
+    /// Of lines: their bytes.
+    lines: Option<usize>,
 }
 
 /// A request being built.
@@ -93,7 +96,9 @@ impl Outgoing {
         &self.bytes(at)[FRAME_HEADER_BYTES..FRAME_HEADER_BYTES + usize::from(at.key_len)]
     }
 
-    fn data(&self, at: FrameRef) -> &[u8] {
+    /// The event's data.
+    #[must_use]
+    pub fn data(&self, at: FrameRef) -> &[u8] {
         &self.bytes(at)[FRAME_HEADER_BYTES + usize::from(at.key_len)..]
     }
 
@@ -122,7 +127,20 @@ impl Outgoing {
     pub fn push(&mut self, frames: &[FrameRef], hash: u128, plan: Option<Plan>, billed: usize) {
         let start = self.frames.len();
         self.frames.extend_from_slice(frames);
-        self.records.push(OutRecord { frames: start..self.frames.len(), hash, plan: plan.filter(|plan| plan.len() > 1) });
+        self.records.push(OutRecord {
+            frames: start..self.frames.len(),
+            hash,
+            plan: plan.filter(|plan| plan.len() > 1),
+            lines: None,
+        });
+        self.billed += billed;
+    }
+
+    /// Adds a record of these frames as lines of so many bytes; `None`: of one event as it is.
+    pub fn push_lines(&mut self, frames: &[FrameRef], bytes: Option<usize>, billed: usize) {
+        let start = self.frames.len();
+        self.frames.extend_from_slice(frames);
+        self.records.push(OutRecord { frames: start..self.frames.len(), hash: 0, plan: None, lines: bytes });
         self.billed += billed;
     }
 
@@ -145,7 +163,10 @@ impl Outgoing {
                 PutEntry {
                     partition_key: String::from_utf8_lossy(event.key_bytes()).into_owned(),
                     explicit_hash_key: event.explicit_hash().then_some(event.hash().0),
-                    data: event.data().to_vec(),
+                    data: match record.lines {
+                        Some(bytes) => lines::write(frames.iter().map(|at| self.data(*at)), bytes),
+                        None => event.data().to_vec(),
+                    },
                 }
             })
             .collect();

@@ -15,8 +15,10 @@ use std::time::Duration;
 use super::outgoing::{FrameRef, Outgoing};
 use super::queue::Slot;
 use super::{Dispatcher, MapState, Request, Sent};
+use crate::config::Aggregate;
 use crate::event::KeyHash;
 use crate::limits::{IN_FLIGHT_BYTES_MAX, KEY_BYTES_MAX, REQUEST_RECORDS_MAX};
+use crate::lines::{self, Line};
 use crate::spool::frame::FRAME_HEADER_BYTES;
 
 /// Whether a queue sends now.
@@ -56,6 +58,9 @@ impl Dispatcher {
             self.wake(now);
         }
         self.expire(now);
+        if !self.settle_form(now) {
+            return out;
+        }
         // An aggregate packed by a map that is known to be wrong may be dropped by its consumer.
         if self.aggregating() && !matches!(self.map_state, MapState::Fresh) {
             return out;
@@ -109,10 +114,11 @@ impl Dispatcher {
         let mut request = self.begin();
         let mut along = Vec::new();
         let mut due = Vec::new();
+        let under_way_max = self.aggregates_max();
         for n in 0..self.queues.len() {
             let at = (self.turn + n) % self.queues.len();
             let queue = &mut self.queues[at];
-            if queue.under_way > 0 || queue.ready_len() == 0 || queue.drop_unsaved {
+            if queue.under_way >= under_way_max || queue.ready_len() == 0 || queue.drop_unsaved {
                 continue;
             }
             queue.limiter.records_now(now);
@@ -149,6 +155,8 @@ impl Dispatcher {
         let mut span = (u128::MAX, 0);
         let mut first_hash = None;
         let mut single_billed = 0;
+        // Of a record of lines: its bytes, and whether it is one event that must be alone.
+        let (mut lines_bytes, mut first_key, mut alone) = (0, 0, false);
         while let Some(seq) = self.queues[at].nth_ready(frames.len()) {
             let slot = *self.queues[at].slot(seq);
             if self.is_expired(&slot, now) {
@@ -167,7 +175,16 @@ impl Dispatcher {
                 break;
             };
             let hash = KeyHash(slot.hash);
-            if !self.packer.try_add(slot.key_len, || request.key(frame_ref), hash, slot.explicit, frame_ref.data_len()) {
+            if self.form == Aggregate::Lines {
+                alone = lines::line_of(request.data(frame_ref)) == Line::Alone;
+                let key = if frames.is_empty() { usize::from(slot.key_len) } else { first_key };
+                let bytes = lines_bytes + lines::line_len(frame_ref.data_len());
+                if !frames.is_empty() && (alone || key + bytes > self.options.record_bytes_max) {
+                    alone = false;
+                    break;
+                }
+                (lines_bytes, first_key) = (bytes, key);
+            } else if !self.packer.try_add(slot.key_len, || request.key(frame_ref), hash, slot.explicit, frame_ref.data_len()) {
                 break;
             }
             single_billed = usize::from(slot.key_len) + frame_ref.data_len();
@@ -175,8 +192,17 @@ impl Dispatcher {
             first_hash.get_or_insert(slot.hash);
             frames.push(frame_ref);
             self.sent_high = self.sent_high.max(crate::event::Position(slot.position.0 + 1));
+            if alone {
+                break;
+            }
         }
         let Some(first_hash) = first_hash else { return Ok(()) };
+        if self.form == Aggregate::Lines {
+            let billed = if alone { single_billed } else { first_key + lines_bytes };
+            request.push_lines(&frames, (!alone).then_some(lines_bytes), billed);
+            self.note_sent(at, frames.len(), span, billed, sent);
+            return Ok(());
+        }
         let plan = self.packer.take();
         let billed = if plan.len() > 1 { plan.size() + crate::aggregate::OUTER_KEY.len() } else { single_billed };
         request.push(&frames, first_hash, Some(plan), billed);

@@ -5,7 +5,7 @@
 //! thread owns the store of the marks, so that its fsync keeps nobody waiting.
 //!
 //! The inbox is a std channel without a bound of its own; what can be in it is bounded: one `Committed` at a time,
-//! an answer for each request under way, a listing, a saved checkpoint, a handful of commands.
+//! an answer for each request under way, a listing, a summary, a saved checkpoint, a handful of commands.
 //!
 //! Failure: a panic in a put task answers as an unknown outcome before it takes the process down.
 
@@ -22,7 +22,7 @@ use super::rewriter::{self, Rewriter};
 use crate::checkpoint::{Checkpoint, MarkStore};
 use crate::event::Position;
 use crate::host::{Clock, File, Files, Host};
-use crate::kinesis::{EntryOutcome, ErrorClass, KinesisApi, PutError, ShardRange};
+use crate::kinesis::{EntryOutcome, ErrorClass, KinesisApi, PutError, ShardRange, StreamSummary};
 use crate::metrics::locked;
 use crate::spool::rewrite::Rewritten;
 
@@ -46,6 +46,8 @@ pub enum Event {
     },
     /// The shards were listed.
     Listed(Result<Vec<ShardRange>, PutError>),
+    /// What the service says of the stream.
+    Described(Box<Result<StreamSummary, PutError>>),
     /// A checkpoint is durable, or could not be made so.
     Saved(Box<Checkpoint>, bool),
     /// The rewriter looked: a segment's copy, if one was made.
@@ -327,6 +329,7 @@ impl Shell {
             Event::Committed => self.inbox.committed.store(false, Ordering::Release),
             Event::Answered { id, answer } => self.dispatcher.on_answer(id, answer, now),
             Event::Listed(answer) => self.dispatcher.on_map(answer, now),
+            Event::Described(answer) => self.dispatcher.on_summary(*answer, now),
             Event::Saved(checkpoint, durable) => self.on_saved(checkpoint, durable),
             Event::Rewritten(copy) => self.on_rewritten(copy),
             Event::DropOldest => self.dispatcher.drop_oldest(),
@@ -343,6 +346,10 @@ impl Shell {
             let (api, inbox) = (Arc::clone(&self.api), self.inbox.clone());
             self.runtime.spawn(async move { inbox.tell(Event::Listed(api.list_shards().await)) });
         }
+        if self.dispatcher.ask_for_summary(now) {
+            let (api, inbox) = (Arc::clone(&self.api), self.inbox.clone());
+            self.runtime.spawn(async move { inbox.tell(Event::Described(Box::new(api.summary().await))) });
+        }
         let requests = self.dispatcher.poll(now);
         if !requests.is_empty() {
             self.sent_log.note(self.dispatcher.sent_high());
@@ -357,6 +364,8 @@ impl Shell {
         if now >= self.next_publish {
             self.next_publish = now + PUBLISH_EVERY;
             self.dispatcher.publish_shards(now);
+            self.dispatcher.publish_mode(now);
+            self.dispatcher.advise(now);
         }
     }
 

@@ -256,7 +256,7 @@ impl Dispatcher {
 
     /// What records of several suspects are packed as. In any form a record of one event is one that every consumer reads.
     fn form_of_probes(&self) -> Aggregate {
-        if self.aggregating() { self.options.aggregate } else { Aggregate::Off }
+        self.form
     }
 
     /// One event a record: of each key the first one, the others behind it.

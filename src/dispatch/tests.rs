@@ -12,16 +12,18 @@ use std::thread::JoinHandle;
 
 use super::outgoing::Outgoing;
 use super::*;
+use crate::aggregate::MAGIC;
 use crate::checkpoint::Checkpoint;
 use crate::deaggregate::deaggregate;
 use crate::event::KeyHash;
 use crate::host::{Clock, Entropy, mix64};
-use crate::kinesis::{EntryOutcome, ErrorClass, PutEntry};
+use crate::kinesis::{EntryOutcome, ErrorClass, PutEntry, StreamSummary};
 use crate::spool::dead::desk::DeadLetters;
 use crate::spool::gather::commit_loop;
 use crate::spool::rewrite::Rewritten;
 use crate::spool::{self, SpoolHandle, SpoolOptions};
 
+mod mode;
 mod rewrites;
 
 #[derive(Debug, Default)]
@@ -60,11 +62,15 @@ struct Model {
     shards: Vec<ShardRange>,
     stored: HashMap<ShardId, Vec<PutEntry>>,
     made: u32,
+    /// Record distribution AUTO: keys decide nothing. The number makes them land evenly.
+    auto: Option<u64>,
+    /// What a question for the stream's summary is answered with, if not the truth.
+    refuses: Option<PutError>,
 }
 
 impl Model {
     fn new(shards: u32) -> Self {
-        Self { shards: even_shards(shards), stored: HashMap::new(), made: shards }
+        Self { shards: even_shards(shards), stored: HashMap::new(), made: shards, auto: None, refuses: None }
     }
 
     fn hash_of(entry: &PutEntry) -> u128 {
@@ -73,7 +79,13 @@ impl Model {
 
     fn store(&mut self, entry: PutEntry) -> ShardId {
         assert!(entry.partition_key.chars().count() <= 256 && entry.billed_bytes() <= 1 << 20, "INSIDE-THE-LIMITS");
-        let hash = Self::hash_of(&entry);
+        let hash = match &mut self.auto {
+            Some(landed) => {
+                *landed += 1;
+                u128::from(mix64(*landed)) << 64
+            }
+            None => Self::hash_of(&entry),
+        };
         let shard = self.shards.iter().find(|shard| shard.open && (shard.first_hash..=shard.last_hash).contains(&hash));
         let id = shard.expect("open shards cover").id.clone();
         self.stored.entry(id.clone()).or_default().push(entry);
@@ -111,12 +123,31 @@ impl Model {
         self.child(first, last, parents);
     }
 
+    fn summary(&self) -> Result<StreamSummary, PutError> {
+        if let Some(error) = &self.refuses {
+            return Err(error.clone());
+        }
+        Ok(StreamSummary {
+            arn: "arn:aws:kinesis:us-east-1:000000000000:stream/s".into(),
+            status: "ACTIVE".into(),
+            on_demand: Some(true),
+            ignores_keys: Some(self.auto.is_some()),
+            record_bytes_max: None,
+            key: None,
+        })
+    }
+
     /// What a KCL consumer hands to its application, parents before children: key and number of each event.
     fn read(&self) -> Vec<(String, u64)> {
         let mut out = Vec::new();
         // Children are made after their parents, so creation order is an order of reading.
         for shard in &self.shards {
             for entry in self.stored.get(&shard.id).into_iter().flatten() {
+                if entry.data.ends_with(b"\n") && !entry.data.starts_with(&MAGIC) {
+                    let lines = entry.data.strip_suffix(b"\n").expect("it ends so").split(|byte| *byte == b'\n');
+                    out.extend(lines.map(|line| (key_of_line(line), number(line))));
+                    continue;
+                }
                 let content = deaggregate(&entry.data, &entry.partition_key, entry.explicit_hash_key);
                 if content.readable_in(shard.first_hash, shard.last_hash) {
                     let events = content.members().iter();
@@ -126,6 +157,10 @@ impl Model {
         }
         out
     }
+}
+
+fn key_of_line(line: &[u8]) -> String {
+    std::str::from_utf8(line).ok().and_then(|text| text.split(' ').nth(1)).expect("our data").to_owned()
 }
 
 fn number(data: &[u8]) -> u64 {
@@ -152,6 +187,12 @@ struct History {
     segment_bytes: u64,
     /// Data of an event is shorter than this.
     padding: u64,
+    /// KEY-ORDER holds. It cannot where the stream ignores keys.
+    ordered: bool,
+    /// Questions for the shards and for the stream's summary.
+    asked: (u64, u64),
+    /// Records of one shard under way at once.
+    under_way_most: usize,
     /// So many events of a hundred are such that Kinesis refuses a request for them.
     poison_percent: u64,
     /// Those.
@@ -192,6 +233,7 @@ impl History {
         let options = DispatchOptions {
             aggregate,
             order: Order::Key,
+            keys_vouched: false,
             linger: Duration::from_millis(random.below(3) * 20),
             record_bytes_max: 256 + random.below(2000) as usize,
             request_bytes_max: 5 << 20,
@@ -219,6 +261,9 @@ impl History {
             dead_max_bytes: 1 << 30,
             segment_bytes: 16 << 10,
             padding: 120,
+            ordered: true,
+            asked: (0, 0),
+            under_way_most: 0,
             poison_percent: 0,
             poison: BTreeSet::new(),
             poison_by_record: false,
@@ -275,11 +320,21 @@ impl History {
             let key = format!("key-{}", if self.random.percent(20) { 0 } else { self.random.below(self.keys) });
             let mut padding = "x".repeat(self.random.below(self.padding) as usize);
             let n = self.accepted.entry(key.clone()).or_default();
-            if self.poison_percent > 0 && self.random.percent(self.poison_percent) {
-                self.poison.insert((key.clone(), *n));
-                padding = "POISON".into();
-            }
-            batch.push(&key, None, format!("{n} {padding}").as_bytes());
+            let data = if self.options.aggregate == Aggregate::Lines {
+                if self.random.percent(5) {
+                    padding.insert(0, '\n');
+                    padding.push('x');
+                }
+                // What reads lines finds the key in the event.
+                format!("{n} {key} {padding}")
+            } else {
+                if self.poison_percent > 0 && self.random.percent(self.poison_percent) {
+                    self.poison.insert((key.clone(), *n));
+                    padding = "POISON".into();
+                }
+                format!("{n} {padding}")
+            };
+            batch.push(&key, None, data.as_bytes());
             *n += 1;
         }
         let permit = running.handle.try_admit(batch.len()).expect("room");
@@ -360,12 +415,17 @@ impl History {
         }
         if running.dispatcher.ask_for_map(now) {
             // As it is now; it may change before it arrives.
+            self.asked.0 += 1;
             if self.list_denied {
                 let (class, code) = (ErrorClass::Configuration, "AccessDeniedException".to_owned());
                 running.dispatcher.on_map(Err(PutError { class, code, message: String::new() }), now);
             } else {
                 running.listing = Some(self.model.shards.clone());
             }
+        }
+        if running.dispatcher.ask_for_summary(now) {
+            self.asked.1 += 1;
+            running.dispatcher.on_summary(self.model.summary(), now);
         }
         while !running.under_way.is_empty() && self.random.percent(60) {
             let at = self.random.below(running.under_way.len() as u64) as usize;
@@ -377,6 +437,8 @@ impl History {
             running.under_way.push((request, now));
         }
         assert!(running.under_way.len() <= self.options.requests_max, "requests under way");
+        let under_way = running.dispatcher.queues.iter().map(|queue| queue.under_way).max().unwrap_or(0);
+        self.under_way_most = self.under_way_most.max(under_way);
         let account = *running.metrics.account.lock().expect("not poisoned");
         assert!(account.accepted >= account.delivered + account.dead, "EXACT-ACCOUNT");
         if self.random.percent(10) {
@@ -446,7 +508,11 @@ impl History {
 
         let mut seen: BTreeMap<String, u64> = BTreeMap::new();
         let mut repeats = 0;
-        for (key, n) in self.model.read() {
+        let mut read = self.model.read();
+        if !self.ordered {
+            read.sort();
+        }
+        for (key, n) in read {
             let next = seen.entry(key.clone()).or_default();
             assert!(n <= *next, "seed {seed}: KEY-ORDER: event {n} of {key} before {next}");
             if n == *next {
@@ -490,5 +556,12 @@ fn through_faults_reshards_and_crashes_aggregates_keep_every_promise() {
 fn through_faults_reshards_and_crashes_single_events_keep_every_promise() {
     for seed in seeds() {
         History::new(seed, Aggregate::Off).run();
+    }
+}
+
+#[test]
+fn through_faults_reshards_and_crashes_lines_keep_every_promise() {
+    for seed in seeds() {
+        History::new(seed, Aggregate::Lines).run();
     }
 }

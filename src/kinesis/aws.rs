@@ -281,11 +281,7 @@ impl AwsKinesis {
         Err(classify::bad_answer(format!("ListShards did not end after {LIST_PAGES_MAX} pages")))
     }
 
-    /// What the service says of the stream: DescribeStreamSummary. One account shares 20 such calls a second.
-    ///
-    /// # Errors
-    /// As every call.
-    pub async fn summary(&self) -> Result<StreamSummary, PutError> {
+    async fn describe(&self) -> Result<StreamSummary, PutError> {
         let (client, lease) = self.client().await?;
         let request = client.describe_stream_summary().set_stream_name(self.name()).set_stream_arn(self.arn());
         let departure = Departure::default();
@@ -297,7 +293,7 @@ impl AwsKinesis {
             arn: told.stream_arn,
             status: told.stream_status.as_str().to_owned(),
             on_demand: told.stream_mode_details.map(|mode| mode.stream_mode.as_str() == "ON_DEMAND"),
-            ignores_keys: told.record_distribution_strategy.map(|strategy| strategy.as_str() == "AUTO"),
+            ignores_keys: told.record_distribution_strategy.map(|strategy| strategy.as_str() != "USER_PARTITION_KEY"),
             record_bytes_max: told.max_record_size_in_kib.and_then(|kib| usize::try_from(kib).ok()).map(|kib| kib << 10),
             key: if encrypted { Some(told.key_id.unwrap_or_default()) } else { None },
         })
@@ -359,6 +355,10 @@ impl KinesisApi for AwsKinesis {
 
     fn list_shards(&self) -> BoxFuture<'_, Result<Vec<ShardRange>, PutError>> {
         Box::pin(self.list())
+    }
+
+    fn summary(&self) -> BoxFuture<'_, Result<StreamSummary, PutError>> {
+        Box::pin(self.describe())
     }
 }
 

@@ -127,7 +127,8 @@ pub struct StreamSummary {
     pub status: String,
     /// Capacity by demand instead of by shards that somebody chose.
     pub on_demand: Option<bool>,
-    /// Record distribution AUTO: partition keys and explicit hash keys decide nothing.
+    /// Record distribution AUTO, or one that is not known here: partition keys and explicit hash keys decide nothing. Told of
+    /// on-demand streams only.
     pub ignores_keys: Option<bool>,
     /// Largest record, data before base64 plus key.
     pub record_bytes_max: Option<usize>,
@@ -142,6 +143,9 @@ pub trait KinesisApi: Send + Sync + fmt::Debug {
 
     /// All shards, every page of the answer, open and closed.
     fn list_shards(&self) -> BoxFuture<'_, Result<Vec<ShardRange>, PutError>>;
+
+    /// What the service says of the stream: DescribeStreamSummary. One account shares 20 such calls a second.
+    fn summary(&self) -> BoxFuture<'_, Result<StreamSummary, PutError>>;
 }
 
 /// A record as a consumer gets it.

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use forebay::event::{KeyHash, ShardId};
 use forebay::host::{Clock, mix64};
-use forebay::kinesis::{BoxFuture, EntryOutcome, ErrorClass, KinesisApi, PutEntry, PutError, ShardRange};
+use forebay::kinesis::{BoxFuture, EntryOutcome, ErrorClass, KinesisApi, PutEntry, PutError, ShardRange, StreamSummary};
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
@@ -468,6 +468,22 @@ impl KinesisApi for FakeKinesis {
                 Some(class) => Err(error(class)),
                 None => Ok(stream.shards.iter().map(|shard| shard.range.clone()).collect()),
             }
+        })
+    }
+
+    fn summary(&self) -> BoxFuture<'_, Result<StreamSummary, PutError>> {
+        Box::pin(async move {
+            let latency = self.lock().latency.0;
+            sleep(latency).await;
+            let auto = self.lock().auto;
+            Ok(StreamSummary {
+                arn: "arn:aws:kinesis:us-east-1:000000000000:stream/fake".into(),
+                status: "ACTIVE".into(),
+                on_demand: Some(true),
+                ignores_keys: Some(auto),
+                record_bytes_max: Some(RECORD_BYTES_MAX),
+                key: None,
+            })
         })
     }
 }

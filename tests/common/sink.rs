@@ -10,7 +10,7 @@
 //! sequence `"n":` of each partition key without keeping it.
 //!
 //! Failure: a body that cannot be walked is answered 400 and counted in `bad_requests`, which tests assert to be 0.
-//! Absent on purpose: signatures, TLS, CBOR, reading back, reshards, service limits (`fake_kinesis.rs` has those).
+//! [`Sink::set_auto`] makes it a stream that ignores keys. Absent on purpose: signatures, TLS, CBOR, reading back, reshards, service limits (`fake_kinesis.rs` has those).
 
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
@@ -104,6 +104,10 @@ struct Shared {
     counters: Counters,
     sequence: AtomicU64,
     dead: Vec<AtomicBool>,
+    /// Record distribution AUTO: keys decide nothing.
+    auto: AtomicBool,
+    /// DescribeStreamSummary is refused.
+    summary_denied: AtomicBool,
     /// In [`Mode::Keep`], by shard. One lock a request, so that a request takes effect at one moment.
     kept: Mutex<Vec<Vec<Kept>>>,
     /// In [`Mode::Check`], the last number of each key.
@@ -132,6 +136,8 @@ impl Sink {
             counters: Counters::default(),
             sequence: AtomicU64::new(0),
             dead: (0..options.shards).map(|_| AtomicBool::new(false)).collect(),
+            auto: AtomicBool::new(false),
+            summary_denied: AtomicBool::new(false),
             kept: Mutex::new(vec![Vec::new(); options.shards]),
             last: Mutex::new(HashMap::new()),
         });
@@ -165,6 +171,16 @@ impl Sink {
     /// As [`Sink::set_dead`], every shard.
     pub fn set_all_dead(&self, dead: bool) {
         (0..self.shared.dead.len()).for_each(|shard| self.set_dead(shard, dead));
+    }
+
+    /// While set, records go round the shards, whatever their keys.
+    pub fn set_auto(&self, auto: bool) {
+        self.shared.auto.store(auto, Ordering::SeqCst);
+    }
+
+    /// While set, nobody may read the stream's summary.
+    pub fn deny_summary(&self, denied: bool) {
+        self.shared.summary_denied.store(denied, Ordering::SeqCst);
     }
 
     pub fn stats(&self) -> Stats {
@@ -354,9 +370,19 @@ impl Connection {
                 self.answer = wire::list_shards(&shared.shards);
                 OK
             }
+            "DescribeStreamSummary" if shared.summary_denied.load(Ordering::SeqCst) => {
+                let message = "User: test is not authorized to perform: kinesis:DescribeStreamSummary";
+                let error = serde_json::json!({"__type": "AccessDeniedException", "message": message});
+                self.answer = error.to_string().into_bytes();
+                "400 Bad Request"
+            }
             "DescribeStreamSummary" => {
                 let request: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
-                self.answer = wire::describe(&shared.shards, request["StreamName"].as_str().unwrap_or("stream"));
+                self.answer = wire::describe(
+                    &shared.shards,
+                    request["StreamName"].as_str().unwrap_or("stream"),
+                    shared.auto.load(Ordering::SeqCst),
+                );
                 OK
             }
             other => {
@@ -428,7 +454,10 @@ fn put_records(shared: &Shared, body: &[u8], keys: &mut KeyCache, answer: &mut V
     let at = Instant::now();
     let first = shared.sequence.fetch_add(512, Ordering::Relaxed);
     let walked = wire::each_entry(body, |entry| {
-        let shard = keys.shard(&shared.shards, &entry)?;
+        let shard = match shared.auto.load(Ordering::Relaxed) {
+            true => ((first / 512 + stored) % shared.shards.count as u64) as usize,
+            false => keys.shard(&shared.shards, &entry)?,
+        };
         if shared.dead[shard].load(Ordering::Relaxed) {
             throttled += 1;
             answer.throttled();

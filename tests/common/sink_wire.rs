@@ -250,12 +250,14 @@ pub fn list_shards(shards: &Shards) -> Vec<u8> {
 }
 
 /// The answer to DescribeStreamSummary.
-pub fn describe(shards: &Shards, stream: &str) -> Vec<u8> {
+pub fn describe(shards: &Shards, stream: &str, auto: bool) -> Vec<u8> {
     let summary = serde_json::json!({"StreamDescriptionSummary": {
         "StreamName": stream,
         "StreamARN": format!("arn:aws:kinesis:us-east-1:000000000000:stream/{stream}"),
         "StreamStatus": "ACTIVE",
-        "StreamModeDetails": {"StreamMode": "PROVISIONED"},
+        "StreamModeDetails": {"StreamMode": "ON_DEMAND"},
+        "RecordDistributionStrategy": if auto { "AUTO" } else { "USER_PARTITION_KEY" },
+        "MaxRecordSizeInKiB": 1024,
         "RetentionPeriodHours": 24,
         "StreamCreationTimestamp": 1_767_225_600,
         "EnhancedMonitoring": [{"ShardLevelMetrics": []}],

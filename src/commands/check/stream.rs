@@ -7,7 +7,7 @@
 //! Absent on purpose: a guess. What nobody answered is told as not known, with what would make it known.
 
 use super::{Finding, Outcome};
-use crate::config::{Aggregate, Order, StreamConfig, show_bytes};
+use crate::config::{Aggregate, Order, RecordDistribution, StreamConfig, show_bytes};
 use crate::iam::{KEY_ACTION, STREAM_ACTIONS, Statement, StreamArn};
 use crate::kinesis::aws::account::{Account, Caller, Decision};
 use crate::kinesis::aws::{AwsKinesis, Target};
@@ -53,6 +53,8 @@ pub(super) async fn check(config: StreamConfig) -> Vec<Finding> {
         findings.push(judge_mode(&config, summary));
         findings.push(judge_encryption(&answers, summary));
         findings.push(judge_limits(&config, summary));
+    } else if let Some(finding) = judge_unknown_mode(&config) {
+        findings.push(finding);
     }
     findings.push(judge_shards(&config, &answers));
     findings.push(judge_writing(&answers));
@@ -176,10 +178,24 @@ fn judge_mode(config: &StreamConfig, summary: &StreamSummary) -> Finding {
         lost.push("order = \"key\" cannot be kept");
     }
     if config.aggregate == Aggregate::Kpl {
-        lost.push("consumers drop aggregates that lie in a strange shard, so aggregate = \"off\" is needed");
+        lost.push(
+            "consumers drop aggregates that lie in a strange shard, so one event a record is sent, as with aggregate = \"off\"",
+        );
     }
     let text = format!("{capacity}; the stream spreads records by itself (record distribution AUTO) and takes no notice of keys");
     if lost.is_empty() { Finding::ok(ABOUT, text) } else { Finding::warning(ABOUT, format!("{text}: {}", lost.join(", and "))) }
+}
+
+/// Nobody says whether keys decide.
+fn judge_unknown_mode(config: &StreamConfig) -> Option<Finding> {
+    let waits = config.aggregate == Aggregate::Kpl && config.record_distribution == RecordDistribution::Ask;
+    waits.then(|| {
+        Finding::warning(
+            "mode",
+            "as long as it cannot be read, one event a record is sent instead of aggregate = \"kpl\", because consumers drop \
+             aggregates where keys are ignored (record distribution AUTO); record_distribution = \"keys\" says that they are not",
+        )
+    })
 }
 
 fn judge_encryption(answers: &Answers, summary: &StreamSummary) -> Finding {
@@ -232,7 +248,7 @@ fn judge_shards(config: &StreamConfig, answers: &Answers) -> Finding {
             let (bytes, records) = (open * limits::SHARD_BYTES_PER_SECOND, open * limits::SHARD_RECORDS_PER_SECOND);
             let events = match config.aggregate {
                 Aggregate::Off => "one event each",
-                Aggregate::Kpl => "many events each",
+                Aggregate::Kpl | Aggregate::Lines => "many events each",
             };
             let shards = if open == 1 { "1 open shard takes".to_owned() } else { format!("{open} open shards take") };
             Finding::ok(ABOUT, format!("{shards} {} and {records} records a second, {events}", show_bytes(bytes)))
@@ -393,6 +409,10 @@ mod tests {
         assert!(both.text.contains("order = \"key\"") && both.text.contains("aggregate = \"off\""), "{}", both.text);
         assert_eq!(judge_mode(&config("order = \"none\"\n"), &auto).outcome, Outcome::Ok);
         assert_eq!(judge_mode(&config(""), &summary()).outcome, Outcome::Ok);
+        let unknown = judge_unknown_mode(&config("aggregate = \"kpl\"\n")).expect("a warning");
+        assert!(unknown.outcome == Outcome::Warning && unknown.text.contains("one event a record"), "{}", unknown.text);
+        let vouched = config("aggregate = \"kpl\"\nrecord_distribution = \"keys\"\n");
+        assert!(judge_unknown_mode(&vouched).is_none() && judge_unknown_mode(&config("")).is_none());
     }
 
     #[test]

@@ -259,3 +259,46 @@ fn a_letter_that_cannot_be_written_leaves_its_event_pending_and_the_others_go_on
     let running = history.start(high);
     end(history, running);
 }
+
+#[test]
+fn while_every_request_is_refused_events_grow_old_and_make_room_all_the_same() {
+    for aggregate in [Aggregate::Off, Aggregate::Kpl] {
+        let mut history = History::new(13, aggregate);
+        (history.faults, history.refuse_all) = (false, true);
+        history.options.ttl = Duration::from_secs(60);
+        let mut running = history.start(Position(0));
+        while history.accepted.values().sum::<u64>() < 300 {
+            history.write(&running);
+        }
+        let begun = history.now();
+        while history.now() - begun < Duration::from_secs(200) {
+            history.step(&mut running);
+        }
+        let now = account(&running);
+        assert_eq!((now.expired, now.pending()), (now.accepted, 0), "what is suspected expires too: {now:?}");
+        history.options.ttl = Duration::ZERO;
+        let high = history.crash(running);
+        let mut running = history.start(high);
+        let segments = |running: &Running| running.handle.shared().table.all().len();
+        while segments(&running) < 4 {
+            history.write(&running);
+            history.step(&mut running);
+        }
+        // Long enough for the oldest events to be suspects.
+        for _ in 0..200 {
+            history.step(&mut running);
+        }
+        let pending = account(&running).pending();
+        running.dispatcher.drop_oldest();
+        for _ in 0..50 {
+            history.step(&mut running);
+        }
+        let now = account(&running);
+        assert!(now.dropped > 0 && now.pending() < pending, "room is made: {now:?}");
+        history.refuse_all = false;
+        drain(&mut history, &mut running);
+        assert_eq!(account(&running).dead, 0, "NOTHING-LOST");
+        running.handle.close();
+        running.commit.join().expect("commit thread");
+    }
+}

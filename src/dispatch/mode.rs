@@ -1,0 +1,443 @@
+//! What is known of the stream as a whole: above all, whether a record's key decides its shard.
+//!
+//! Place: the [`Dispatcher`] asks it what form records may have; its thread asks Kinesis (DescribeStreamSummary) when
+//! [`Dispatcher::ask_for_summary`] says so. [`Mode`] is pure: it takes `now` and answers.
+//!
+//! On-demand streams can be switched at any moment to record distribution AUTO. Then keys and explicit hash keys decide
+//! nothing, consumers drop aggregates that lie in a strange shard, and one key's events lie in many shards: no order can be
+//! kept. There are two witnesses. What Kinesis says, asked at the start and every few minutes with jitter, because an account
+//! has 20 such calls a second for all its streams. And where records land: strangely by a listing made after they did, three
+//! times, and the service is taken to ignore keys, whatever it says, until none has for a while.
+//!
+//! *SAFE-UNLESS-KNOWN*: aggregates of KPL are packed only while keys are known to decide. Not for the sake of the events, which
+//! the landings protect (`answer.rs`), but because a fallback that sets in after the damage is none.
+//!
+//! Failure: an answer that does not come, or is refused, stops nothing: it is asked for again, ever more rarely, and what was
+//! known holds for a while. A form changes when no answer is outstanding; the queues then begin again from the marks, as after
+//! a reshard, so that the chains of keys are whole. Absent on purpose: what to do about capacity mode or encryption, which are told only.
+
+use std::time::Duration;
+
+use super::Dispatcher;
+use super::backoff::Backoff;
+use crate::config::{Aggregate, Order};
+use crate::event::ShardId;
+use crate::host::Entropy;
+use crate::kinesis::{ErrorClass, PutError, StreamSummary};
+use crate::metrics::{ModeStatus, locked};
+
+/// Time between two questions, give or take a quarter: 1,000 agents ask 3.3 times a second.
+const REFRESH: Duration = Duration::from_secs(300);
+
+/// What an answer is good for while no newer one can be had: three questions in a row failed.
+const GOOD_FOR: Duration = Duration::from_secs(1_000);
+
+/// The first wait after a failure is below this, the longest below `REFRESH`, and none is below `RETRY_MIN`.
+const RETRY_BASE: Duration = Duration::from_secs(4);
+
+/// See [`RETRY_BASE`].
+const RETRY_MIN: Duration = Duration::from_secs(1);
+
+/// As `REFRESH`, while Kinesis cannot be reached: when it can, aggregates are wanted soon, and nobody else's calls were taken.
+const AWAY_RETRY_MAX: Duration = Duration::from_secs(30);
+
+/// How long aggregates wait at the start for the first answer. Without one by then, single events go out.
+const FIRST_ANSWER_WAIT: Duration = Duration::from_secs(3);
+
+/// Mispredictions by a fresh map after which the service is taken to ignore keys.
+const STRANGE_LANDINGS_MAX: u32 = 3;
+
+/// How long after the last of them.
+const SUSPICION: Duration = Duration::from_secs(600);
+
+/// Landings of single events that wait for a listing to judge them. More would say nothing new.
+const LANDINGS_MAX: usize = 16;
+
+/// Whether a record's key decides its shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keys {
+    /// Nobody has said.
+    Unknown,
+    /// They do.
+    Decide,
+    /// They do not: record distribution AUTO.
+    Ignored,
+}
+
+impl Keys {
+    /// Its word in status.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Decide => "decide",
+            Self::Ignored => "ignored",
+        }
+    }
+}
+
+/// The stream's mode, as far as it is known.
+#[derive(Debug)]
+pub struct Mode {
+    /// The configuration says that keys decide, for where nobody can be asked.
+    vouched: bool,
+    summary: Option<StreamSummary>,
+    read_at: Duration,
+    failure: Option<PutError>,
+    asked: bool,
+    first_asked: Option<Duration>,
+    not_before: Duration,
+    backoff: Backoff,
+    strange: u32,
+    suspected_at: Option<Duration>,
+}
+
+impl Mode {
+    /// Nothing is known yet. `vouched`: keys are taken to decide until somebody says otherwise.
+    #[must_use]
+    pub const fn new(vouched: bool) -> Self {
+        Self {
+            vouched,
+            summary: None,
+            read_at: Duration::ZERO,
+            failure: None,
+            asked: false,
+            first_asked: None,
+            not_before: Duration::ZERO,
+            backoff: Backoff::new(RETRY_BASE, REFRESH),
+            strange: 0,
+            suspected_at: None,
+        }
+    }
+
+    /// Kinesis is to be asked now. Asking counts as asked.
+    pub fn ask(&mut self, now: Duration) -> bool {
+        if self.asked || now < self.not_before {
+            return false;
+        }
+        self.asked = true;
+        self.first_asked.get_or_insert(now);
+        true
+    }
+
+    /// Its answer.
+    pub fn answered(&mut self, answer: Result<StreamSummary, PutError>, now: Duration, entropy: &dyn Entropy) {
+        self.asked = false;
+        match answer {
+            Ok(summary) => {
+                self.summary = Some(summary);
+                self.read_at = now;
+                self.failure = None;
+                self.backoff.succeed();
+                self.not_before = now + REFRESH * 3 / 4 + entropy.jitter(REFRESH / 2);
+            }
+            Err(error) => {
+                let is_away = matches!(error.class, ErrorClass::Transient | ErrorClass::UnknownOutcome);
+                self.failure = Some(error);
+                let wait = self.backoff.fail(entropy);
+                let wait = if is_away && wait > AWAY_RETRY_MAX { entropy.jitter(AWAY_RETRY_MAX) } else { wait };
+                self.not_before = now + RETRY_MIN + wait;
+            }
+        }
+    }
+
+    /// A record landed where its key does not belong. Whether that is one too many just now.
+    fn strange_landing(&mut self, now: Duration) -> bool {
+        if self.is_told_to_ignore() {
+            return false;
+        }
+        let before = self.is_suspected(now);
+        if self.suspected_at.is_some() && !before {
+            (self.strange, self.suspected_at) = (0, None);
+        }
+        self.strange = self.strange.saturating_add(1);
+        if self.strange >= STRANGE_LANDINGS_MAX {
+            self.suspected_at = Some(now);
+        }
+        if before || !self.is_suspected(now) {
+            return false;
+        }
+        // What Kinesis says of it is worth a question out of turn.
+        self.not_before = self.not_before.min(now + RETRY_MIN);
+        true
+    }
+
+    /// A reshard explains what landed strangely so far.
+    fn explained(&mut self) {
+        self.strange = 0;
+    }
+
+    fn is_suspected(&self, now: Duration) -> bool {
+        self.suspected_at.is_some_and(|at| now.saturating_sub(at) < SUSPICION)
+    }
+
+    fn is_told_to_ignore(&self) -> bool {
+        self.summary.as_ref().is_some_and(|summary| summary.ignores_keys == Some(true))
+    }
+
+    /// What is known now.
+    #[must_use]
+    pub fn keys(&self, now: Duration) -> Keys {
+        if self.is_told_to_ignore() || self.is_suspected(now) {
+            return Keys::Ignored;
+        }
+        let fresh = self.summary.is_some() && now.saturating_sub(self.read_at) < GOOD_FOR;
+        // An answer without the field: a provisioned stream, or a service that does not know AUTO.
+        if fresh || self.vouched { Keys::Decide } else { Keys::Unknown }
+    }
+
+    /// Whether an answer has come, or was waited for long enough.
+    fn is_settled(&self, now: Duration) -> bool {
+        self.summary.is_some()
+            || self.failure.is_some()
+            || self.first_asked.is_some_and(|at| now.saturating_sub(at) >= FIRST_ANSWER_WAIT)
+    }
+
+    /// The form that records may have, of the configured one.
+    fn form(&self, configured: Aggregate, now: Duration) -> Aggregate {
+        match configured {
+            Aggregate::Kpl if self.keys(now) != Keys::Decide => Aggregate::Off,
+            other => other,
+        }
+    }
+
+    /// What the user loses by it, for people; empty when nothing.
+    fn reason(&self, configured: Aggregate, order: Order, now: Duration) -> String {
+        let (cause, remedy) = match self.keys(now) {
+            Keys::Decide => return String::new(),
+            Keys::Ignored if self.is_told_to_ignore() => {
+                ("the stream's record distribution is AUTO, which ignores partition keys".to_owned(), "")
+            }
+            Keys::Ignored => (
+                "records land in shards that their partition keys do not lead to, as with record distribution AUTO".to_owned(),
+                "",
+            ),
+            Keys::Unknown if configured != Aggregate::Kpl => return String::new(),
+            Keys::Unknown => {
+                let why = self.failure.as_ref().map_or_else(|| "no answer yet".to_owned(), ToString::to_string);
+                (
+                    format!("whether the stream ignores partition keys (record distribution AUTO) could not be read: {why}"),
+                    "; allow kinesis:DescribeStreamSummary, or set record_distribution = \"keys\" if it is sure to keep to them",
+                )
+            }
+        };
+        let mut lost = Vec::new();
+        if self.form(configured, now) != configured {
+            lost.push("consumers drop aggregates there, so one event a record is sent instead of aggregate = \"kpl\"");
+        }
+        if order == Order::Key && self.keys(now) == Keys::Ignored {
+            lost.push("order = \"key\" cannot be kept");
+        }
+        if lost.is_empty() { String::new() } else { format!("{cause}: {}{remedy}", lost.join(", and ")) }
+    }
+}
+
+impl Dispatcher {
+    /// Kinesis is to be asked for the stream's summary now. Asking counts as asked.
+    pub fn ask_for_summary(&mut self, now: Duration) -> bool {
+        self.mode.ask(now)
+    }
+
+    /// The answer to that.
+    pub fn on_summary(&mut self, answer: Result<StreamSummary, PutError>, now: Duration) {
+        if let Err(error) = &answer
+            && self.mode.failure.as_ref() != Some(error)
+        {
+            tracing::info!(%error, "the stream's mode and limits (DescribeStreamSummary) could not be read; asking again");
+        }
+        self.mode.answered(answer, now, self.host.entropy.as_ref());
+        if self.mode.keys(now) == Keys::Ignored {
+            // Landings do not tell of reshards there.
+            self.map_stale();
+        }
+        self.publish_mode(now);
+    }
+
+    /// The form that records may have: single events where the shards are not known.
+    fn form_allowed(&self, now: Duration) -> Aggregate {
+        if self.map_guessed { Aggregate::Off } else { self.mode.form(self.options.aggregate, now) }
+    }
+
+    /// Takes the form of records that the mode allows. False while that has to wait for answers, and nothing may be sent.
+    pub(super) fn settle_form(&mut self, now: Duration) -> bool {
+        let configured = self.options.aggregate;
+        if configured == Aggregate::Kpl && !self.draining && !self.mode.is_settled(now) {
+            return false;
+        }
+        let form = self.form_allowed(now);
+        if form == self.form {
+            return true;
+        }
+        if !self.requests.is_empty() || !self.held.is_empty() {
+            return false;
+        }
+        self.form = form;
+        if self.map.is_some() {
+            self.advance_marks();
+            self.restart_queues(now);
+        }
+        self.publish_mode(now);
+        true
+    }
+
+    /// A record that is readable there, whatever its shard's hashes, was stored in another shard than predicted.
+    pub(super) fn landed_elsewhere(&mut self, shard: &ShardId, span: (u128, u128), now: Duration) {
+        if self.mode.keys(now) == Keys::Ignored {
+            // Asking for the shards each time would not explain it.
+            self.mode.strange_landing(now);
+            return;
+        }
+        if self.landings.len() < LANDINGS_MAX {
+            self.landings.push((span, shard.clone()));
+        }
+        self.map_stale();
+    }
+
+    /// Judges such landings, with a map that was listed after them. False: it is too old for one of them.
+    pub(super) fn judge_landings(&mut self, now: Duration) -> bool {
+        let Some(map) = &self.map else { return true };
+        let (mut strange, mut younger) = (0, Vec::new());
+        for (span, shard) in std::mem::take(&mut self.landings) {
+            match map.find(&shard) {
+                Some(shard) => strange += u32::from(span.0 < shard.first_hash || shard.last_hash < span.1),
+                None => younger.push((span, shard)),
+            }
+        }
+        self.landings = younger;
+        for _ in 0..strange {
+            self.strange_landing(now);
+        }
+        self.landings.is_empty()
+    }
+
+    /// A record landed outside its keys' shard, by a map that was listed after it did.
+    pub(super) fn strange_landing(&mut self, now: Duration) {
+        if self.mode.strange_landing(now) {
+            self.publish_mode(now);
+        }
+    }
+
+    /// The shards have changed: that explains strange landings.
+    pub(super) fn landings_explained(&mut self) {
+        self.mode.explained();
+    }
+
+    /// A record that landed in a strange shard is as good as in its own: any consumer reads it, and there is no order to keep.
+    pub(super) fn readable_anywhere(&self, now: Duration) -> bool {
+        self.form == Aggregate::Lines && (self.options.order == Order::None || self.mode.keys(now) == Keys::Ignored)
+    }
+
+    /// Writes what status tells of the mode; says in the log what has changed for the user.
+    pub(super) fn publish_mode(&self, now: Duration) {
+        let keys = self.mode.keys(now);
+        let reason = match self.mode.reason(self.options.aggregate, self.options.order, now) {
+            known if known.is_empty() && self.form_allowed(now) != self.options.aggregate => {
+                format!(
+                    "the shards are not known: one event a record is sent instead of aggregate = {:?}; allow kinesis:ListShards",
+                    self.options.aggregate.name()
+                )
+            }
+            known => known,
+        };
+        let waits = self.options.aggregate == Aggregate::Kpl && !self.mode.is_settled(now);
+        let told = ModeStatus {
+            summary: self.mode.summary.clone(),
+            keys: keys.name(),
+            aggregate: self.form_allowed(now).name(),
+            is_fallback: !waits && self.form_allowed(now) != self.options.aggregate,
+            reason: if waits { String::new() } else { reason },
+        };
+        let mut held = locked(&self.metrics.mode);
+        if held.reason != told.reason {
+            match told.reason.as_str() {
+                "" => tracing::info!(aggregate = told.aggregate, "partition keys decide a record's shard again"),
+                reason => tracing::error!(aggregate = told.aggregate, "{reason}"),
+            }
+        }
+        *held = told;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::RealEntropy;
+    use crate::kinesis::ErrorClass;
+
+    fn told(ignores_keys: Option<bool>) -> Result<StreamSummary, PutError> {
+        Ok(StreamSummary {
+            arn: String::new(),
+            status: "ACTIVE".into(),
+            on_demand: None,
+            ignores_keys,
+            record_bytes_max: None,
+            key: None,
+        })
+    }
+
+    fn refused(class: ErrorClass) -> Result<StreamSummary, PutError> {
+        Err(PutError { class, code: "LimitExceededException".into(), message: String::new() })
+    }
+
+    const fn seconds(n: u64) -> Duration {
+        Duration::from_secs(n)
+    }
+
+    /// Questions of one agent in that time, each answered alike.
+    fn questions(answer: &Result<StreamSummary, PutError>, until: Duration) -> usize {
+        let (mut mode, mut asked) = (Mode::new(false), 0);
+        let mut now = Duration::ZERO;
+        while now < until {
+            if mode.ask(now) {
+                asked += 1;
+                assert!(!mode.ask(now), "one question at a time");
+                mode.answered(answer.clone(), now, &RealEntropy);
+            }
+            now += Duration::from_millis(200);
+        }
+        asked
+    }
+
+    #[test]
+    fn a_thousand_agents_stay_within_the_accounts_twenty_questions_a_second() {
+        let hour = seconds(3600);
+        let asked = questions(&told(None), hour);
+        assert!((9..=17).contains(&asked), "{asked} in an hour, so up to 4.7/s of a thousand agents");
+        for class in [ErrorClass::Throttle, ErrorClass::Configuration] {
+            let asked = questions(&refused(class), hour);
+            assert!(asked < 60, "{asked} in an hour");
+        }
+    }
+
+    #[test]
+    fn an_answer_holds_for_a_while_and_then_nothing_is_known() {
+        let mut mode = Mode::new(false);
+        assert_eq!((mode.keys(seconds(0)), mode.form(Aggregate::Kpl, seconds(0))), (Keys::Unknown, Aggregate::Off));
+        mode.answered(told(None), seconds(10), &RealEntropy);
+        assert_eq!((mode.keys(seconds(10)), mode.form(Aggregate::Kpl, seconds(10))), (Keys::Decide, Aggregate::Kpl));
+        mode.answered(refused(ErrorClass::Transient), seconds(300), &RealEntropy);
+        assert_eq!(mode.keys(seconds(1000)), Keys::Decide);
+        assert_eq!(mode.keys(seconds(1011)), Keys::Unknown);
+        assert_eq!(mode.form(Aggregate::Lines, seconds(1011)), Aggregate::Lines, "no consumer drops lines");
+        mode.answered(told(Some(true)), seconds(1100), &RealEntropy);
+        assert_eq!(mode.keys(seconds(1_000_000)), Keys::Ignored, "AUTO is believed until something else is said");
+    }
+
+    #[test]
+    fn strange_landings_outweigh_what_kinesis_says_until_there_are_none_for_a_while() {
+        let mut mode = Mode::new(true);
+        mode.answered(told(Some(false)), seconds(0), &RealEntropy);
+        assert!(!mode.strange_landing(seconds(1)) && !mode.strange_landing(seconds(2)));
+        mode.explained();
+        assert!(!mode.strange_landing(seconds(3)) && !mode.strange_landing(seconds(4)), "a reshard explained the others");
+        assert!(mode.strange_landing(seconds(5)), "the third");
+        assert_eq!(mode.keys(seconds(5)), Keys::Ignored);
+        assert!(mode.ask(seconds(7)), "a question out of turn");
+        mode.answered(told(Some(false)), seconds(7), &RealEntropy);
+        assert!(!mode.strange_landing(seconds(300)), "it is known");
+        assert_eq!(mode.keys(seconds(899)), Keys::Ignored);
+        mode.answered(told(Some(false)), seconds(899), &RealEntropy);
+        assert_eq!(mode.keys(seconds(900)), Keys::Decide);
+        assert!(!mode.strange_landing(seconds(901)) && mode.keys(seconds(901)) == Keys::Decide, "one is not three");
+    }
+}
