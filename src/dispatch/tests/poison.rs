@@ -217,25 +217,71 @@ fn one_event_alone_is_given_up_after_some_tries_where_the_service_says_that_it_i
 #[test]
 fn while_one_event_is_searched_for_the_other_shards_and_keys_go_on() {
     for aggregate in [Aggregate::Off, Aggregate::Kpl] {
-        let (mut history, mut running) = quiet(9, aggregate, 2_000);
-        let mut batch = running.handle.batch();
-        batch.push("bad", None, b"0 POISON");
-        history.accepted.insert("bad".into(), 1);
+        let mut history = History::new(9, aggregate);
+        history.faults = false;
+        history.model = Model::new(8);
+        history.options.requests_max = 4;
+        history.options.slots_max = 4096;
+        let mut running = history.start(Position(0));
+        let put = |history: &mut History, running: &Running, events: &[(String, &str)]| {
+            let mut batch = running.handle.batch();
+            for (key, data) in events {
+                batch.push(key, None, data.as_bytes());
+                history.accepted.insert(key.clone(), 1);
+            }
+            let permit = running.handle.try_admit(batch.len()).expect("room");
+            running.handle.submit(batch, permit).wait().expect("durable");
+        };
         history.poison.insert(("bad".into(), 0));
-        let permit = running.handle.try_admit(batch.len()).expect("room");
-        running.handle.submit(batch, permit).wait().expect("durable");
-        let mut requests = 0;
-        while account(&running).dead == 0 {
+        put(&mut history, &running, &[("bad".into(), "0 POISON")]);
+        for _ in 0..5 {
             history.write(&running);
-            history.step(&mut running);
-            requests += 1;
-            assert!(requests < 2_000, "not found");
         }
-        let account = account(&running);
-        assert!(account.delivered > 1_500, "NO-BLOCKING: {account:?}");
+        while !running.dispatcher.has_suspects() {
+            history.step(&mut running);
+        }
+        // The bad event is found, and then no request of it alone is answered: the search stands still.
+        let fresh: Vec<(String, &str)> = (0..200).map(|n| (format!("fresh-{n}"), "0 good")).collect();
+        put(&mut history, &running, &fresh);
+        let mut held = Vec::new();
+        for _ in 0..2_000 {
+            let bad = |request: &Outgoing| request.len() == 1 && request.entries().iter().any(holds_poison);
+            held.extend(running.under_way.extract_if(.., |(request, _)| bad(request)));
+            history.step(&mut running);
+        }
+        assert_eq!(held.len(), 1, "a search is under way");
+        let shard_of = |key: &str| (0..8).find(|n| history.model.shards[*n].last_hash >= KeyHash::of_key(key).0);
+        let read: BTreeSet<String> = history.model.read().into_iter().map(|(key, _)| key).collect();
+        for (key, _) in &fresh {
+            // With aggregates the bad event's shard waits for it, and only that.
+            let waits = aggregate == Aggregate::Kpl && shard_of(key) == shard_of("bad");
+            assert!(waits || read.contains(key), "NO-BLOCKING: {key} waits for another key's event");
+        }
         assert_eq!(paused(&running), "", "the stream is not paused for one event");
+        running.under_way.append(&mut held);
         end(history, running);
     }
+}
+
+#[test]
+fn while_one_event_is_refused_alone_another_one_that_comes_does_not_wait_for_it() {
+    let (mut history, mut running) = lonely();
+    history.poison_unnamed = true;
+    while history.answered < 6 {
+        history.step(&mut running);
+    }
+    let mut batch = running.handle.batch();
+    batch.push("other", None, b"0 good");
+    history.accepted.insert("other".into(), 1);
+    let permit = running.handle.try_admit(batch.len()).expect("room");
+    running.handle.submit(batch, permit).wait().expect("durable");
+    let begun = history.now();
+    while account(&running).delivered == 0 {
+        history.step(&mut running);
+    }
+    let took = history.now() - begun;
+    assert!(took < Duration::from_millis(600), "NO-BLOCKING: it took {took:?}");
+    end(history, running);
 }
 
 #[test]
