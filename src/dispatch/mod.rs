@@ -217,7 +217,7 @@ impl Dispatcher {
             metrics,
             map: None,
             map_state: MapState::Wanted,
-            map_backoff: Backoff::new(Duration::from_millis(200), Duration::from_secs(30)),
+            map_backoff: Backoff::of_listing(),
             map_not_before: Duration::ZERO,
             strange_landings: 0,
             keys_ignored: false,
