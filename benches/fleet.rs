@@ -11,7 +11,7 @@
 //! over a hundred. `docs/FLEET.md` has what was measured.
 //!
 //! How to run: `cargo bench --bench fleet`; `-- --plots` writes `docs/fleet/*.svg`; `-- NAME` runs the scenarios whose names
-//! contain it. Exit code 1 when a mark is missed. Some three minutes on one core.
+//! contain it. Exit code 1 when a mark is missed. Ten minutes on two cores that others use too.
 
 #![allow(clippy::disallowed_methods, reason = "it tells how long it took; the simulated time is its own")]
 
@@ -20,6 +20,7 @@ mod control;
 #[path = "fleet/plots.rs"]
 mod plots;
 #[path = "fleet/scenarios.rs"]
+#[allow(dead_code, reason = "the short ones are the test's")]
 mod scenarios;
 #[path = "fleet/service.rs"]
 mod service;
@@ -28,11 +29,14 @@ mod world;
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use forebay::dispatch::backoff::Backoff;
+use scenarios::Scenario;
 use service::{Control, DESCRIBE_PER_SECOND, LIST_SHARDS_PER_SECOND};
-use world::Dice;
+use world::{Dice, Trace};
 
 /// Agents whose control-plane calls are looked at.
 const AGENTS: usize = 1_000;
@@ -41,41 +45,18 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     let plots = arguments.iter().any(|argument| argument == "--plots");
     let names: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
+    let chosen = |scenario: &Scenario| names.is_empty() || names.iter().any(|name| scenario.name.contains(name.as_str()));
+    let scenarios: Vec<Scenario> = scenarios::full().into_iter().filter(chosen).collect();
     let mut missed = 0;
     println!(
         "{:<30} {:>6} {:>6} {:>13} {:>8} {:>10} {:>7} {:>6}",
         "scenario", "agents", "shards", "seconds", "goodput", "throttled", "Jain", "marks"
     );
-    for scenario in scenarios::full() {
-        if !names.is_empty() && !names.iter().any(|name| scenario.name.contains(name.as_str())) {
-            continue;
-        }
-        let began = Instant::now();
-        let trace = world::run(&scenario.setup);
-        for figures in scenario.figures(&trace) {
-            let there = |present: &&(f64, f64)| present.0 <= figures.span.0 as f64 && figures.span.1 as f64 <= present.1;
-            println!(
-                "{:<30} {:>6} {:>6} {:>13} {:>8.3} {:>9.2}% {:>7.3} {:>6}",
-                scenario.name,
-                trace.present.iter().filter(there).count(),
-                trace.shards,
-                format!("{} to {}", figures.span.0, figures.span.1),
-                figures.goodput,
-                figures.throttled * 100.0,
-                figures.fairness,
-                if figures.missed { "MISSED" } else { "good" }
-            );
-            missed += usize::from(figures.missed);
-        }
-        if let Some(seconds) = scenario.back_after(&trace) {
-            let is_missed = seconds > scenarios::BACK_SECONDS_MAX;
-            println!("{:<30} goodput is back {seconds} s after agents left: {}", "", if is_missed { "MISSED" } else { "good" });
-            missed += usize::from(is_missed);
-        }
-        eprintln!("{:<30} simulated in {:.1} s", "", began.elapsed().as_secs_f64());
+    for (scenario, trace) in scenarios.iter().zip(run_all(&scenarios)) {
+        missed += tell(scenario, &trace);
         if plots && scenario.leave_at.is_some() {
             let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/fleet");
-            if let Err(error) = plots::write(&dir, &scenario, &trace) {
+            if let Err(error) = plots::write(&dir, scenario, &trace) {
                 eprintln!("{}: {error}", dir.display());
                 return ExitCode::FAILURE;
             }
@@ -85,6 +66,52 @@ fn main() -> ExitCode {
         missed += control_plane();
     }
     if missed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Runs them, as many at once as there are cores; which one a core takes changes nothing in it.
+fn run_all(scenarios: &[Scenario]) -> Vec<Trace> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let next = AtomicUsize::new(0);
+    let traces: Vec<OnceLock<Trace>> = scenarios.iter().map(|_| OnceLock::new()).collect();
+    std::thread::scope(|scope| {
+        for _ in 0..cores {
+            scope.spawn(|| {
+                while let Some(at) = Some(next.fetch_add(1, Ordering::Relaxed)).filter(|at| *at < scenarios.len()) {
+                    let began = Instant::now();
+                    let trace = world::run(&scenarios[at].setup);
+                    eprintln!("{}: simulated in {:.1} s", scenarios[at].name, began.elapsed().as_secs_f64());
+                    traces[at].get_or_init(|| trace);
+                }
+            });
+        }
+    });
+    traces.into_iter().map(|trace| trace.into_inner().expect("each was run by one of the threads")).collect()
+}
+
+/// Prints a scenario's lines; how many marks are missed.
+fn tell(scenario: &Scenario, trace: &Trace) -> usize {
+    let mut missed = 0;
+    for figures in scenario.figures(trace) {
+        let there = |present: &&(f64, f64)| present.0 <= figures.span.0 as f64 && figures.span.1 as f64 <= present.1;
+        println!(
+            "{:<30} {:>6} {:>6} {:>13} {:>8.3} {:>9.2}% {:>7.3} {:>6}",
+            scenario.name,
+            trace.present.iter().filter(there).count(),
+            trace.shards,
+            format!("{} to {}", figures.span.0, figures.span.1),
+            figures.goodput,
+            figures.throttled * 100.0,
+            figures.fairness,
+            if figures.missed { "MISSED" } else { "good" }
+        );
+        missed += usize::from(figures.missed);
+    }
+    if let Some(seconds) = scenario.back_after(trace) {
+        let is_missed = seconds > scenarios::BACK_SECONDS_MAX;
+        println!("{:<30} goodput is back {seconds} s after agents left: {}", "", if is_missed { "MISSED" } else { "good" });
+        missed += usize::from(is_missed);
+    }
+    missed
 }
 
 /// Prints the control plane's table; how many marks are missed.

@@ -47,7 +47,7 @@ fn draw(path: &Path, title: &str, y_label: &str, y_max: f64, seconds: f64, all: 
     }
     chart
         .configure_series_labels()
-        .position(SeriesLabelPosition::LowerRight)
+        .position(if y_max > 1.0 && y_max < 2.0 { SeriesLabelPosition::LowerRight } else { SeriesLabelPosition::UpperRight })
         .background_style(WHITE.mix(0.85))
         .border_style(BLACK.mix(0.3))
         .draw()?;
@@ -116,7 +116,7 @@ pub fn write(dir: &Path, scenario: &Scenario, trace: &Trace) -> Drawn {
     }
     let present_at = |x: f64| trace.present.iter().filter(|present| present.0 <= x && x < present.1).count().max(1);
     let fair = over_time(seconds, 1, |from, _| 1000.0 * trace.shards as f64 / present_at(from as f64 + 0.5) as f64);
-    let y_max = 1.6 * fair.iter().skip(10).map(|(_, y)| *y).fold(0.0, f64::max);
+    let y_max = 2.5 * fair.iter().skip(10).map(|(_, y)| *y).fold(0.0, f64::max);
     groups.push(Lines {
         label: "equal parts",
         colour: BLACK,

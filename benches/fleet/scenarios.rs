@@ -95,11 +95,11 @@ fn scenario(name: &'static str, shards: usize, groups: Vec<Group>, steady: Vec<(
     }
 }
 
-/// All of them: minutes of a processor, half an hour and more of the fleet.
+/// All of them.
 #[must_use]
 pub fn full() -> Vec<Scenario> {
     let one = |name, pattern| scenario(name, 1, vec![crowd(50, 1.3, 1000.0, pattern)], vec![(300, 1800)]);
-    let thousand = |name, pattern| scenario(name, 100, vec![crowd(1000, 1.3, 1000.0, pattern)], vec![(300, 900)]);
+    let thousand = |name, pattern, steady| scenario(name, 100, vec![crowd(1000, 1.3, 1000.0, pattern)], vec![steady]);
     let mut by_bytes = one("one-shard-by-bytes", Pattern::Poisson);
     by_bytes.setup.record_bytes = 2 << 10;
     by_bytes.setup.groups = vec![crowd(50, 1.3, 512.0, Pattern::Poisson)];
@@ -111,8 +111,9 @@ pub fn full() -> Vec<Scenario> {
     idle.is_contended = false;
     let few = scenario("one-shard-of-2", 1, vec![crowd(2, 1.3, 1000.0, Pattern::Poisson)], vec![(60, 1260)]);
     vec![
-        thousand("fleet-poisson", Pattern::Poisson),
-        thousand("fleet-bursty", BURSTS),
+        thousand("fleet-poisson", Pattern::Poisson, (200, 400)),
+        // Until then some have had too few bursts to want their part.
+        thousand("fleet-bursty", BURSTS, (400, 600)),
         fleet_churn(500, 100),
         one("one-shard-poisson", Pattern::Poisson),
         one("one-shard-bursty", BURSTS),
@@ -128,9 +129,9 @@ pub fn full() -> Vec<Scenario> {
 fn fleet_churn(half: usize, shards: usize) -> Scenario {
     // Each wants more than it gets even when half of them are gone.
     let stay = crowd(half, 1.5, 1000.0, Pattern::Poisson);
-    let come = Group { joins: (600.0, 610.0), leaves: (1500.0, 1510.0), ..stay };
-    let mut churn = scenario("fleet-joins-and-leaves", shards, vec![stay, come], vec![(300, 600), (1200, 1500), (1600, 1900)]);
-    churn.leave_at = Some(1500);
+    let come = Group { joins: (200.0, 210.0), leaves: (700.0, 710.0), ..stay };
+    let mut churn = scenario("fleet-joins-and-leaves", shards, vec![stay, come], vec![(100, 200), (500, 700), (820, 1000)]);
+    churn.leave_at = Some(700);
     churn
 }
 
@@ -146,7 +147,7 @@ fn one_shard_churn() -> Scenario {
 /// Seconds of a processor.
 #[must_use]
 pub fn short() -> Vec<Scenario> {
-    let hundred = |name, pattern| scenario(name, 4, vec![crowd(100, 1.3, 1000.0, pattern)], vec![(120, 420)]);
+    let hundred = |name, pattern| scenario(name, 4, vec![crowd(100, 1.3, 1000.0, pattern)], vec![(200, 500)]);
     let stay = crowd(10, 1.5, 1000.0, Pattern::Poisson);
     let come = Group { agents: 20, joins: (200.0, 201.0), leaves: (500.0, 501.0), ..stay };
     let mut churn = scenario("short-joins-and-leaves", 4, vec![stay, come], vec![(60, 200), (300, 500), (570, 700)]);

@@ -44,8 +44,8 @@ const START_POWER_MAX: f64 = 4.0;
 /// What a throttle takes of the rate.
 const DECREASE: f64 = 0.25;
 
-/// What the first throttle leaves of a rate that was still being found: the last step up was one too many.
-const START_KEEP: f64 = 0.5;
+/// What the first throttle leaves of a rate that was still being found: the last steps up were too many.
+const START_KEEP: f64 = 0.25;
 
 /// What a throttle leaves that follows another one, and what a run of them leaves at least.
 const RUN_KEEP: f64 = 0.5;
