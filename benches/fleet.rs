@@ -6,9 +6,8 @@
 //!
 //! Expected before the first run. With the limiter as it was (a throttle takes 30 %, a twentieth of the shard comes back each
 //! second, never below 2 %): at the thousand half of everything is refused, since fifty agents at the least share fill a shard;
-//! at the fifty, a fifth; goodput 0.97, Jain's index 0.98. With one that balances near one throttle in a hundred records: 1.5 %
-//! refused at the thousand, 1 % at the fifty, goodput 0.97, Jain's index 0.96 at one shard (chance evens out slowly there) and 0.99
-//! over a hundred. `docs/FLEET.md` has what was measured.
+//! at the fifty, a fifth; goodput 0.95 and 0.97, Jain's index 0.98 and 0.99. With one that balances near one throttle in a
+//! hundred records: 1.5 % refused at the thousand, goodput 0.98, Jain's index 0.99. `docs/FLEET.md` has what was measured.
 //!
 //! How to run: `cargo bench --bench fleet`; `-- --plots` writes `docs/fleet/*.svg`; `-- NAME` runs the scenarios whose names
 //! contain it. Exit code 1 when a mark is missed. Ten minutes on two cores that others use too.

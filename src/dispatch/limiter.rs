@@ -16,11 +16,11 @@
 //! producers would be as slow as a thousand.
 //!
 //! Between throttles the rate follows a cube (as CUBIC, RFC 9438): soon back near what it was when it was throttled, slow
-//! there, ever faster beyond, since a shard that stays silent for a period has room. Time counts by what was sent, not by the clock:
-//! who does not use its rate learns nothing about it. A shard first met is tried with a fiftieth and e-fold more with each hundredth
-//! of a second's worth that it takes, which is at the full rate within a second and meets a crowded shard gently. A throttle behind a throttle means a crowd or a shard
-//! that takes nothing: each halves, down to a sixteenth of where the run began, and after the run the way back is the quick one.
-//! `docs/FLEET.md` has what comes of it.
+//! there, ever faster beyond, since a shard that stays silent for a period has room. Time counts by what was sent, not by
+//! the clock: who does not use its rate learns nothing about it. A shard first met is tried with a fiftieth of the full rate
+//! and e-fold more with each hundredth of a second's worth that it takes: alone, that is the full rate within a second; a
+//! crowded shard is met gently. A throttle behind a throttle means a crowd, or a shard that takes nothing: each halves, down to
+//! a sixteenth of where the run began, and when it is over the way back is the quick one. `docs/FLEET.md` has what comes of it.
 
 use std::time::Duration;
 
@@ -82,6 +82,8 @@ pub struct Limiter {
     goal: f64,
     /// The share before the last throttle that no other one went before.
     high: f64,
+    /// The goal when the run of throttles that began with it is over.
+    resume: f64,
     /// Throttles since the last good answer.
     run: u32,
     /// The share around which the cube is flat.
@@ -105,6 +107,7 @@ impl Limiter {
             decreased_at: None,
             goal: 1.0,
             high: 1.0,
+            resume: 1.0,
             run: 0,
             top: 1.0,
             period: 1.0,
@@ -174,9 +177,12 @@ impl Limiter {
         } else {
             self.high = self.share;
             if self.share < self.goal {
+                // A run says nothing of what the shard takes when it takes something: then it is still to be found.
+                self.resume = self.goal;
                 self.share = (self.share * START_KEEP).max(SHARE_MIN);
                 self.top = self.share;
             } else {
+                self.resume = self.high * RUN_BACK;
                 // Throttled below where it was last time: others have come, and what they need is let go.
                 self.top = if self.share < self.top { self.share * (1.0 - DECREASE / 2.0) } else { self.share };
                 self.share = (self.share * (1.0 - DECREASE)).max(SHARE_MIN);
@@ -189,7 +195,7 @@ impl Limiter {
     /// The shard took a record.
     pub fn accepted(&mut self, now: Duration) {
         if self.run > 1 {
-            self.goal = self.high * RUN_BACK;
+            self.goal = self.resume;
         }
         self.run = 0;
         if self.share >= 1.0 {
@@ -199,7 +205,7 @@ impl Limiter {
         if self.share < self.goal {
             self.share = (self.share * (self.cost / START_SECONDS).min(START_POWER_MAX).exp()).min(self.goal);
             if self.share >= self.goal {
-                self.top = self.high;
+                self.top = self.high.max(self.share);
                 self.begin_cube();
             }
             return;
@@ -319,6 +325,18 @@ mod tests {
     }
 
     #[test]
+    fn a_shard_that_refused_everything_from_the_first_on_gets_the_full_rate_soon_after_it_takes_something() {
+        for record_bytes in [200, 256 << 10] {
+            let mut limiter = Limiter::new(Duration::ZERO);
+            for second in 0..60 {
+                limiter.throttled(Duration::from_secs(second));
+            }
+            send_until(&mut limiter, Duration::from_secs(60), Duration::from_secs(80), record_bytes);
+            assert_eq!(limiter.rate_bytes(), SHARD_BYTES_PER_SECOND, "records of {record_bytes} bytes");
+        }
+    }
+
+    #[test]
     fn where_most_is_refused_the_rate_goes_down_to_the_least_share() {
         let mut limiter = Limiter::new(Duration::ZERO);
         for second in 1..600 {
@@ -336,10 +354,10 @@ mod tests {
         let mut limiter = Limiter::new(Duration::ZERO);
         limiter.throttled(Duration::ZERO);
         let before = limiter.share;
-        for minute in 1..60 {
+        for hour in 1..20 {
             limiter.spend(200, 1);
-            limiter.accepted(Duration::from_secs(60 * minute));
+            limiter.accepted(Duration::from_secs(3600 * hour));
         }
-        assert!(limiter.share < before * 1.1, "{} then {}", before, limiter.share);
+        assert!(limiter.share < before * 1.05, "{} then {}", before, limiter.share);
     }
 }
