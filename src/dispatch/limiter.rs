@@ -166,6 +166,8 @@ impl Limiter {
 
     /// The shard said it takes no more.
     pub fn throttled(&mut self, now: Duration) {
+        // What it refused it did not take: at a low rate the debt of one large record would be minutes. `backoff` makes the wait.
+        self.bytes = self.bytes.max(0.0);
         if self.decreased_at.is_some_and(|at| now.saturating_sub(at) < DECREASE_GAP) {
             return;
         }
@@ -329,6 +331,7 @@ mod tests {
         for record_bytes in [200, 256 << 10] {
             let mut limiter = Limiter::new(Duration::ZERO);
             for second in 0..60 {
+                limiter.spend(record_bytes, 1);
                 limiter.throttled(Duration::from_secs(second));
             }
             send_until(&mut limiter, Duration::from_secs(60), Duration::from_secs(80), record_bytes);
