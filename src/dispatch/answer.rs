@@ -124,8 +124,7 @@ impl Dispatcher {
         match outcome {
             EntryOutcome::Stored { shard } => {
                 let queue = &mut self.queues[sent.queue];
-                let since = now.saturating_sub(queue.last_good);
-                queue.limiter.accepted(now, since);
+                queue.limiter.accepted(now);
                 queue.backoff.succeed();
                 queue.last_good = now;
                 queue.records += 1;
@@ -160,6 +159,8 @@ impl Dispatcher {
         let wait = match error.class {
             // The stream as a whole is paused instead.
             ErrorClass::Configuration | ErrorClass::Poison => Duration::ZERO,
+            // Records that failed together are one failure: counted each, a few throttles of one request would be a long wait.
+            _ if queue.not_before > now => Duration::ZERO,
             ErrorClass::Throttle | ErrorClass::Transient | ErrorClass::UnknownOutcome => {
                 queue.backoff.fail(self.host.entropy.as_ref())
             }

@@ -22,6 +22,18 @@ impl Backoff {
         Self { base, cap, failures: 0 }
     }
 
+    /// That of one shard's queue.
+    #[must_use]
+    pub const fn of_shard() -> Self {
+        Self::new(Duration::from_millis(100), Duration::from_secs(10))
+    }
+
+    /// That of asking for the shards.
+    #[must_use]
+    pub const fn of_listing() -> Self {
+        Self::new(Duration::from_millis(200), Duration::from_secs(30))
+    }
+
     /// One more failure: the wait before the next try.
     pub fn fail(&mut self, entropy: &dyn Entropy) -> Duration {
         let most = self.base.saturating_mul(1 << self.failures.min(20)).min(self.cap);

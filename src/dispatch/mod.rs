@@ -243,7 +243,7 @@ impl Dispatcher {
             map: None,
             map_guessed: false,
             map_state: MapState::Wanted,
-            map_backoff: Backoff::new(Duration::from_millis(200), Duration::from_secs(30)),
+            map_backoff: Backoff::of_listing(),
             map_not_before: Duration::ZERO,
             mode,
             form,

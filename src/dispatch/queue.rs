@@ -156,7 +156,7 @@ impl Queue {
             chains: HashKeyed::default(),
             under_way: 0,
             limiter: Limiter::new(now),
-            backoff: Backoff::new(Duration::from_millis(100), Duration::from_secs(10)),
+            backoff: Backoff::of_shard(),
             not_before: Duration::ZERO,
             last_good: now,
             lag: None,
