@@ -790,13 +790,13 @@ async fn child_with_a_shared_file() {
     };
     let good = || Answer::Full(200, json!({"FailedRecordCount": 0, "Records": [stored(1)]}).to_string());
     let refused = |code: &str| Answer::Full(400, json!({"__type": code, "message": "no"}).to_string());
-    let answers = vec![good(), refused("AccessDeniedException"), good(), refused("UnrecognizedClientException"), good()];
+    let answers = vec![good(), refused("ResourceNotFoundException"), good(), refused("UnrecognizedClientException"), good()];
     let wire = Wire::serve(answers).await;
     let client = AwsKinesis::open(wire.target(Duration::from_secs(5)));
     keys("old");
     client.put_records(entries(1)).await.unwrap();
     keys("new");
-    // A right that is missing says nothing against the keys, and the client that stands is kept.
+    // A stream that is missing says nothing against the keys, and the client that stands is kept.
     client.put_records(entries(1)).await.unwrap_err();
     client.put_records(entries(1)).await.unwrap();
     let error = client.put_records(entries(1)).await.unwrap_err();
