@@ -25,74 +25,22 @@
 
 #![allow(clippy::disallowed_methods, reason = "a bench looks at real clocks and files")]
 
-use std::io;
-use std::path::{Path, PathBuf};
+#[path = "common/no_sync.rs"]
+mod no_sync;
+
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use forebay::coding::{Coding, EncryptionKey, KeyRing};
 use forebay::event::{KeyHash, Lane, Position};
-use forebay::host::{CodingOf, File, Files, Host, Space, mix64};
+use forebay::host::{Host, mix64};
 use forebay::spool::cursor::Cursor;
 use forebay::spool::{SpoolOptions, frame, open, prepare};
+use no_sync::NoSync;
 
 /// Content written for each row.
 const CONTENT_BYTES: usize = 96 << 20;
-
-/// The real files without their syncs.
-#[derive(Debug)]
-struct NoSync(Arc<dyn Files>);
-
-#[derive(Debug)]
-struct NoSyncFile(Arc<dyn File>);
-
-impl File for NoSyncFile {
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.0.read_at(buf, offset)
-    }
-    fn append(&self, parts: &[&[u8]]) -> io::Result<()> {
-        self.0.append(parts)
-    }
-    fn sync_data(&self) -> io::Result<()> {
-        Ok(())
-    }
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
-    }
-    fn len(&self) -> io::Result<u64> {
-        self.0.len()
-    }
-    fn coding(&self) -> Option<CodingOf> {
-        self.0.coding()
-    }
-}
-
-impl Files for NoSync {
-    fn open(&self, path: &Path) -> io::Result<Arc<dyn File>> {
-        Ok(Arc::new(NoSyncFile(self.0.open(path)?)))
-    }
-    fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
-        Ok(Arc::new(NoSyncFile(self.0.create(path)?)))
-    }
-    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
-        self.0.list(dir)
-    }
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        self.0.remove(path)
-    }
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.0.rename(from, to)
-    }
-    fn sync_dir(&self, _: &Path) -> io::Result<()> {
-        Ok(())
-    }
-    fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
-        self.0.create_dir_all(dir)
-    }
-    fn space(&self, path: &Path) -> io::Result<Space> {
-        self.0.space(path)
-    }
-}
 
 /// A page view as an analytics SDK sends it: ids that do not compress, names that do. About 300 bytes.
 fn event(number: u64) -> (String, Vec<u8>) {
