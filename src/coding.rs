@@ -34,6 +34,14 @@ use self::head::{FileHead, HEAD_BYTES};
 pub use self::keys::{EncryptionKey, KeyError, KeyId, KeyRing, KeySource};
 use crate::host::{Entropy, File, Files, Host, Space};
 
+/// Bytes on the disk that an append of so much content adds to a coded file at most, its part of the table included. A block
+/// for each 32 KiB, one for what is left, and one for a file's beginning.
+#[must_use]
+pub fn stored_at_most(content: u64) -> u64 {
+    let besides = (block::HEADER_BYTES + block::TAG_BYTES + file::TABLE_ENTRY_BYTES) as u64;
+    content + besides * (content / block::CONTENT_BYTES_MAX as u64 + 2)
+}
+
 /// The directories of a spool whose files hold events.
 const CODED_DIRS: [&str; 2] = ["segments", "dead"];
 

@@ -32,6 +32,9 @@ const WINDOW_BYTES: usize = 128 << 10;
 /// Output buffers above this size are given back.
 const KEEP_BYTES: usize = 1 << 20;
 
+/// Bytes of a table's entry: where a block begins in the content, and where in the file.
+pub(super) const TABLE_ENTRY_BYTES: usize = 16;
+
 const TRAILER_BYTES: usize = 32;
 const TRAILER_MAGIC: &[u8; 8] = b"FBYTABLE";
 
@@ -173,7 +176,7 @@ impl CodedFile {
             return Ok(());
         };
         let marks: Vec<Mark> = bytes[HEADER_BYTES..]
-            .chunks_exact(16)
+            .chunks_exact(TABLE_ENTRY_BYTES)
             .map(|entry| {
                 let number = |at: usize| u64::from_le_bytes(entry[at..at + 8].try_into().expect("eight bytes"));
                 Mark { start: number(0), at: number(8) }
@@ -484,7 +487,7 @@ impl File for CodedFile {
         if state.finished || state.torn || state.fresh {
             return Ok(());
         }
-        let mut entries = Vec::with_capacity(state.marks.len() * 16);
+        let mut entries = Vec::with_capacity(state.marks.len() * TABLE_ENTRY_BYTES);
         for mark in &state.marks {
             entries.extend_from_slice(&mark.start.to_le_bytes());
             entries.extend_from_slice(&mark.at.to_le_bytes());

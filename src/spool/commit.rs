@@ -30,11 +30,9 @@ use super::frame::{self, Frame};
 use super::held::Held;
 use super::index::{ActiveIndex, DIRECTORY_BYTES, Entry, FOOTER_BYTES};
 use super::segment::{Extent, Index, SEGMENT_HEADER_BYTES, Segment, SegmentHeader, SegmentId, SegmentTable};
+use crate::coding;
 use crate::event::Position;
 use crate::host::{File, Host};
-
-/// Bytes that a block of a coded file takes besides its content, at most (`coding/block.rs`; an entry of its table).
-const CODED_BLOCK_BYTES: u64 = 36 + 16 + 16;
 
 /// The active segment as its writer sees it.
 #[derive(Debug)]
@@ -216,8 +214,7 @@ impl Writer {
             0
         };
         let content = bytes + frames * 8 + seal;
-        // What a block of a coded file costs besides, for each 32 KiB and for this group's last; compressed, it takes less.
-        content + if self.host.files.codes() { CODED_BLOCK_BYTES * (content / (32 << 10) + 2) } else { 0 }
+        if self.host.files.codes() { coding::stored_at_most(content) } else { content }
     }
 
     /// Makes the batches durable, in order; each is a run of frames as [`frame::encode`] wrote them.
