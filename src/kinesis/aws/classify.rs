@@ -19,13 +19,17 @@ const MESSAGE_BYTES_MAX: usize = 600;
 /// Our code for "there are no credentials to sign with".
 const NO_CREDENTIALS: &str = "NoCredentials";
 
+/// A code without its namespace, what is behind a colon, and the suffix `Exception`.
+fn bare(code: &str) -> &str {
+    let code = code.rsplit_once('#').map_or(code, |(_, code)| code);
+    let code = code.split_once(':').map_or(code, |(code, _)| code);
+    code.strip_suffix("Exception").unwrap_or(code)
+}
+
 /// The class of a service error code, where it says anything. Namespaces and the suffix `Exception` are ignored.
 #[must_use]
 fn class_of_code(code: &str) -> Option<ErrorClass> {
-    let code = code.rsplit_once('#').map_or(code, |(_, code)| code);
-    let code = code.split_once(':').map_or(code, |(code, _)| code);
-    let code = code.strip_suffix("Exception").unwrap_or(code);
-    Some(match code {
+    Some(match bare(code) {
         "ProvisionedThroughputExceeded"
         | "LimitExceeded"
         | "KMSThrottling"
@@ -45,22 +49,13 @@ fn class_of_code(code: &str) -> Option<ErrorClass> {
         | "KMSOptInRequired"
         | "OptInRequired"
         | "SubscriptionRequired"
-        | "ExpiredToken"
-        | "UnrecognizedClient"
-        | "InvalidClientTokenId"
-        | "InvalidAccessKeyId"
-        | "InvalidToken"
-        | "InvalidSignature"
-        | "SignatureDoesNotMatch"
         | "IncompleteSignature"
-        | "MissingAuthenticationToken"
-        | "AuthFailure"
         | "NotAuthorized"
         | "RequestExpired"
         | "RequestTimeTooSkewed"
         | "UnknownOperation"
         | "InvalidAction" => ErrorClass::Configuration,
-        denied if denied.starts_with("AccessDenied") => ErrorClass::Configuration,
+        denied if denied.starts_with("AccessDenied") || refuses_credentials(denied) => ErrorClass::Configuration,
 
         "InvalidArgument" | "Validation" | "Serialization" | "RequestEntityTooLarge" => ErrorClass::Poison,
 
@@ -87,12 +82,15 @@ const fn class_of_status(status: u16) -> ErrorClass {
 /// only lack a right, new ones would lack it too.
 #[must_use]
 pub(super) fn doubts_credentials(error: &PutError) -> bool {
-    let code = error.code.rsplit_once('#').map_or(error.code.as_str(), |(_, code)| code);
-    let code = code.split_once(':').map_or(code, |(code, _)| code);
+    let code = bare(&error.code);
+    code == NO_CREDENTIALS || refuses_credentials(code)
+}
+
+/// Codes, without `Exception`, that say something against the credentials themselves.
+fn refuses_credentials(code: &str) -> bool {
     matches!(
-        code.strip_suffix("Exception").unwrap_or(code),
-        NO_CREDENTIALS
-            | "ExpiredToken"
+        code,
+        "ExpiredToken"
             | "UnrecognizedClient"
             | "InvalidClientTokenId"
             | "InvalidAccessKeyId"
