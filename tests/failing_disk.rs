@@ -103,6 +103,13 @@ impl World {
         fs::remove_file(&self.control).expect("the control file");
     }
 
+    /// Stops deliveries and waits for what is durable and not delivered when a fault begins.
+    fn backlog(&self, agent: &mut Agent, pace: &Pace) {
+        self.hold_deliveries(true);
+        let target = pace.acked() + 1000;
+        agent.wait_for("a backlog", |agent| pace.acked() > target && agent.account().pending > 500);
+    }
+
     fn hold_deliveries(&self, hold: bool) {
         (0..SHARDS).for_each(|shard| self.sink.set_dead(shard, hold));
     }
@@ -184,10 +191,7 @@ fn commits_fail(calls: &str, part: &str, errno: i32, words: &str, kill: bool) {
     let pace = Pace::default();
     let mut agent = under_load(&mut clients, &pace, || {
         agent.wait_for("receipts", |_| pace.acked() > 2000);
-        // What is durable and not delivered when the fault begins.
-        world.hold_deliveries(true);
-        let target = pace.acked() + 1000;
-        agent.wait_for("a backlog", |agent| pace.acked() > target && agent.account().pending > 500);
+        world.backlog(&mut agent, &pace);
         world.fail(calls, part, errno);
         wait_red(&mut agent, words);
         let durable = agent.account();
@@ -269,9 +273,7 @@ fn started_while_failing(calls: &str, part: &str) {
     let pace = Pace::default();
     let mut agent = under_load(&mut clients, &pace, || {
         agent.wait_for("receipts", |_| pace.acked() > 2000);
-        world.hold_deliveries(true);
-        let target = pace.acked() + 1000;
-        agent.wait_for("a backlog", |agent| pace.acked() > target && agent.account().pending > 500);
+        world.backlog(&mut agent, &pace);
         let pending = agent.account().pending;
         agent.kill();
         world.fail(calls, part, EIO);
