@@ -40,6 +40,7 @@ use crate::metrics::{StreamMetrics, locked};
 use crate::spool::cursor::Cursor;
 use crate::spool::dead::desk::DeadLetters;
 use crate::spool::gather::commit_loop;
+use crate::spool::held::Held;
 use crate::spool::{self, OpenError, Policy, SpoolHandle, SpoolOptions};
 
 /// Why an agent does not start. Each names its place and the remedy.
@@ -327,14 +328,16 @@ fn start_stream(config: &Config, stream: &StreamConfig, own: Host, api: Arc<dyn 
     let next = opened.writer.next();
     let sent_path = dir.join("ledger.sent");
     let (mut sent_log, sent_high) = SentLog::open(host, &sent_path);
+    // A group that is held back may have been durable all the same, and so sent.
+    let found = opened.writer.held().map_or(next, Held::end);
     // With the marks lost, all that is there is sent again, however long ago it was sent first.
-    let marks_lost = loaded.is_none() && next > Position(0);
+    let marks_lost = loaded.is_none() && found > Position(0);
     let clean = loaded.as_ref().is_some_and(|checkpoint| checkpoint.clean);
     let resent_below = match (marks_lost, clean) {
-        (true, _) => next,
+        (true, _) => found,
         // What is past a mark was never sent.
         (false, true) => Position(0),
-        (false, false) => sent_high.min(next),
+        (false, false) => sent_high.min(found),
     };
     if loaded.is_some() && !clean {
         tracing::info!(

@@ -193,6 +193,13 @@ impl Agent {
         Account { accepted, delivered, pending, dead, expired, dropped }
     }
 
+    /// Events that were or may have been sent more than once since this process began, over all reasons.
+    pub fn duplicated(&self) -> u64 {
+        let status = self.status().unwrap_or_else(|| panic!("no /status; the log:\n{}", self.setup.log_tail()));
+        let reasons = status["streams"][0]["duplicated"].as_object().unwrap_or_else(|| panic!("no duplicated in {status}"));
+        reasons.values().map(|count| count.as_u64().expect("a count")).sum()
+    }
+
     /// Polls until `done`, and panics with the log when the deadline passes.
     pub fn wait_for(&mut self, what: &str, mut done: impl FnMut(&mut Self) -> bool) {
         let start = Instant::now();
