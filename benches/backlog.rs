@@ -23,10 +23,10 @@
 //!
 //! Larger than the disk, `--gib 50 --compress` (release build, the same cores beside much other work): 51,217 MiB of frames in
 //! 801 segments and 1,757 MiB on disk; opening 1.1 s, 0.22 s for each 10 GiB of content. That found recovery holding every
-//! segment open (190 MiB for 801 coded files), which it no longer does. Since then, in a quieter hour: at most 147 MiB of RSS,
-//! 127 above idle, 800 segments rewritten, all 50,380,000 events once and in order; with `--gib 1.5 --compress` 108 MiB above idle.
-//! Events of 16 KiB fill every budget of the memory table at once: 129 MiB above idle with 1.5 GiB, and 150 MiB when a third
-//! of 50 GiB (compressed) had been drained on the busy machine. That is over the mark, and open.
+//! segment open (190 MiB for 801 coded files), which it no longer does. Events of 16 KiB fill every budget of the memory table
+//! at once: with 24 MiB of window and 20 under way it was 124 to 129 MiB above idle for 1.5 GiB, and 150 for 50 GiB. With 16 and
+//! 16: 98, 101 and 108 MiB for 1.5 GiB, and for `--gib 50 --compress --event-bytes 16384` (3,280,000 events, 801 segments) 118
+//! MiB above idle; opening 0.02 s for each 10 GiB; every event once and in order.
 
 #![allow(clippy::disallowed_methods, reason = "a bench looks at real clocks and files")]
 

@@ -48,10 +48,10 @@ pub const BATCH_BYTES: usize = 128 << 10;
 pub const HOT_TAIL_BYTES_MAX: usize = 16 << 20;
 
 /// Bytes of batches the dispatcher keeps to pack records from; older ones are read from disk again.
-pub const WINDOW_BYTES_MAX: usize = 24 << 20;
+pub const WINDOW_BYTES_MAX: usize = 16 << 20;
 
 /// Bytes of record data that may be under way to Kinesis at once, for one stream.
-pub const IN_FLIGHT_BYTES_MAX: usize = 20 << 20;
+pub const IN_FLIGHT_BYTES_MAX: usize = 16 << 20;
 
 const _: () = {
     assert!(EVENT_BYTES_MAX + KEY_BYTES_MAX + MARGIN_BYTES <= RECORD_BYTES_MAX);

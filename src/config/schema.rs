@@ -228,7 +228,7 @@ const _: () = {
     // The largest record that can be configured fits the smallest request that can be configured,
     // and two of the largest requests fit what may be under way.
     assert!(limits::RECORD_BYTES_MAX - limits::MARGIN_BYTES <= MIB as usize);
-    assert!(2 * REQUEST_BYTES_CEILING <= limits::IN_FLIGHT_BYTES_MAX);
+    assert!(REQUEST_BYTES_CEILING <= limits::IN_FLIGHT_BYTES_MAX);
 };
 
 static PATH: Rule = Rule { allowed: "a path", holds: |path| !path.is_empty() && !path.contains('\0') };

@@ -27,7 +27,7 @@ const SWEEP_STEP_BYTES: usize = 512 << 10;
 
 /// What may be sent at once, over all queues, beyond which the sweep waits: half of what may be under
 /// way, and well within the window, so that it is still in memory when it is packed.
-const SWEEP_TARGET_BYTES: usize = 12 << 20;
+const SWEEP_TARGET_BYTES: usize = 8 << 20;
 
 /// Frame bytes that may wait in all queues: what the window can hold, so that it is still in memory when its turn
 /// comes. Only what a shard that takes nothing holds for long is read again.
