@@ -410,7 +410,8 @@ impl Verifier<'_> {
             let (what, means) = if last {
                 (
                     "bytes behind the last good frame",
-                    "a group that was torn by a kill or a power cut; nobody had a receipt for it",
+                    "a group that a kill or a power cut tore before anybody had a receipt for it; a bit that the disk flipped in \
+                     the newest group looks the same, and then there were receipts",
                 )
             } else {
                 (
