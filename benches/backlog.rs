@@ -33,6 +33,8 @@
 #[path = "../tests/common/agent.rs"]
 #[allow(dead_code, reason = "the tests use the rest")]
 mod agent;
+#[path = "common/fill.rs"]
+mod fill;
 #[path = "../tests/common/sink.rs"]
 #[allow(dead_code, unused_imports, reason = "the tests use the rest")]
 mod sink;
@@ -45,16 +47,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use agent::{Agent, Setup};
+use fill::{Backlog, SEGMENT_BYTES, fill, spool_options};
 use forebay::coding::{Coding, KeyRing};
 use forebay::event::{KeyHash, Position};
 use forebay::host::Host;
-use forebay::spool::frame::{self, FRAME_HEADER_BYTES};
-use forebay::spool::{SpoolOptions, open, prepare, segments_dir};
-use sink::{Mode, NUMBER_BASE, Sink};
+use forebay::spool::{open, segments_dir};
+use sink::{Mode, Sink};
 
-const SEGMENT_BYTES: u64 = forebay::limits::SEGMENT_BYTES_DEFAULT;
 const RSS_ABOVE_IDLE_MAX: u64 = 128 << 20;
-const USERS: u64 = 20_000;
 
 #[derive(Clone, Debug)]
 struct Options {
@@ -97,62 +97,8 @@ impl Options {
     }
 }
 
-/// What was written.
-struct Backlog {
-    events: u64,
-    /// Of these, for the shards that are dead at first.
-    stuck: u64,
-    frame_bytes: u64,
-}
-
-fn spool_options(dir: &Path) -> SpoolOptions {
-    SpoolOptions { stream: "events".into(), dir: dir.to_owned(), max_bytes: u64::MAX, segment_bytes: SEGMENT_BYTES }
-}
-
 fn host(options: &Options) -> Host {
     Coding { compress: options.compress, keys: KeyRing::default() }.host(&Host::real())
-}
-
-/// Numbered events of many users, as the doors would have written them.
-fn fill(options: &Options, dir: &Path, sink: &Sink) -> Backlog {
-    let host = host(options);
-    prepare(&host, &spool_options(dir)).expect("an empty directory");
-    let mut writer = open(&host, &spool_options(dir), Position(0), &Arc::default()).expect("an empty spool").writer;
-    let text = "x".repeat(options.event_bytes.saturating_sub(50));
-    let mut backlog = Backlog { events: 0, stuck: 0, frame_bytes: 0 };
-    let keys: Vec<(String, KeyHash, bool)> = (0..USERS)
-        .map(|user| {
-            let key = format!("u{user:06}");
-            let hash = KeyHash::of_key(&key);
-            let stuck = sink.shards().of_hash(hash.0) < options.dead;
-            (key, hash, stuck)
-        })
-        .collect();
-    let mut bytes = 0.0;
-    let mut number = NUMBER_BASE;
-    let mut batches = [Vec::with_capacity(5 << 20)];
-    while bytes < options.gib * f64::from(1 << 30) {
-        number += 1;
-        for (key, hash, stuck) in &keys {
-            let data = format!(r#"{{"userId":"{key}","n":{number},"text":"{text}"}}"#);
-            let before = batches[0].len();
-            frame::encode(&mut batches[0], key, *hash, false, data.as_bytes());
-            backlog.frame_bytes = (batches[0].len() - before) as u64;
-            assert_eq!(backlog.frame_bytes, (FRAME_HEADER_BYTES + key.len() + data.len()) as u64);
-            backlog.events += 1;
-            backlog.stuck += u64::from(*stuck);
-            if batches[0].len() >= 4 << 20 {
-                bytes += batches[0].len() as f64;
-                writer.commit(&mut batches).expect("a good disk");
-                batches[0].clear();
-            }
-        }
-    }
-    if !batches[0].is_empty() {
-        writer.commit(&mut batches).expect("a good disk");
-    }
-    writer.seal();
-    backlog
 }
 
 /// Bytes of all files of the segments directory, and how many there are.
@@ -240,7 +186,8 @@ fn run(options: &Options) -> Result<(), String> {
     let setup = setup_in("full");
     let dir = setup.dir.join("spool/events");
     let begin = Instant::now();
-    let backlog = fill(options, &dir, &sink);
+    let stuck = |hash: KeyHash| sink.shards().of_hash(hash.0) < options.dead;
+    let backlog = fill(&host(options), &dir, options.gib * f64::from(1 << 30), options.event_bytes, stuck);
     let (bytes, files) = disk_used(&dir);
     println!(
         "backlog: {} events, {} MiB of frames, {} MiB in {files} segments, {} events for the {} of {} shards that are dead; written in {:.1?}",
