@@ -441,7 +441,16 @@ impl Dispatcher {
         self.marks.advance(&floors);
     }
 
-    /// What is known of deliveries now. `clean` only when nothing is under way.
+    /// Events past their lanes' marks may be stored: they are settled behind one that is not, or an earlier process sent them.
+    /// The next process must know, to count what it sends again.
+    fn sent_past_marks(&self) -> bool {
+        let settled = |queue: &Queue| queue.slots().any(|slot| slot.state == SlotState::Settled);
+        self.queues.iter().any(settled)
+            || self.marks.settled_ahead(Position(0), Position(u64::MAX)) > 0
+            || self.marks.all().iter().any(|mark| *mark < self.resent_below)
+    }
+
+    /// What is known of deliveries now. `clean` only when nothing is under way and nothing past the marks may be stored.
     pub fn checkpoint(&mut self, stopping: bool) -> Checkpoint {
         if self.map.is_some() {
             self.advance_marks();
@@ -449,7 +458,7 @@ impl Dispatcher {
         let account = self.counted_at_marks();
         let durable = self.cursor.shared().tail.durable();
         Checkpoint {
-            clean: stopping && self.requests.is_empty() && self.held.is_empty(),
+            clean: stopping && self.requests.is_empty() && self.held.is_empty() && !self.sent_past_marks(),
             durable,
             dead: account.dead,
             expired: account.expired,

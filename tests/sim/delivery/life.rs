@@ -1,0 +1,720 @@
+//! One seeded life of delivery: an agent, its stream, what comes in, and everything that goes wrong on the way.
+//!
+//! Place: `lives.rs` runs thousands of these, `mutations.rs` runs them with a planted bug. A life is a chain of processes
+//! (`process.rs`) on one disk, beside one stream (`service.rs`). Events come in, requests leave and are answered by the
+//! stream's weather, shards split and merge, processes are killed, lose power or stop cleanly, and marks are lost. Then it is
+//! calm, and all must be delivered within [`DRAINED_WITHIN`]. `judge.rs` checks the promises all the while.
+//!
+//! *Time* is simulated: a list of what happens next, in order, and a clock that jumps there. *Determinism*: every choice comes
+//! from the seed, so that one seed is one [`Outcome::trace`]. A run-time with a paused clock would do the same for what waits
+//! in tasks; here nothing does, since the dispatcher is a state machine.
+//!
+//! Failure: [`Outcome::verdict`] names the promise. Absent on purpose: misfortunes of the disk (`tests/sim.rs` has those),
+//! HTTP and the SDK (`tests/kinesis_wire.rs`), expiry and poison (`src/dispatch/tests`).
+
+use std::collections::{BTreeMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use forebay::checkpoint::Checkpoint;
+use forebay::config::{Aggregate, Order};
+use forebay::dispatch::DispatchOptions;
+use forebay::dispatch::outgoing::Outgoing;
+use forebay::dispatch::run::matched;
+use forebay::event::{KeyHash, Position, ShardId};
+use forebay::host::{Clock as _, Host};
+use forebay::kinesis::{EntryOutcome, PutEntry, PutError, ShardRange};
+use forebay::shard_map::ShardMap;
+
+use crate::fault_files::{FaultFiles, SeededEntropy, SimClock};
+use crate::judge::{Broken, Judge, Parcel, holds};
+use crate::planted::{Plant, Request};
+use crate::process::Process;
+use crate::service::{Listing, Service, Told};
+use crate::spells::{Kind, Random, Weather};
+
+/// Once it is calm, all that waits is delivered within this (simulated).
+pub const DRAINED_WITHIN: Duration = Duration::from_secs(3_600);
+
+/// So often a process may work at one moment: more is a loop.
+const WORK_AT_ONCE_MAX: u32 = 20_000;
+
+/// Checkpoints that the store remembers to be set back to.
+const SAVED_MAX: usize = 4;
+
+/// How a life went.
+pub struct Outcome {
+    /// The promise that was broken, if one was.
+    pub verdict: Result<(), String>,
+    pub met: BTreeMap<&'static str, u64>,
+    pub trace: Vec<String>,
+    /// Of the judge: events, those that consumers get again, those that KCL dropped, records of more than one event.
+    pub accepted: u64,
+    pub repeats: u64,
+    pub dropped: u64,
+    pub packed: u64,
+    /// From the calm to the last delivery.
+    pub drained_in: Duration,
+}
+
+/// A request on its way.
+struct Call {
+    process: u64,
+    /// Its number there.
+    id: u64,
+    records: usize,
+    told: Told,
+    entries: Vec<PutEntry>,
+    parcels: Vec<Parcel>,
+    predicted: Vec<ShardId>,
+    outcomes: Option<Vec<EntryOutcome>>,
+    /// A planted bug told the dispatcher already.
+    adopted: bool,
+    /// What of it is still to come: it arrives, it is answered.
+    left: u32,
+}
+
+/// What happens.
+enum Event {
+    Write,
+    Arrive(u64),
+    Answer(u64),
+    Page(u64, Listing),
+    Refused(u64, PutError),
+    Described(u64, Option<PutError>),
+    Saved(u64, Vec<u8>),
+    Happen(Kind, u64),
+    Start,
+    SideLane,
+    Calm,
+}
+
+pub struct Life {
+    seed: u64,
+    plant: Plant,
+    pub random: Random,
+    pub clock: Arc<SimClock>,
+    files: FaultFiles,
+    pub options: DispatchOptions,
+    pub segment_bytes: u64,
+    /// Data of an event is at most about this long.
+    padding: u64,
+    keys: u64,
+    pub service: Service,
+    pub judge: Judge,
+    events: BTreeMap<(Duration, u64), Event>,
+    numbers: u64,
+    calls: BTreeMap<u64, Call>,
+    process: Option<Process>,
+    processes: u64,
+    store: VecDeque<Vec<u8>>,
+    side: VecDeque<PutEntry>,
+    counted_before: u64,
+    /// A power cut may have taken the note of what was sent, and with it the count of what is sent again.
+    note_lost: bool,
+    stopped: bool,
+    listed: bool,
+    worked: (Duration, u32),
+    pub trace: Option<Vec<String>>,
+}
+
+impl Life {
+    /// The life of a seed, before it begins.
+    pub fn new(seed: u64, plant: Plant) -> Self {
+        let mut random = Random::new(seed ^ 0xde11);
+        let aggregate = [Aggregate::Kpl, Aggregate::Off, Aggregate::Lines][(seed % 3) as usize];
+        let order = if random.percent(75) { Order::Key } else { Order::None };
+        let auto = random.percent(20);
+        let large = random.percent(10);
+        let calm_at = random.millis(3_000, 40_000);
+        let options = DispatchOptions {
+            aggregate,
+            order: if plant == Plant::SeveralUnderWay { Order::None } else { order },
+            keys_vouched: random.percent(20),
+            linger: Duration::from_millis(random.below(3) * 20),
+            record_bytes_max: if large { 64 << 10 } else { 256 + random.below(2_000) as usize },
+            request_bytes_max: if random.percent(10) { 2 << 20 } else { 5 << 20 },
+            requests_max: 1 + random.below(6) as usize,
+            // Small, so that queues fill and lag.
+            slots_max: 64 << random.below(8),
+            ttl: Duration::ZERO,
+        };
+        let shards = 1 + random.below(7) as u32;
+        let service = Service::new(seed, shards, Weather::new(seed, calm_at, auto));
+        let mut judge = Judge::default();
+        judge.lines = aggregate == Aggregate::Lines;
+        judge.ordered = order == Order::Key && !auto;
+        judge.looks = plant != Plant::MarksAheadUnseen;
+        let mut life = Self {
+            seed,
+            plant,
+            clock: Arc::new(SimClock::new()),
+            files: FaultFiles::new(),
+            options,
+            segment_bytes: 4 << 10 << random.below(4),
+            padding: if large { 9_000 } else { 120 },
+            keys: 1 + random.below(40),
+            service,
+            judge,
+            events: BTreeMap::new(),
+            numbers: 0,
+            calls: BTreeMap::new(),
+            process: None,
+            processes: 0,
+            store: VecDeque::new(),
+            side: VecDeque::new(),
+            counted_before: 0,
+            note_lost: false,
+            stopped: false,
+            listed: false,
+            worked: (Duration::ZERO, 0),
+            trace: None,
+            random,
+        };
+        life.arrange(calm_at);
+        life
+    }
+
+    /// What happens by itself, and when.
+    fn arrange(&mut self, calm_at: Duration) {
+        let span = calm_at.as_millis() as u64;
+        let writes = 10 + self.random.below(50);
+        for _ in 0..writes {
+            let at = self.random.millis(0, span);
+            self.at(at, Event::Write);
+        }
+        let kinds = [
+            (Kind::Split, 4),
+            (Kind::Merge, 4),
+            (Kind::UpdateShardCount, 2),
+            (Kind::Kill, 3),
+            (Kind::PowerCut, 2),
+            (Kind::CleanStop, 2),
+        ];
+        for (kind, most) in kinds {
+            for _ in 0..self.random.below(most + 1) {
+                let (at, detail) = (self.random.millis(0, span), self.random.next());
+                if !self.service.weather.on(kind) {
+                    continue;
+                }
+                if kind != Kind::UpdateShardCount {
+                    self.at(at, Event::Happen(kind, detail));
+                    continue;
+                }
+                // Every shard is split, or every second one merged with its neighbour, one after the other.
+                let step = if detail.is_multiple_of(2) { Kind::Split } else { Kind::Merge };
+                for n in 0..8 {
+                    let at = (at + Duration::from_millis(n * (1 + detail % 900))).min(calm_at);
+                    self.at(at, Event::Happen(step, n << 32));
+                }
+            }
+        }
+        if self.plant == Plant::RequeuedAtTheBack || self.plant == Plant::OnlyOutOfRangeSentAgain {
+            self.at(Duration::ZERO, Event::SideLane);
+        }
+        self.at(calm_at, Event::Calm);
+    }
+
+    fn at(&mut self, at: Duration, event: Event) {
+        self.numbers += 1;
+        self.events.insert((at, self.numbers), event);
+    }
+
+    pub fn now(&self) -> Duration {
+        self.clock.monotonic()
+    }
+
+    fn tell(&mut self, what: impl FnOnce() -> String) {
+        let now = self.now();
+        if let Some(trace) = &mut self.trace {
+            trace.push(format!("{:>9.3} {}", now.as_secs_f64(), what()));
+        }
+    }
+
+    fn host(&self) -> Host {
+        let entropy = SeededEntropy::new(self.seed ^ self.processes << 32);
+        Host { files: Arc::new(self.files.clone()), clock: self.clock.clone(), entropy: Arc::new(entropy) }
+    }
+
+    /// Goes on to the next thing that happens, unless that is after `until`. False when nothing is left until then.
+    pub fn step(&mut self, until: Duration) -> Result<bool, Broken> {
+        let wake = self.process.as_ref().map(Process::wake_at);
+        let next = self.events.keys().next().copied();
+        // A process that wants to go on at once is given the moment in which others have their turn.
+        let wake = wake.map(|at| at.max(self.now() + Duration::from_micros(200)));
+        let (at, event) = match (next, wake) {
+            (Some((at, _)), wake) if wake.is_none_or(|wake| at <= wake) => (at, self.events.first_entry()),
+            (_, Some(wake)) => (wake, None),
+            _ => return Ok(false),
+        };
+        if at > until {
+            return Ok(false);
+        }
+        let event = event.map(std::collections::btree_map::OccupiedEntry::remove);
+        self.clock.advance(at.saturating_sub(self.now()));
+        match event {
+            Some(event) => self.happen(event)?,
+            None => self.work()?,
+        }
+        Ok(true)
+    }
+
+    fn happen(&mut self, event: Event) -> Result<(), Broken> {
+        match event {
+            Event::Write => {
+                let count = self.random.below(40);
+                self.write(count)?;
+            }
+            Event::Arrive(call) => return self.arrive(call),
+            Event::Answer(call) => self.answer(call)?,
+            Event::Page(process, listing) => self.page(process, listing)?,
+            Event::Refused(process, error) => self.on_map(process, Err(error))?,
+            Event::Described(process, refused) => self.described(process, refused),
+            Event::Saved(process, bytes) => self.saved(process, bytes),
+            Event::Happen(Kind::Split, n) => {
+                let from = self.service.shards.len();
+                self.service.split((n >> 32) as usize, n.is_multiple_of(2));
+                self.tell(|| format!("split, {from} shards before"));
+                return Ok(());
+            }
+            Event::Happen(Kind::Merge, n) => {
+                self.service.merge((n >> 32) as usize);
+                self.tell(|| "merge".to_owned());
+                return Ok(());
+            }
+            Event::Happen(kind, n) => return self.end_process(kind, n),
+            Event::Start => self.start()?,
+            Event::SideLane => self.side_lane()?,
+            Event::Calm => self.tell(|| "calm".to_owned()),
+        }
+        self.work()
+    }
+
+    /// Events come in, if somebody is there to take them.
+    pub fn write(&mut self, count: u64) -> Result<(), Broken> {
+        let Some(process) = &self.process else { return Ok(()) };
+        let mut events: Vec<(String, Option<u128>, Vec<u8>)> = Vec::new();
+        let mut fresh: BTreeMap<String, u32> = BTreeMap::new();
+        for _ in 0..count {
+            // A hot key now and then; some have a hash of their own.
+            let at = if self.random.percent(20) { 0 } else { self.random.below(self.keys) };
+            let key = format!("key-{at}");
+            let explicit = (at % 7 == 3).then(|| u128::from(forebay::host::mix64(at ^ self.seed)) << 64);
+            let before = self.judge.count_of(&key);
+            let n = fresh.entry(key.clone()).or_insert(before);
+            let mut padding = "x".repeat(self.random.below(self.padding) as usize);
+            if self.judge.lines && self.random.percent(4) {
+                padding.push_str("\nx");
+            }
+            let data = format!("{n} {key} {padding}").into_bytes();
+            *n += 1;
+            events.push((key, explicit, data));
+        }
+        let base = process.write(&events);
+        for (n, (key, explicit, data)) in (base.0..).zip(&events) {
+            self.judge.accept(Position(n), key, *explicit, data)?;
+        }
+        self.tell(|| format!("write {count} from {base} on"));
+        Ok(())
+    }
+
+    /// What a process does whenever something happened or its time has come.
+    fn work(&mut self) -> Result<(), Broken> {
+        let now = self.now();
+        self.worked = if self.worked.0 == now { (now, self.worked.1 + 1) } else { (now, 0) };
+        holds!(self.worked.1 < WORK_AT_ONCE_MAX, "LIVENESS: it goes round in circles");
+        if self.stopped {
+            return Ok(());
+        }
+        let Some(mut process) = self.process.take() else { return Ok(()) };
+        let number = process.number;
+        if process.dispatcher.ask_for_map(now) && !(self.plant == Plant::MapAskedOnce && self.listed) {
+            let (at, listing) = self.service.list(now);
+            self.tell(|| "list".to_owned());
+            let event = match listing {
+                Ok(listing) => Event::Page(number, listing),
+                Err(error) => Event::Refused(number, error),
+            };
+            self.at(at, event);
+        }
+        if process.dispatcher.ask_for_summary(now) {
+            let (at, refused) = self.service.describe(now);
+            self.at(at, Event::Described(number, refused));
+        }
+        let requests = process.dispatcher.poll(now);
+        if !requests.is_empty() {
+            process.sent_log.note(process.dispatcher.sent_high());
+        }
+        let under_way = process.dispatcher.under_way();
+        holds!(under_way <= self.options.requests_max, "INSIDE-THE-LIMITS: {under_way} requests under way");
+        for request in requests {
+            self.put(&process, &request)?;
+        }
+        if self.plant == Plant::DuplicatesUncounted {
+            process.metrics.duplicated.lock().expect("not poisoned").clear();
+        }
+        if self.plant == Plant::RestartUncounted {
+            process.metrics.duplicated.lock().expect("not poisoned").remove("restart");
+        }
+        if let Some(mut checkpoint) = process.checkpoint(now) {
+            if matches!(self.plant, Plant::MarksAheadOfDelivery | Plant::MarksAheadUnseen) {
+                checkpoint.marks.fill(process.dispatcher.swept());
+            }
+            self.judge.marks(&checkpoint)?;
+            process.saving = true;
+            let at = now + self.random.millis(1, 40);
+            self.at(at, Event::Saved(number, checkpoint.encode()));
+        }
+        let account = process.account();
+        self.process = Some(process);
+        self.judge.account(&account)
+    }
+
+    fn put(&mut self, process: &Process, request: &Outgoing) -> Result<(), Broken> {
+        let now = self.now();
+        let fate = self.service.depart(now);
+        let mut call = Call {
+            process: process.number,
+            id: request.id,
+            records: request.len(),
+            told: fate.told,
+            entries: Vec::new(),
+            parcels: Vec::new(),
+            predicted: Vec::new(),
+            outcomes: None,
+            adopted: false,
+            left: 1 + u32::from(fate.arrives.is_some()),
+        };
+        // What never arrives need not be written.
+        if fate.arrives.is_some() || self.plant.keeps_entries() {
+            call.entries = request.entries();
+            call.parcels = call.entries.iter().map(|entry| self.judge.open(entry)).collect::<Result<_, _>>()?;
+            for parcel in &call.parcels {
+                self.judge.sent(parcel)?;
+            }
+            if let Some(map) = process.map.as_ref().filter(|_| self.plant.keeps_entries()) {
+                let shard = |parcel: &Parcel| map.open()[map.shard_of(KeyHash(parcel.span.0))].id.clone();
+                call.predicted = call.parcels.iter().map(shard).collect();
+            }
+        }
+        self.numbers += 1;
+        let number = self.numbers;
+        self.tell(|| format!("request {number} of {} records: {:?}, {:?}", call.records, fate.arrives, call.told));
+        self.calls.insert(number, call);
+        if let Some(arrives) = fate.arrives {
+            self.at(arrives, Event::Arrive(number));
+        }
+        self.at(fate.answered, Event::Answer(number));
+        Ok(())
+    }
+
+    fn done(&mut self, number: u64, mut call: Call) {
+        call.left -= 1;
+        if call.left > 0 {
+            self.calls.insert(number, call);
+        }
+    }
+
+    fn arrive(&mut self, number: u64) -> Result<(), Broken> {
+        let mut call = self.calls.remove(&number).expect("it arrives once");
+        let outcomes = self.service.take(&call.entries, &call.parcels, &mut self.judge, self.clock.monotonic())?;
+        self.tell(|| {
+            let word = |outcome: &EntryOutcome| match outcome {
+                EntryOutcome::Stored { shard } => shard.to_string(),
+                EntryOutcome::Failed(error) => error.code.clone(),
+            };
+            format!("request {number} arrives: {}", outcomes.iter().map(word).collect::<Vec<_>>().join(" "))
+        });
+        call.outcomes = Some(outcomes);
+        self.done(number, call);
+        Ok(())
+    }
+
+    fn answer(&mut self, number: u64) -> Result<(), Broken> {
+        let mut call = self.calls.remove(&number).expect("it is answered once");
+        let truth = match std::mem::replace(&mut call.told, Told::Truth) {
+            Told::Error(error) => Err(error),
+            told => {
+                let mut outcomes = call.outcomes.clone().expect("answered after it arrived");
+                if matches!(told, Told::Miscount) {
+                    // One too few, or one too many.
+                    let last = outcomes.pop().expect("a record at least");
+                    if number.is_multiple_of(2) {
+                        outcomes.extend([last.clone(), last]);
+                    }
+                }
+                Ok(outcomes)
+            }
+        };
+        let now = self.now();
+        let here = self.process.as_ref().is_some_and(|process| process.number == call.process);
+        let truth = matched(truth, call.records);
+        self.tell(|| format!("request {number} answered: {}", truth.as_ref().map_or_else(|error| error.code.clone(), |_| "ok".into())));
+        if here {
+            if let Ok(outcomes) = &truth {
+                self.judge.answered(&self.service.shards, &call.parcels, outcomes);
+            }
+            if let Err(error) = &truth
+                && self.plant == Plant::StopsAtExpiredToken
+            {
+                self.stopped |= error.code.starts_with("ExpiredToken");
+            }
+            if call.adopted {
+                let failed = |n: usize| !matches!(&truth, Ok(outcomes) if matches!(outcomes[n], EntryOutcome::Stored { .. }));
+                let again = (0..call.records).filter(|n| failed(*n)).map(|n| call.entries[n].clone());
+                self.side.extend(again);
+                self.at(now, Event::SideLane);
+            } else {
+                let request = Request { entries: &call.entries, parcels: &call.parcels, predicted: &call.predicted };
+                let (heard, own) = self.plant.distort(&request, &self.service.shards, truth);
+                for entry in own {
+                    let parcel = self.judge.open(&entry)?;
+                    self.judge.owed.extend(parcel.events);
+                    self.side.push_back(entry);
+                }
+                let process = self.process.as_mut().expect("it is here");
+                process.dispatcher.on_answer(call.id, heard, now);
+            }
+        }
+        self.done(number, call);
+        Ok(())
+    }
+
+    fn page(&mut self, process: u64, mut listing: Listing) -> Result<(), Broken> {
+        match self.service.page(&mut listing, self.clock.monotonic()) {
+            Ok(answer) => self.on_map(process, answer),
+            Err(at) => {
+                self.at(at, Event::Page(process, listing));
+                Ok(())
+            }
+        }
+    }
+
+    fn on_map(&mut self, number: u64, answer: Result<Vec<ShardRange>, PutError>) -> Result<(), Broken> {
+        let now = self.now();
+        let Some(process) = self.process.as_mut().filter(|process| process.number == number) else { return Ok(()) };
+        if let Ok(map) = answer.clone().map(ShardMap::new) {
+            self.listed |= map.is_ok();
+            if let Ok(map) = map {
+                let changed = process.map.as_ref().is_some_and(|known| !known.same_open(&map));
+                if changed && self.plant == Plant::ChildrenBeforeParents {
+                    for call in self.calls.values_mut().filter(|call| call.process == number && !call.adopted && call.left > 0) {
+                        if call.predicted.is_empty() || matches!(call.told, Told::Truth if call.left == 0) {
+                            continue;
+                        }
+                        let good = call.predicted.iter().map(|shard| EntryOutcome::Stored { shard: shard.clone() }).collect();
+                        process.dispatcher.on_answer(call.id, Ok(good), now);
+                        self.judge.owed.extend(call.parcels.iter().flat_map(|parcel| &parcel.events));
+                        call.adopted = true;
+                    }
+                }
+                process.map = Some(map);
+            }
+        }
+        let told = answer.as_ref().map_or_else(|error| error.code.clone(), |shards| format!("{} shards", shards.len()));
+        process.dispatcher.on_map(answer, now);
+        self.tell(|| format!("listed: {told}"));
+        Ok(())
+    }
+
+    fn described(&mut self, number: u64, refused: Option<PutError>) {
+        let now = self.now();
+        let answer = refused.map_or_else(|| Ok(self.service.summary(now)), Err);
+        if let Some(process) = self.process.as_mut().filter(|process| process.number == number) {
+            process.dispatcher.on_summary(answer, now);
+        }
+    }
+
+    fn keep(&mut self, bytes: Vec<u8>) {
+        self.store.push_back(bytes);
+        if self.store.len() > SAVED_MAX {
+            self.store.pop_front();
+        }
+    }
+
+    fn saved(&mut self, number: u64, bytes: Vec<u8>) {
+        let Some(process) = self.process.as_mut().filter(|process| process.number == number) else {
+            // It was on its way to the disk when the process died.
+            return;
+        };
+        process.on_saved(Checkpoint::decode(&bytes).expect("whole"));
+        self.keep(bytes);
+    }
+
+    /// The process ends, in one way or another, and another one begins some time later.
+    fn end_process(&mut self, kind: Kind, n: u64) -> Result<(), Broken> {
+        let Some(mut process) = self.process.take() else { return Ok(()) };
+        let now = self.now();
+        if kind == Kind::CleanStop {
+            process.dispatcher.drain();
+            let until = now + Duration::from_millis(n % 3_000);
+            self.process = Some(process);
+            let settled = |life: &Self| {
+                let dispatcher = &life.process.as_ref().expect("nothing else ends it").dispatcher;
+                dispatcher.is_settled() && dispatcher.under_way() == 0
+            };
+            // Nothing else is stopped, split or started meanwhile.
+            let later: Vec<_> = self.events.extract_if(.., |_, event| matches!(event, Event::Happen(..))).collect();
+            while !settled(self) && self.step(until)? {}
+            self.events.extend(later);
+            process = self.process.take().expect("nothing else ends it");
+            let last = process.last_checkpoint();
+            self.judge.marks(&last)?;
+            self.service.meet(if last.clean { "clean stop" } else { "stop with requests under way" });
+            process.on_saved(last.clone());
+            self.keep(last.encode());
+        }
+        self.tell(|| format!("{kind:?}"));
+        // A checkpoint that was being saved is on the disk or not.
+        if process.saving && n.is_multiple_of(3) {
+            let saving = self.events.iter().find_map(|(_, event)| match event {
+                Event::Saved(number, bytes) if *number == process.number => Some(bytes.clone()),
+                _ => None,
+            });
+            saving.into_iter().for_each(|bytes| self.keep(bytes));
+        }
+        self.files = match kind {
+            Kind::PowerCut => {
+                self.service.meet("power cut");
+                self.note_lost = true;
+                self.files.crash(n)
+            }
+            _ => {
+                if kind == Kind::Kill {
+                    self.service.meet("kill");
+                }
+                self.files.kill()
+            }
+        };
+        if n >> 8 & 7 == 0 && self.service.weather.on(Kind::LedgerLost) {
+            self.service.meet("ledger lost");
+            self.store.clear();
+        } else if n >> 8 & 7 == 1 && self.service.weather.on(Kind::LedgerSetBack) && self.store.len() > 1 {
+            self.service.meet("ledger set back");
+            self.store.pop_back();
+        }
+        self.counted_before += process.counted();
+        process.end();
+        let at = self.now() + Duration::from_millis(n >> 16 & 1023);
+        self.at(at, Event::Start);
+        Ok(())
+    }
+
+    pub fn start(&mut self) -> Result<(), Broken> {
+        self.processes += 1;
+        let loaded = self.store.back().and_then(|bytes| Checkpoint::decode(bytes));
+        let process = Process::start(self.processes, &self.host(), self.segment_bytes, self.options.clone(), loaded);
+        self.keep(process.marks.encode());
+        self.judge.restarted(&process.marks);
+        let account = process.account();
+        self.tell(|| format!("start: {account:?}"));
+        self.process = Some(process);
+        self.judge.account(&account)
+    }
+
+    /// What a planted bug keeps from the dispatcher is sent by it, one record at a time, until it is stored.
+    fn side_lane(&mut self) -> Result<(), Broken> {
+        let now = self.now();
+        if let Some(entry) = self.side.pop_front() {
+            let parcel = self.judge.open(&entry)?;
+            self.judge.owed.extend(parcel.events.iter().copied());
+            let outcome = self.service.take_one(&entry, &parcel, &mut self.judge, now)?;
+            if matches!(outcome, EntryOutcome::Failed(_)) {
+                self.side.push_front(entry);
+            }
+        }
+        if !self.side.is_empty() || now < self.service.weather.calm_at {
+            self.at(now + Duration::from_millis(100), Event::SideLane);
+        }
+        Ok(())
+    }
+
+    /// From the first process to the last delivery and a clean end.
+    fn run(&mut self) -> Result<Duration, Broken> {
+        self.start()?;
+        self.work()?;
+        let calm_at = self.service.weather.calm_at;
+        while self.step(calm_at)? {}
+        while self.process.is_none() {
+            holds!(self.step(calm_at + DRAINED_WITHIN)?, "LIVENESS: nothing starts");
+        }
+        // AUTO is no fault: it may go on.
+        self.service.auto = self.service.weather.spells.iter().any(|spell| spell.kind == Kind::Auto) && self.seed.is_multiple_of(4);
+        let settled = |life: &Self| {
+            let process = life.process.as_ref().expect("nothing ends it any more");
+            process.dispatcher.is_settled() && process.dispatcher.under_way() == 0
+        };
+        let deadline = calm_at + DRAINED_WITHIN;
+        while !settled(self) && self.step(deadline)? {}
+        let account = self.process.as_ref().expect("it runs").account();
+        holds!(settled(self), "LIVENESS: {:?} after the calm {account:?}", DRAINED_WITHIN);
+        let drained_in = self.now().saturating_sub(calm_at);
+        self.judge.at_the_end()?;
+        let accepted = self.judge.accepted();
+        holds!(account.delivered == accepted, "EXACT-ACCOUNT: {account:?} at the end of {accepted} events");
+        // Shards that lag may still have to pass what is settled.
+        let at_end = |last: &Checkpoint| last.clean && last.marks.iter().all(|mark| *mark == last.durable);
+        let deadline = self.now() + Duration::from_secs(60);
+        let mut last = self.process.as_mut().expect("it runs").last_checkpoint();
+        while !at_end(&last) && self.step(deadline)? {
+            last = self.process.as_mut().expect("it runs").last_checkpoint();
+        }
+        holds!(at_end(&last), "LIVENESS: marks stay behind at the end");
+        let process = self.process.as_mut().expect("it runs");
+        process.on_saved(last.clone());
+        let segments = process.handle.shared().table.all().len();
+        holds!(segments <= 1, "EXACT-ACCOUNT: {segments} segments are left of what is settled");
+        let counted = self.counted_before + process.counted();
+        if !self.note_lost {
+            self.judge.repeats_are_counted(counted)?;
+        }
+        self.restart_after_the_end(last)?;
+        Ok(drained_in)
+    }
+
+    /// After a clean stop nothing is sent again.
+    fn restart_after_the_end(&mut self, last: Checkpoint) -> Result<(), Broken> {
+        self.process.take().expect("it runs").end();
+        self.files = self.files.kill();
+        self.events.clear();
+        self.calls.clear();
+        self.keep(last.encode());
+        self.start()?;
+        let until = self.now() + Duration::from_secs(5);
+        while self.step(until)? {}
+        let process = self.process.take().expect("it runs");
+        let (sent, pending) = (process.dispatcher.sent_high(), process.dispatcher.is_settled());
+        process.end();
+        holds!(pending && sent == Position(0), "DUPLICATES-EXPLAINED: after a clean stop something is sent, up to {sent}");
+        Ok(())
+    }
+}
+
+/// Runs the life of this seed. `telling`: with its whole story.
+pub fn live(seed: u64, plant: Plant, telling: bool) -> Outcome {
+    let mut life = Life::new(seed, plant);
+    life.trace = telling.then(Vec::new);
+    let (verdict, drained_in) = match catch_unwind(AssertUnwindSafe(|| life.run())) {
+        Ok(Ok(drained_in)) => (Ok(()), drained_in),
+        Ok(Err(broken)) => (Err(broken.0), Duration::ZERO),
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+            (Err(format!("panicked: {}", text.unwrap_or("with something that is no text"))), Duration::ZERO)
+        }
+    };
+    if let Some(process) = life.process.take() {
+        process.end();
+    }
+    let Judge { repeats, dropped, packed, .. } = life.judge;
+    Outcome {
+        verdict,
+        met: life.service.met,
+        trace: life.trace.unwrap_or_default(),
+        accepted: life.judge.accepted(),
+        repeats,
+        dropped,
+        packed,
+        drained_in,
+    }
+}

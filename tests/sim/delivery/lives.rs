@@ -1,0 +1,113 @@
+//! Hundreds of seeded lives of delivery, and the proof that they met what they are about.
+//!
+//! `many_lives_keep_every_promise_and_meet_every_misfortune` runs the standard set; with `FOREBAY_SIM_SEEDS=from..to` any
+//! other, on all cores, with progress and every failing seed printed. `FOREBAY_SIM_SEEDS=17..18` repeats one life and prints
+//! its whole story. A seed that ever broke a promise becomes a test here, under the claim that it broke, and stays ([`keep`]).
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::life::{Outcome, live};
+use crate::planted::Plant;
+
+/// The standard set: what `cargo test` runs.
+pub const STANDARD: Range<u64> = 0..1_500;
+
+/// What all lives of a run met together.
+#[derive(Default)]
+struct Totals {
+    met: BTreeMap<&'static str, u64>,
+    broken: Vec<(u64, String)>,
+    accepted: u64,
+    repeats: u64,
+    dropped: u64,
+    packed: u64,
+    drained_in: Duration,
+}
+
+impl Totals {
+    fn add(&mut self, seed: u64, outcome: Outcome) {
+        for (what, times) in outcome.met {
+            *self.met.entry(what).or_default() += times;
+        }
+        self.accepted += outcome.accepted;
+        self.repeats += outcome.repeats;
+        self.dropped += outcome.dropped;
+        self.packed += outcome.packed;
+        if outcome.drained_in > self.drained_in {
+            println!("seed {seed} drains in {:?}", outcome.drained_in);
+            self.drained_in = outcome.drained_in;
+        }
+        if let Err(broken) = outcome.verdict {
+            println!("seed {seed}: {broken}");
+            self.broken.push((seed, broken));
+        }
+    }
+}
+
+/// Runs the seeds on all cores.
+fn run(seeds: Range<u64>, progress: bool) -> Totals {
+    let next = AtomicU64::new(seeds.start);
+    let totals = Mutex::new(Totals::default());
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= seeds.end {
+                        return;
+                    }
+                    let outcome = live(seed, Plant::None, false);
+                    let mut totals = totals.lock().expect("a life's panic is caught in it");
+                    totals.add(seed, outcome);
+                    let done = seed - seeds.start + 1;
+                    if progress && done.is_multiple_of(1_000) {
+                        println!("{done} of {} lives, {} broken", seeds.end - seeds.start, totals.broken.len());
+                    }
+                }
+            });
+        }
+    });
+    totals.into_inner().expect("all threads are joined")
+}
+
+#[test]
+fn many_lives_keep_every_promise_and_meet_every_misfortune() {
+    let seeds = crate::seeds(STANDARD);
+    let count = seeds.end - seeds.start;
+    if count == 1 {
+        for line in live(seeds.start, Plant::None, true).trace {
+            println!("{line}");
+        }
+    }
+    let standard = seeds == STANDARD;
+    let totals = run(seeds, !standard);
+    println!(
+        "{count} lives, {} events, {} got again, {} dropped by KCL, {} records of several, drained in {:?} at most, met: {:#?}",
+        totals.accepted, totals.repeats, totals.dropped, totals.packed, totals.drained_in, totals.met
+    );
+    let told: Vec<String> = totals.broken.iter().take(20).map(|(seed, broken)| format!("seed {seed}: {broken}")).collect();
+    assert!(
+        told.is_empty(),
+        "{} of {count} lives broke a promise; FOREBAY_SIM_SEEDS=N..N+1 cargo test --test sim_delivery many_lives -- --nocapture repeats one:\n{}",
+        totals.broken.len(),
+        told.join("\n")
+    );
+}
+
+#[test]
+fn one_seed_twice_gives_one_trace_of_a_whole_life() {
+    for seed in 0..60 {
+        let [a, b] = [0, 1].map(|_| live(seed, Plant::None, true));
+        assert!(a.trace.len() > 20, "seed {seed}: hardly anything happened");
+        for (a, b) in a.trace.iter().zip(&b.trace) {
+            assert_eq!(a, b, "seed {seed}");
+        }
+        assert_eq!((a.trace.len(), a.verdict, a.met), (b.trace.len(), b.verdict, b.met), "seed {seed}");
+    }
+    assert_ne!(live(1, Plant::None, true).trace, live(4, Plant::None, true).trace, "the seed decides");
+}
