@@ -400,7 +400,8 @@ impl Life {
         }
         self.numbers += 1;
         let number = self.numbers;
-        self.tell(|| format!("request {number} of {} records: {:?}, {:?}", call.records, fate.arrives, call.told));
+        let events: Vec<&[u64]> = call.parcels.iter().map(|parcel| parcel.events.as_slice()).collect();
+        self.tell(|| format!("request {number} of {events:?}: {:?}, {:?}", fate.arrives, call.told));
         self.calls.insert(number, call);
         if let Some(arrives) = fate.arrives {
             self.at(arrives, Event::Arrive(number));
@@ -595,6 +596,8 @@ impl Life {
             self.store.pop_back();
         }
         self.counted_before += process.counted();
+        let unanswered = self.calls.values().filter(|call| call.process == process.number);
+        self.judge.died(unanswered.flat_map(|call| &call.parcels).map(|parcel| parcel.events.len() as u64).sum());
         process.end();
         let at = self.now() + Duration::from_millis(n >> 16 & 1023);
         self.at(at, Event::Start);
