@@ -93,6 +93,8 @@ pub struct Judge {
     pub packed: u64,
     /// Events that were stored where they do not belong, and were not sent again yet.
     held: BTreeSet<u64>,
+    /// Events that this process was told of, as stored where they are read.
+    told: u64,
     /// Events that a process died over, so that nobody counted what they may have been sent too often.
     died_over: u64,
 }
@@ -211,7 +213,7 @@ impl Judge {
             let landed = shards.iter().find(|known| known.range.id == *shard).expect("the service tells its own shards");
             if parcel.events.len() == 1 || parcel.fits(landed.range.first_hash, landed.range.last_hash) {
                 for position in &parcel.events {
-                    self.events[*position as usize].settled = true;
+                    self.told += u64::from(!std::mem::replace(&mut self.events[*position as usize].settled, true));
                 }
             } else {
                 self.held.extend(&parcel.events);
@@ -219,13 +221,16 @@ impl Judge {
         }
     }
 
-    /// A process died while so many events were under way.
-    pub fn died(&mut self, under_way: u64) {
-        self.died_over += under_way + std::mem::take(&mut self.held).len() as u64;
+    /// A process died while so many events were under way. It had counted `delivered`; what else it was told of waited for
+    /// a listing to judge it.
+    pub fn died(&mut self, under_way: u64, delivered: u64) {
+        let unjudged = std::mem::take(&mut self.held).len() as u64 + self.told.saturating_sub(delivered);
+        self.died_over += under_way + unjudged;
     }
 
     /// A new process goes on where the marks stood: what it was told before counts no more.
     pub fn restarted(&mut self, marks: &Checkpoint) {
+        self.told = 0;
         for (position, event) in (0..).zip(&mut self.events) {
             event.settled = Position(position) < marks.marks[KeyHash(event.hash).lane().index()];
         }

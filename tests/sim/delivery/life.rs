@@ -597,7 +597,8 @@ impl Life {
         }
         self.counted_before += process.counted();
         let unanswered = self.calls.values().filter(|call| call.process == process.number);
-        self.judge.died(unanswered.flat_map(|call| &call.parcels).map(|parcel| parcel.events.len() as u64).sum());
+        let under_way = unanswered.flat_map(|call| &call.parcels).map(|parcel| parcel.events.len() as u64).sum();
+        self.judge.died(under_way, process.account().delivered - process.delivered_before);
         process.end();
         let at = self.now() + Duration::from_millis(n >> 16 & 1023);
         self.at(at, Event::Start);

@@ -14,7 +14,43 @@ use crate::life::{Outcome, live};
 use crate::planted::Plant;
 
 /// The standard set: what `cargo test` runs.
-pub const STANDARD: Range<u64> = 0..1_500;
+pub const STANDARD: Range<u64> = 0..2_000;
+
+/// What the standard set must have met, each this often.
+const MUST_MEET: [(&str, u64); 32] = [
+    ("500 or 503", 2000),
+    ("answer lost", 500),
+    ("answer that does not match", 500),
+    ("away", 2000),
+    ("clean stop", 200),
+    ("credentials expired", 1000),
+    ("dead shard", 1000),
+    ("denied", 1000),
+    ("kill", 1000),
+    ("kms", 1000),
+    ("ledger lost", 200),
+    ("ledger set back", 200),
+    ("listing denied", 500),
+    ("listing empty", 500),
+    ("listing in pages", 2000),
+    ("listing of no moment", 20),
+    ("listing stale", 500),
+    ("listing stuck", 200),
+    ("listing throttled", 500),
+    ("merge", 2000),
+    ("over the shard's rate", 500),
+    ("power cut", 500),
+    ("record failed", 2000),
+    ("record placed by AUTO", 1000),
+    ("record throttled", 2000),
+    ("request lost", 500),
+    ("request refused", 1000),
+    ("split", 3000),
+    ("stop with requests under way", 200),
+    ("stuck call", 200),
+    ("summary refused", 100),
+    ("write after its sender gave it up", 500),
+];
 
 /// What all lives of a run met together.
 #[derive(Default)]
@@ -97,6 +133,16 @@ fn many_lives_keep_every_promise_and_meet_every_misfortune() {
         totals.broken.len(),
         told.join("\n")
     );
+    if standard {
+        for (what, times) in MUST_MEET {
+            let met = totals.met.get(what).copied().unwrap_or_default();
+            assert!(met >= times, "{what}: met {met} times, {times} were wanted");
+        }
+        assert!(totals.accepted > 500_000, "{} events were accepted", totals.accepted);
+        assert!(totals.packed > 20_000, "{} records held several events", totals.packed);
+        assert!(totals.dropped > 1_000, "KCL would have dropped {} events of aggregates", totals.dropped);
+        assert!(totals.repeats > 20_000, "{} events were got again", totals.repeats);
+    }
 }
 
 #[test]

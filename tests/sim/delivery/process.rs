@@ -39,8 +39,9 @@ pub struct Process {
     pub next_checkpoint: Duration,
     /// The shards as this process was told them last.
     pub map: Option<ShardMap>,
-    /// What it began with.
+    /// What it began with: marks, and events that they call delivered.
     pub marks: Checkpoint,
+    pub delivered_before: u64,
 }
 
 fn path(name: &str) -> std::path::PathBuf {
@@ -92,6 +93,7 @@ impl Process {
             next_checkpoint: host.clock.monotonic() + CHECKPOINT_EVERY,
             map: None,
             marks,
+            delivered_before: next.0 - pending,
         }
     }
 

@@ -49,11 +49,14 @@ impl Shard {
         Self { range, parents, bucket: (SHARD_BYTES, SHARD_RECORDS, Duration::ZERO), bytes: 0 }
     }
 
+    /// `part`: of its capacity, what other producers leave.
     fn takes(&mut self, bytes: usize, part: f64, now: Duration) -> bool {
         let since = now.saturating_sub(self.bucket.2).as_secs_f64();
-        let tokens = (self.bucket.0 + since * SHARD_BYTES * part).min(SHARD_BYTES);
-        let records = (self.bucket.1 + since * SHARD_RECORDS * part).min(SHARD_RECORDS);
-        let taken = tokens >= bytes as f64 && records >= 1.0;
+        let (bytes_max, records_max) = (SHARD_BYTES * part, (SHARD_RECORDS * part).max(1.0));
+        let tokens = (self.bucket.0 + since * SHARD_BYTES * part).min(bytes_max);
+        let records = (self.bucket.1 + since * SHARD_RECORDS * part).min(records_max);
+        // A record larger than a second's worth has its turn when all of a second is there.
+        let taken = tokens >= (bytes as f64).min(bytes_max) && records >= 1.0;
         let cost = if taken { (bytes as f64, 1.0) } else { (0.0, 0.0) };
         self.bucket = (tokens - cost.0, records - cost.1, now);
         taken
@@ -262,6 +265,7 @@ impl Service {
         now: Duration,
     ) -> Result<EntryOutcome, Broken> {
         let hash = if self.ignores_keys(now) {
+            self.meet("record placed by AUTO");
             u128::from(self.random.next()) << 64
         } else {
             entry.explicit_hash_key.unwrap_or_else(|| md5_of(&entry.partition_key))
@@ -355,9 +359,14 @@ impl Service {
     pub fn describe(&mut self, now: Duration) -> (Duration, Option<PutError>) {
         let (there, back) = self.latency(now);
         let refused = self.refuses_all(now).or_else(|| {
-            self.weather.spell(Kind::SummaryDenied, now)?;
-            self.meet("summary denied");
-            Some(error(ErrorClass::Configuration, "AccessDeniedException"))
+            let spell = self.weather.spell(Kind::SummaryDenied, now)?;
+            self.meet("summary refused");
+            let denied = spell.detail.is_multiple_of(2);
+            Some(if denied {
+                error(ErrorClass::Configuration, "AccessDeniedException")
+            } else {
+                error(ErrorClass::Throttle, "LimitExceededException")
+            })
         });
         (now + there + back, refused)
     }
