@@ -69,8 +69,11 @@ struct Call {
     parcels: Vec<Parcel>,
     predicted: Vec<ShardId>,
     outcomes: Option<Vec<EntryOutcome>>,
+    /// The listing by which it was made.
+    map_number: u64,
     /// A planted bug told the dispatcher already.
     adopted: bool,
+    answered: bool,
     /// What of it is still to come: it arrives, it is answered.
     left: u32,
 }
@@ -99,14 +102,14 @@ pub struct Life {
     pub options: DispatchOptions,
     pub segment_bytes: u64,
     /// Data of an event is at most about this long.
-    padding: u64,
-    keys: u64,
+    pub padding: u64,
+    pub keys: u64,
     pub service: Service,
     pub judge: Judge,
     events: BTreeMap<(Duration, u64), Event>,
     numbers: u64,
     calls: BTreeMap<u64, Call>,
-    process: Option<Process>,
+    pub process: Option<Process>,
     processes: u64,
     store: VecDeque<Vec<u8>>,
     side: VecDeque<PutEntry>,
@@ -141,20 +144,47 @@ impl Life {
             ttl: Duration::ZERO,
         };
         let shards = 1 + random.below(7) as u32;
-        let service = Service::new(seed, shards, Weather::new(seed, calm_at, auto));
+        let mut life = Self::of(seed, options, Service::new(seed, shards, Weather::new(seed, calm_at, auto)), random);
+        life.plant = plant;
+        life.judge.ordered = order == Order::Key && !auto;
+        life.judge.looks = plant != Plant::MarksAheadUnseen;
+        life.segment_bytes = 4 << 10 << life.random.below(4);
+        life.padding = if large { 9_000 } else { 120 };
+        life.keys = 1 + life.random.below(40);
+        life.arrange(calm_at);
+        life
+    }
+
+    /// A life in which nothing goes wrong and nothing comes in by itself: for stories.
+    pub fn quiet(seed: u64, aggregate: Aggregate, shards: u32) -> Self {
+        let options = DispatchOptions {
+            aggregate,
+            order: Order::Key,
+            keys_vouched: false,
+            linger: Duration::from_millis(50),
+            record_bytes_max: 256 << 10,
+            request_bytes_max: 5 << 20,
+            requests_max: 16,
+            slots_max: 384 << 10,
+            ttl: Duration::ZERO,
+        };
+        Self::of(seed, options, Service::new(seed, shards, Weather::none()), Random::new(seed))
+    }
+
+    fn of(seed: u64, options: DispatchOptions, service: Service, random: Random) -> Self {
         let mut judge = Judge::default();
-        judge.lines = aggregate == Aggregate::Lines;
-        judge.ordered = order == Order::Key && !auto;
-        judge.looks = plant != Plant::MarksAheadUnseen;
-        let mut life = Self {
+        judge.lines = options.aggregate == Aggregate::Lines;
+        judge.ordered = options.order == Order::Key;
+        judge.looks = true;
+        Self {
             seed,
-            plant,
+            plant: Plant::None,
             clock: Arc::new(SimClock::new()),
             files: FaultFiles::new(),
             options,
-            segment_bytes: 4 << 10 << random.below(4),
-            padding: if large { 9_000 } else { 120 },
-            keys: 1 + random.below(40),
+            segment_bytes: 1 << 20,
+            padding: 120,
+            keys: 100,
             service,
             judge,
             events: BTreeMap::new(),
@@ -171,9 +201,7 @@ impl Life {
             worked: (Duration::ZERO, 0),
             trace: None,
             random,
-        };
-        life.arrange(calm_at);
-        life
+        }
     }
 
     /// What happens by itself, and when.
@@ -373,6 +401,12 @@ impl Life {
 
     fn put(&mut self, process: &Process, request: &Outgoing) -> Result<(), Broken> {
         let now = self.now();
+        let of_old_shards =
+            |call: &Call| call.process == process.number && !call.adopted && !call.answered && call.map_number != process.map_number;
+        holds!(
+            !self.judge.ordered || !self.calls.values().any(of_old_shards),
+            "KEY-ORDER: new shards are sent to while records of their parents are under way"
+        );
         let fate = self.service.depart(now);
         let mut call = Call {
             process: process.number,
@@ -383,7 +417,9 @@ impl Life {
             parcels: Vec::new(),
             predicted: Vec::new(),
             outcomes: None,
+            map_number: process.map_number,
             adopted: false,
+            answered: false,
             left: 1 + u32::from(fate.arrives.is_some()),
         };
         // What never arrives need not be written.
@@ -434,6 +470,7 @@ impl Life {
 
     fn answer(&mut self, number: u64) -> Result<(), Broken> {
         let mut call = self.calls.remove(&number).expect("it is answered once");
+        call.answered = true;
         let truth = match std::mem::replace(&mut call.told, Told::Truth) {
             Told::Error(error) => Err(error),
             told => {
@@ -500,16 +537,15 @@ impl Life {
             if let Ok(map) = map {
                 let changed = process.map.as_ref().is_some_and(|known| !known.same_open(&map));
                 if changed && self.plant == Plant::ChildrenBeforeParents {
-                    for call in self.calls.values_mut().filter(|call| call.process == number && !call.adopted && call.left > 0) {
-                        if call.predicted.is_empty() || matches!(call.told, Told::Truth if call.left == 0) {
-                            continue;
-                        }
+                    let under_way = |call: &&mut Call| call.process == number && !call.adopted && !call.answered;
+                    for call in self.calls.values_mut().filter(under_way).filter(|call| !call.predicted.is_empty()) {
                         let good = call.predicted.iter().map(|shard| EntryOutcome::Stored { shard: shard.clone() }).collect();
                         process.dispatcher.on_answer(call.id, Ok(good), now);
                         self.judge.owed.extend(call.parcels.iter().flat_map(|parcel| &parcel.events));
                         call.adopted = true;
                     }
                 }
+                process.map_number += u64::from(changed);
                 process.map = Some(map);
             }
         }
@@ -596,7 +632,7 @@ impl Life {
             self.store.pop_back();
         }
         self.counted_before += process.counted();
-        let unanswered = self.calls.values().filter(|call| call.process == process.number);
+        let unanswered = self.calls.values().filter(|call| call.process == process.number && !call.answered);
         let under_way = unanswered.flat_map(|call| &call.parcels).map(|parcel| parcel.events.len() as u64).sum();
         self.judge.died(under_way, process.account().delivered - process.delivered_before);
         process.end();

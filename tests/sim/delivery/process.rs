@@ -39,6 +39,8 @@ pub struct Process {
     pub next_checkpoint: Duration,
     /// The shards as this process was told them last.
     pub map: Option<ShardMap>,
+    /// How often that was another map than before.
+    pub map_number: u64,
     /// What it began with: marks, and events that they call delivered.
     pub marks: Checkpoint,
     pub delivered_before: u64,
@@ -92,6 +94,7 @@ impl Process {
             saved: None,
             next_checkpoint: host.clock.monotonic() + CHECKPOINT_EVERY,
             map: None,
+            map_number: 0,
             marks,
             delivered_before: next.0 - pending,
         }

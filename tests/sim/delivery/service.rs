@@ -100,6 +100,8 @@ pub struct Service {
     /// Keys decide nothing, weather or not.
     pub auto: bool,
     random: Random,
+    /// When each ListShards began.
+    pub lists: Vec<Duration>,
     pub met: std::collections::BTreeMap<&'static str, u64>,
 }
 
@@ -116,6 +118,7 @@ impl Service {
             weather,
             auto: false,
             random: Random::new(seed ^ 0x5e41),
+            lists: Vec::new(),
             met: std::collections::BTreeMap::new(),
         };
         service.note_version();
@@ -305,6 +308,7 @@ impl Service {
 
     /// A ListShards begins: when its first page, or its refusal, is answered.
     pub fn list(&mut self, now: Duration) -> (Duration, Result<Listing, PutError>) {
+        self.lists.push(now);
         let (there, back) = self.latency(now);
         let at = now + there + back;
         if let Some(error) = self.refuses_all(now) {

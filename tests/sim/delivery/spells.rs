@@ -140,6 +140,16 @@ impl Weather {
         weather
     }
 
+    /// Nothing goes wrong, but for spells that a story adds.
+    pub fn none() -> Self {
+        Self { off: u64::MAX, ..Self::default() }
+    }
+
+    /// Adds a spell.
+    pub fn add(&mut self, kind: Kind, from: Duration, to: Duration, detail: u64) {
+        self.spells.push(Spell { kind, from, to, detail });
+    }
+
     /// The seed has this kind.
     pub fn on(&self, kind: Kind) -> bool {
         self.off >> (kind as u64) & 1 == 0
