@@ -312,7 +312,6 @@ impl Dispatcher {
                 return self.map_failed(now);
             }
         };
-        self.map_backoff.succeed();
         self.set_paused(None);
         let same = self.map.as_ref().is_some_and(|held| held.same_open(&map));
         if same {
@@ -323,6 +322,7 @@ impl Dispatcher {
             if !self.judge_landings(now) {
                 self.map_failed(now);
             }
+            self.map_listed();
         } else {
             self.map_state = MapState::Changed(Box::new(map));
             self.install_map(now);
@@ -386,10 +386,18 @@ impl Dispatcher {
         if !self.judge_landings(now) {
             self.map_failed(now);
         }
+        self.map_listed();
         if !first {
             self.advance_marks();
         }
         self.restart_queues(now);
+    }
+
+    /// A listing that is older than a landing is as good as none: the waits go on growing.
+    fn map_listed(&mut self) {
+        if matches!(self.map_state, MapState::Fresh) {
+            self.map_backoff.succeed();
+        }
     }
 
     /// Makes all queues anew: each begins at its lanes' marks. Only while no answer is outstanding.

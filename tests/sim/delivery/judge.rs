@@ -19,8 +19,8 @@ use forebay::kinesis::{EntryOutcome, PutEntry};
 use forebay::metrics::Account;
 use md5::{Digest as _, Md5};
 
-use crate::service::Shard;
 use crate::kpl::take_apart;
+use crate::service::Shard;
 
 /// A promise, and how it was broken.
 #[derive(Debug)]
@@ -253,7 +253,10 @@ impl Judge {
     pub fn marks(&self, checkpoint: &Checkpoint) -> Result<(), Broken> {
         for position in self.unread.iter().filter(|position| self.looks && !self.owed.contains(position)) {
             let mark = checkpoint.marks[KeyHash(self.events[*position as usize].hash).lane().index()];
-            holds!(mark <= Position(*position), "NOTHING-LOST: a mark stands at {mark}, and no consumer gets the event at {position}");
+            holds!(
+                mark <= Position(*position),
+                "NOTHING-LOST: a mark stands at {mark}, and no consumer gets the event at {position}"
+            );
         }
         Ok(())
     }
@@ -261,7 +264,12 @@ impl Judge {
     /// When all is said to be delivered.
     pub fn at_the_end(&self) -> Result<(), Broken> {
         let missing: Vec<u64> = self.unread.iter().copied().collect();
-        holds!(missing.is_empty(), "NOTHING-LOST: no consumer gets {} events: {:?}", missing.len(), &missing[..missing.len().min(9)]);
+        holds!(
+            missing.is_empty(),
+            "NOTHING-LOST: no consumer gets {} events: {:?}",
+            missing.len(),
+            &missing[..missing.len().min(9)]
+        );
         Ok(())
     }
 

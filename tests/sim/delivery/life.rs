@@ -104,6 +104,10 @@ pub struct Life {
     /// Data of an event is at most about this long.
     pub padding: u64,
     pub keys: u64,
+    /// So many events of a hundred have one key.
+    pub hot_percent: u64,
+    /// And so many of what is to be lines cannot be one.
+    pub newline_percent: u64,
     pub service: Service,
     pub judge: Judge,
     events: BTreeMap<(Duration, u64), Event>,
@@ -185,6 +189,8 @@ impl Life {
             segment_bytes: 1 << 20,
             padding: 120,
             keys: 100,
+            hot_percent: 20,
+            newline_percent: 4,
             service,
             judge,
             events: BTreeMap::new(),
@@ -288,6 +294,14 @@ impl Life {
         Ok(true)
     }
 
+    /// Lets so much time pass, with all that happens in it.
+    pub fn pass(&mut self, time: Duration) -> Result<(), Broken> {
+        let until = self.now() + time;
+        while self.step(until)? {}
+        self.clock.advance(until.saturating_sub(self.now()));
+        Ok(())
+    }
+
     fn happen(&mut self, event: Event) -> Result<(), Broken> {
         match event {
             Event::Write => {
@@ -326,13 +340,13 @@ impl Life {
         let mut fresh: BTreeMap<String, u32> = BTreeMap::new();
         for _ in 0..count {
             // A hot key now and then; some have a hash of their own.
-            let at = if self.random.percent(20) { 0 } else { self.random.below(self.keys) };
+            let at = if self.random.percent(self.hot_percent) { 0 } else { self.random.below(self.keys) };
             let key = format!("key-{at}");
             let explicit = (at % 7 == 3).then(|| u128::from(forebay::host::mix64(at ^ self.seed)) << 64);
             let before = self.judge.count_of(&key);
             let n = fresh.entry(key.clone()).or_insert(before);
             let mut padding = "x".repeat(self.random.below(self.padding) as usize);
-            if self.judge.lines && self.random.percent(4) {
+            if self.judge.lines && self.random.percent(self.newline_percent) {
                 padding.push_str("\nx");
             }
             let data = format!("{n} {key} {padding}").into_bytes();
@@ -401,8 +415,9 @@ impl Life {
 
     fn put(&mut self, process: &Process, request: &Outgoing) -> Result<(), Broken> {
         let now = self.now();
-        let of_old_shards =
-            |call: &Call| call.process == process.number && !call.adopted && !call.answered && call.map_number != process.map_number;
+        let of_old_shards = |call: &Call| {
+            call.process == process.number && !call.adopted && !call.answered && call.map_number != process.map_number
+        };
         holds!(
             !self.judge.ordered || !self.calls.values().any(of_old_shards),
             "KEY-ORDER: new shards are sent to while records of their parents are under way"
@@ -488,7 +503,9 @@ impl Life {
         let now = self.now();
         let here = self.process.as_ref().is_some_and(|process| process.number == call.process);
         let truth = matched(truth, call.records);
-        self.tell(|| format!("request {number} answered: {}", truth.as_ref().map_or_else(|error| error.code.clone(), |_| "ok".into())));
+        self.tell(|| {
+            format!("request {number} answered: {}", truth.as_ref().map_or_else(|error| error.code.clone(), |_| "ok".into()))
+        });
         if here {
             if let Ok(outcomes) = &truth {
                 self.judge.answered(&self.service.shards, &call.parcels, outcomes);
@@ -580,7 +597,7 @@ impl Life {
     }
 
     /// The process ends, in one way or another, and another one begins some time later.
-    fn end_process(&mut self, kind: Kind, n: u64) -> Result<(), Broken> {
+    pub fn end_process(&mut self, kind: Kind, n: u64) -> Result<(), Broken> {
         let Some(mut process) = self.process.take() else { return Ok(()) };
         let now = self.now();
         if kind == Kind::CleanStop {
@@ -680,7 +697,8 @@ impl Life {
             holds!(self.step(calm_at + DRAINED_WITHIN)?, "LIVENESS: nothing starts");
         }
         // AUTO is no fault: it may go on.
-        self.service.auto = self.service.weather.spells.iter().any(|spell| spell.kind == Kind::Auto) && self.seed.is_multiple_of(4);
+        self.service.auto =
+            self.service.weather.spells.iter().any(|spell| spell.kind == Kind::Auto) && self.seed.is_multiple_of(4);
         let settled = |life: &Self| {
             let process = life.process.as_ref().expect("nothing ends it any more");
             process.dispatcher.is_settled() && process.dispatcher.under_way() == 0
