@@ -21,6 +21,8 @@ mod mutations;
 mod planted;
 #[path = "sim/delivery/process.rs"]
 mod process;
+#[path = "sim/delivery/reshards.rs"]
+mod reshards;
 #[path = "sim/delivery/service.rs"]
 mod service;
 #[path = "sim/delivery/spells.rs"]
