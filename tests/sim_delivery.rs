@@ -3,6 +3,8 @@
 //! Place: `sim/delivery/life.rs` is one life, `service.rs` the stream, `judge.rs` its consumers and the promises. A few hundred
 //! seeds run here; `FOREBAY_SIM_SEEDS=from..to` runs others. `tests/sim.rs` is the same for the disk, with a stream that is good.
 
+#[path = "sim/delivery/away.rs"]
+mod away;
 #[path = "common/fault_files.rs"]
 #[allow(dead_code, reason = "each test binary uses its own part of the double")]
 mod fault_files;
