@@ -17,8 +17,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use forebay::checkpoint::Checkpoint;
-use forebay::config::{Aggregate, Order};
 use forebay::dispatch::DispatchOptions;
 use forebay::dispatch::outgoing::Outgoing;
 use forebay::dispatch::run::matched;
@@ -27,12 +25,17 @@ use forebay::host::{Clock as _, Host};
 use forebay::kinesis::{EntryOutcome, PutEntry, PutError, ShardRange};
 use forebay::shard_map::ShardMap;
 
+#[path = "drawn.rs"]
+mod drawn;
+#[path = "ends.rs"]
+mod ends;
+
 use crate::fault_files::{FaultFiles, SeededEntropy, SimClock};
 use crate::judge::{Broken, Judge, Parcel, holds};
 use crate::planted::{Plant, Request};
 use crate::process::Process;
 use crate::service::{Listing, Service, Told};
-use crate::spells::{Kind, Random, Weather};
+use crate::spells::{Kind, Random};
 
 /// Once it is calm, all that waits is delivered within this (simulated).
 pub const DRAINED_WITHIN: Duration = Duration::from_secs(3_600);
@@ -127,129 +130,6 @@ pub struct Life {
 }
 
 impl Life {
-    /// The life of a seed, before it begins.
-    pub fn new(seed: u64, plant: Plant) -> Self {
-        let mut random = Random::new(seed ^ 0xde11);
-        let aggregate = [Aggregate::Kpl, Aggregate::Off, Aggregate::Lines][(seed % 3) as usize];
-        let order = if random.percent(75) { Order::Key } else { Order::None };
-        let auto = random.percent(20);
-        let large = random.percent(10);
-        let calm_at = random.millis(3_000, 40_000);
-        let options = DispatchOptions {
-            aggregate,
-            order: if plant == Plant::SeveralUnderWay { Order::None } else { order },
-            keys_vouched: random.percent(20),
-            linger: Duration::from_millis(random.below(3) * 20),
-            record_bytes_max: if large { 64 << 10 } else { 256 + random.below(2_000) as usize },
-            request_bytes_max: if random.percent(10) { 2 << 20 } else { 5 << 20 },
-            requests_max: 1 + random.below(6) as usize,
-            // Small, so that queues fill and lag.
-            slots_max: 64 << random.below(8),
-            ttl: Duration::ZERO,
-        };
-        let shards = 1 + random.below(7) as u32;
-        let mut life = Self::of(seed, options, Service::new(seed, shards, Weather::new(seed, calm_at, auto)), random);
-        life.plant = plant;
-        life.judge.ordered = order == Order::Key && !auto;
-        life.judge.looks = plant != Plant::MarksAheadUnseen;
-        life.segment_bytes = 4 << 10 << life.random.below(4);
-        life.padding = if large { 9_000 } else { 120 };
-        life.keys = 1 + life.random.below(40);
-        life.arrange(calm_at);
-        life
-    }
-
-    /// A life in which nothing goes wrong and nothing comes in by itself: for stories.
-    pub fn quiet(seed: u64, aggregate: Aggregate, shards: u32) -> Self {
-        let options = DispatchOptions {
-            aggregate,
-            order: Order::Key,
-            keys_vouched: false,
-            linger: Duration::from_millis(50),
-            record_bytes_max: 256 << 10,
-            request_bytes_max: 5 << 20,
-            requests_max: 16,
-            slots_max: 384 << 10,
-            ttl: Duration::ZERO,
-        };
-        Self::of(seed, options, Service::new(seed, shards, Weather::none()), Random::new(seed))
-    }
-
-    fn of(seed: u64, options: DispatchOptions, service: Service, random: Random) -> Self {
-        let mut judge = Judge::default();
-        judge.lines = options.aggregate == Aggregate::Lines;
-        judge.ordered = options.order == Order::Key;
-        judge.looks = true;
-        Self {
-            seed,
-            plant: Plant::None,
-            clock: Arc::new(SimClock::new()),
-            files: FaultFiles::new(),
-            options,
-            segment_bytes: 1 << 20,
-            padding: 120,
-            keys: 100,
-            hot_percent: 20,
-            newline_percent: 4,
-            service,
-            judge,
-            events: BTreeMap::new(),
-            numbers: 0,
-            calls: BTreeMap::new(),
-            process: None,
-            processes: 0,
-            store: VecDeque::new(),
-            side: VecDeque::new(),
-            counted_before: 0,
-            note_lost: false,
-            stopped: false,
-            listed: false,
-            worked: (Duration::ZERO, 0),
-            trace: None,
-            random,
-        }
-    }
-
-    /// What happens by itself, and when.
-    fn arrange(&mut self, calm_at: Duration) {
-        let span = calm_at.as_millis() as u64;
-        let writes = 10 + self.random.below(50);
-        for _ in 0..writes {
-            let at = self.random.millis(0, span);
-            self.at(at, Event::Write);
-        }
-        let kinds = [
-            (Kind::Split, 4),
-            (Kind::Merge, 4),
-            (Kind::UpdateShardCount, 2),
-            (Kind::Kill, 3),
-            (Kind::PowerCut, 2),
-            (Kind::CleanStop, 2),
-        ];
-        for (kind, most) in kinds {
-            for _ in 0..self.random.below(most + 1) {
-                let (at, detail) = (self.random.millis(0, span), self.random.next());
-                if !self.service.weather.on(kind) {
-                    continue;
-                }
-                if kind != Kind::UpdateShardCount {
-                    self.at(at, Event::Happen(kind, detail));
-                    continue;
-                }
-                // Every shard is split, or every second one merged with its neighbour, one after the other.
-                let step = if detail.is_multiple_of(2) { Kind::Split } else { Kind::Merge };
-                for n in 0..8 {
-                    let at = (at + Duration::from_millis(n * (1 + detail % 900))).min(calm_at);
-                    self.at(at, Event::Happen(step, n << 32));
-                }
-            }
-        }
-        if self.plant == Plant::RequeuedAtTheBack || self.plant == Plant::OnlyOutOfRangeSentAgain {
-            self.at(Duration::ZERO, Event::SideLane);
-        }
-        self.at(calm_at, Event::Calm);
-    }
-
     fn at(&mut self, at: Duration, event: Event) {
         self.numbers += 1;
         self.events.insert((at, self.numbers), event);
@@ -580,96 +460,6 @@ impl Life {
         }
     }
 
-    fn keep(&mut self, bytes: Vec<u8>) {
-        self.store.push_back(bytes);
-        if self.store.len() > SAVED_MAX {
-            self.store.pop_front();
-        }
-    }
-
-    fn saved(&mut self, number: u64, bytes: Vec<u8>) {
-        let Some(process) = self.process.as_mut().filter(|process| process.number == number) else {
-            // It was on its way to the disk when the process died.
-            return;
-        };
-        process.on_saved(Checkpoint::decode(&bytes).expect("whole"));
-        self.keep(bytes);
-    }
-
-    /// The process ends, in one way or another, and another one begins some time later.
-    pub fn end_process(&mut self, kind: Kind, n: u64) -> Result<(), Broken> {
-        let Some(mut process) = self.process.take() else { return Ok(()) };
-        let now = self.now();
-        if kind == Kind::CleanStop {
-            process.dispatcher.drain();
-            let until = now + Duration::from_millis(n % 3_000);
-            self.process = Some(process);
-            let settled = |life: &Self| {
-                let dispatcher = &life.process.as_ref().expect("nothing else ends it").dispatcher;
-                dispatcher.is_settled() && dispatcher.under_way() == 0
-            };
-            // Nothing else is stopped, split or started meanwhile.
-            let later: Vec<_> = self.events.extract_if(.., |_, event| matches!(event, Event::Happen(..))).collect();
-            while !settled(self) && self.step(until)? {}
-            self.events.extend(later);
-            process = self.process.take().expect("nothing else ends it");
-            let last = process.last_checkpoint();
-            self.judge.marks(&last)?;
-            self.service.meet(if last.clean { "clean stop" } else { "stop with requests under way" });
-            process.on_saved(last.clone());
-            self.keep(last.encode());
-        }
-        self.tell(|| format!("{kind:?}"));
-        // A checkpoint that was being saved is on the disk or not.
-        if process.saving && n.is_multiple_of(3) {
-            let saving = self.events.iter().find_map(|(_, event)| match event {
-                Event::Saved(number, bytes) if *number == process.number => Some(bytes.clone()),
-                _ => None,
-            });
-            saving.into_iter().for_each(|bytes| self.keep(bytes));
-        }
-        self.files = match kind {
-            Kind::PowerCut => {
-                self.service.meet("power cut");
-                self.note_lost = true;
-                self.files.crash(n)
-            }
-            _ => {
-                if kind == Kind::Kill {
-                    self.service.meet("kill");
-                }
-                self.files.kill()
-            }
-        };
-        if n >> 8 & 7 == 0 && self.service.weather.on(Kind::LedgerLost) {
-            self.service.meet("ledger lost");
-            self.store.clear();
-        } else if n >> 8 & 7 == 1 && self.service.weather.on(Kind::LedgerSetBack) && self.store.len() > 1 {
-            self.service.meet("ledger set back");
-            self.store.pop_back();
-        }
-        self.counted_before += process.counted();
-        let unanswered = self.calls.values().filter(|call| call.process == process.number && !call.answered);
-        let under_way = unanswered.flat_map(|call| &call.parcels).map(|parcel| parcel.events.len() as u64).sum();
-        self.judge.died(under_way, process.account().delivered - process.delivered_before);
-        process.end();
-        let at = self.now() + Duration::from_millis(n >> 16 & 1023);
-        self.at(at, Event::Start);
-        Ok(())
-    }
-
-    pub fn start(&mut self) -> Result<(), Broken> {
-        self.processes += 1;
-        let loaded = self.store.back().and_then(|bytes| Checkpoint::decode(bytes));
-        let process = Process::start(self.processes, &self.host(), self.segment_bytes, self.options.clone(), loaded);
-        self.keep(process.marks.encode());
-        self.judge.restarted(&process.marks);
-        let account = process.account();
-        self.tell(|| format!("start: {account:?}"));
-        self.process = Some(process);
-        self.judge.account(&account)
-    }
-
     /// What a planted bug keeps from the dispatcher is sent by it, one record at a time, until it is stored.
     fn side_lane(&mut self) -> Result<(), Broken> {
         let now = self.now();
@@ -684,67 +474,6 @@ impl Life {
         if !self.side.is_empty() || now < self.service.weather.calm_at {
             self.at(now + Duration::from_millis(100), Event::SideLane);
         }
-        Ok(())
-    }
-
-    /// From the first process to the last delivery and a clean end.
-    fn run(&mut self) -> Result<Duration, Broken> {
-        self.start()?;
-        self.work()?;
-        let calm_at = self.service.weather.calm_at;
-        while self.step(calm_at)? {}
-        while self.process.is_none() {
-            holds!(self.step(calm_at + DRAINED_WITHIN)?, "LIVENESS: nothing starts");
-        }
-        // AUTO is no fault: it may go on.
-        self.service.auto =
-            self.service.weather.spells.iter().any(|spell| spell.kind == Kind::Auto) && self.seed.is_multiple_of(4);
-        let settled = |life: &Self| {
-            let process = life.process.as_ref().expect("nothing ends it any more");
-            process.dispatcher.is_settled() && process.dispatcher.under_way() == 0
-        };
-        let deadline = calm_at + DRAINED_WITHIN;
-        while !settled(self) && self.step(deadline)? {}
-        let account = self.process.as_ref().expect("it runs").account();
-        holds!(settled(self), "LIVENESS: {:?} after the calm {account:?}", DRAINED_WITHIN);
-        let drained_in = self.now().saturating_sub(calm_at);
-        self.judge.at_the_end()?;
-        let accepted = self.judge.accepted();
-        holds!(account.delivered == accepted, "EXACT-ACCOUNT: {account:?} at the end of {accepted} events");
-        // Shards that lag may still have to pass what is settled.
-        let at_end = |last: &Checkpoint| last.clean && last.marks.iter().all(|mark| *mark == last.durable);
-        let deadline = self.now() + Duration::from_secs(60);
-        let mut last = self.process.as_mut().expect("it runs").last_checkpoint();
-        while !at_end(&last) && self.step(deadline)? {
-            last = self.process.as_mut().expect("it runs").last_checkpoint();
-        }
-        holds!(at_end(&last), "LIVENESS: marks stay behind at the end");
-        let process = self.process.as_mut().expect("it runs");
-        process.on_saved(last.clone());
-        let segments = process.handle.shared().table.all().len();
-        holds!(segments <= 1, "EXACT-ACCOUNT: {segments} segments are left of what is settled");
-        let counted = self.counted_before + process.counted();
-        if !self.note_lost {
-            self.judge.repeats_are_counted(counted)?;
-        }
-        self.restart_after_the_end(last)?;
-        Ok(drained_in)
-    }
-
-    /// After a clean stop nothing is sent again.
-    fn restart_after_the_end(&mut self, last: Checkpoint) -> Result<(), Broken> {
-        self.process.take().expect("it runs").end();
-        self.files = self.files.kill();
-        self.events.clear();
-        self.calls.clear();
-        self.keep(last.encode());
-        self.start()?;
-        let until = self.now() + Duration::from_secs(5);
-        while self.step(until)? {}
-        let process = self.process.take().expect("it runs");
-        let (sent, pending) = (process.dispatcher.sent_high(), process.dispatcher.is_settled());
-        process.end();
-        holds!(pending && sent == Position(0), "DUPLICATES-EXPLAINED: after a clean stop something is sent, up to {sent}");
         Ok(())
     }
 }
