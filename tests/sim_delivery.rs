@@ -29,6 +29,8 @@ mod reshards;
 mod service;
 #[path = "sim/delivery/spells.rs"]
 mod spells;
+#[path = "sim/delivery/stops.rs"]
+mod stops;
 
 use std::ops::Range;
 

@@ -50,7 +50,7 @@ impl Life {
             process = self.process.take().expect("nothing else ends it");
             let last = process.last_checkpoint();
             self.judge.marks(&last)?;
-            self.service.meet(if last.clean { "clean stop" } else { "stop with requests under way" });
+            self.service.meet(if last.clean { "clean stop" } else { "stop that is not clean" });
             process.on_saved(last.clone());
             self.keep(last.encode());
         }
@@ -98,7 +98,7 @@ impl Life {
         let loaded = self.store.back().and_then(|bytes| Checkpoint::decode(bytes));
         let process = Process::start(self.processes, &self.host(), self.segment_bytes, self.options.clone(), loaded);
         self.keep(process.marks.encode());
-        self.judge.restarted(&process.marks);
+        self.judge.restarted(&process.marks, process.after_clean)?;
         let account = process.account();
         self.tell(|| format!("start: {account:?}"));
         self.process = Some(process);

@@ -228,12 +228,17 @@ impl Judge {
         self.died_over += under_way + unjudged;
     }
 
-    /// A new process goes on where the marks stood: what it was told before counts no more.
-    pub fn restarted(&mut self, marks: &Checkpoint) {
+    /// A new process goes on where the marks stood: what it was told before counts no more. `clean`: after an end after which
+    /// nothing is sent again.
+    pub fn restarted(&mut self, marks: &Checkpoint, clean: bool) -> Result<(), Broken> {
         self.told = 0;
         for (position, event) in (0..).zip(&mut self.events) {
-            event.settled = Position(position) < marks.marks[KeyHash(event.hash).lane().index()];
+            let passed = Position(position) < marks.marks[KeyHash(event.hash).lane().index()];
+            let again = clean && event.settled && !passed;
+            holds!(!again, "DUPLICATES-EXPLAINED: the event at {position} was delivered, and is pending after a clean stop");
+            event.settled = passed;
         }
+        Ok(())
     }
 
     /// The account at any moment.

@@ -16,6 +16,45 @@ use crate::planted::Plant;
 /// The standard set: what `cargo test` runs.
 pub const STANDARD: Range<u64> = 0..2_000;
 
+/// These lives keep every promise, and still meet what the bug needs. Each found a bug: the test is named by the claim that
+/// broke. Each was seen to fail with the mend taken back and to pass with it. What lives do decides what a seed is: whoever
+/// changes that searches anew (take the mend back, run `FOREBAY_SIM_SEEDS=0..10000`).
+fn keep(seeds: &[u64], met: &[&str]) {
+    for seed in seeds {
+        let outcome = live(*seed, Plant::None, false);
+        assert_eq!(outcome.verdict, Ok(()), "seed {seed}, which once broke a promise");
+        for what in met {
+            assert!(
+                outcome.met.contains_key(what),
+                "seed {seed} no longer meets {what:?}: search for another that finds the bug"
+            );
+        }
+    }
+}
+
+/// Marks went past an event only when it had left its queue, and it left behind the events of all other lanes: after a stop
+/// with something pending, what had been delivered behind it was sent again, and was not counted, since after a clean stop
+/// nothing is sent twice. Told as: DUPLICATES-EXPLAINED, consumers get 20 events again, 5 are counted.
+#[test]
+fn nothing_that_was_delivered_behind_a_pending_event_is_sent_again_after_a_clean_stop() {
+    keep(&[1102, 1249, 1267], &["clean stop"]);
+}
+
+/// A process that sent nothing and stopped cleanly forgot what the one before it had sent with an unknown end: the third
+/// one sent that again without a count. Told as: DUPLICATES-EXPLAINED, consumers get 22 events again, 0 are counted.
+#[test]
+fn what_an_earlier_process_sent_is_remembered_over_a_clean_stop() {
+    keep(&[1030, 1066, 1087], &["stop that is not clean"]);
+}
+
+/// A new process was given a listing older than the last one had used, and put several keys' lines into one record for a
+/// shard that had been split long ago: nobody drops lines, so one key's next event was read in one child before its last one
+/// in the other. Told as: KEY-ORDER, a consumer gets event 14 of key 0 after 13 of them.
+#[test]
+fn lines_of_several_keys_do_not_overtake_by_a_listing_older_than_the_last_process_had() {
+    keep(&[392, 959, 1160], &["listing stale", "split"]);
+}
+
 /// What the standard set must have met, each this often.
 const MUST_MEET: [(&str, u64); 32] = [
     ("500 or 503", 2000),
@@ -46,7 +85,7 @@ const MUST_MEET: [(&str, u64); 32] = [
     ("request lost", 500),
     ("request refused", 1000),
     ("split", 3000),
-    ("stop with requests under way", 200),
+    ("stop that is not clean", 200),
     ("stuck call", 200),
     ("summary refused", 100),
     ("write after its sender gave it up", 500),

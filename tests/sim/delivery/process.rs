@@ -44,6 +44,8 @@ pub struct Process {
     /// What it began with: marks, and events that they call delivered.
     pub marks: Checkpoint,
     pub delivered_before: u64,
+    /// After an end that was called clean.
+    pub after_clean: bool,
 }
 
 fn path(name: &str) -> std::path::PathBuf {
@@ -97,6 +99,7 @@ impl Process {
             map_number: 0,
             marks,
             delivered_before: next.0 - pending,
+            after_clean: clean,
         }
     }
 
