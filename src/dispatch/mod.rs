@@ -53,7 +53,7 @@ use self::backoff::Backoff;
 use self::expire::Endings;
 use self::marks::Marks;
 use self::mode::Mode;
-use self::queue::{Lag, Queue, SlotState};
+use self::queue::{Lag, Queue, Slot, SlotState};
 use self::suspects::{Part, Suspects};
 use self::window::Window;
 use crate::aggregate::Packer;
@@ -312,7 +312,6 @@ impl Dispatcher {
                 return self.map_failed(now);
             }
         };
-        self.map_backoff.succeed();
         self.set_paused(None);
         let same = self.map.as_ref().is_some_and(|held| held.same_open(&map));
         if same {
@@ -323,6 +322,7 @@ impl Dispatcher {
             if !self.judge_landings(now) {
                 self.map_failed(now);
             }
+            self.map_listed();
         } else {
             self.map_state = MapState::Changed(Box::new(map));
             self.install_map(now);
@@ -386,10 +386,18 @@ impl Dispatcher {
         if !self.judge_landings(now) {
             self.map_failed(now);
         }
+        self.map_listed();
         if !first {
             self.advance_marks();
         }
         self.restart_queues(now);
+    }
+
+    /// A listing that is older than a landing is as good as none: the waits go on growing.
+    fn map_listed(&mut self) {
+        if matches!(self.map_state, MapState::Fresh) {
+            self.map_backoff.succeed();
+        }
     }
 
     /// Makes all queues anew: each begins at its lanes' marks. Only while no answer is outstanding.
@@ -429,6 +437,12 @@ impl Dispatcher {
 
     /// Marks of all lanes, moved up to what is known now.
     fn advance_marks(&mut self) {
+        let floors = self.floors();
+        self.marks.advance(&floors);
+    }
+
+    /// For each lane the first position that was not enqueued yet by every queue of it.
+    fn floors(&self) -> Box<[Position; LANES]> {
         let mut floors = Box::new([self.sweep; LANES]);
         for queue in &self.queues {
             if let Some(lag) = &queue.lag {
@@ -438,18 +452,40 @@ impl Dispatcher {
                 }
             }
         }
-        self.marks.advance(&floors);
+        floors
     }
 
-    /// What is known of deliveries now. `clean` only when nothing is under way.
+    /// Marks of all lanes as far as they can go: also past what is settled behind other lanes' events, as none is after a stop.
+    fn advance_marks_fully(&mut self) {
+        self.advance_marks();
+        let mut firsts = self.floors();
+        for slot in self.queues.iter().flat_map(Queue::slots).filter(|slot| slot.state != SlotState::Settled) {
+            let first = &mut firsts[slot.lane().index()];
+            *first = (*first).min(slot.position);
+        }
+        self.marks.pass(&firsts);
+    }
+
+    /// Events past their lanes' marks may be stored: they are settled behind one that is not, or an earlier process sent them.
+    /// The next process must know, to count what it sends again.
+    fn sent_past_marks(&self) -> bool {
+        let settled = |slot: &Slot| slot.state == SlotState::Settled && slot.position >= self.marks.of(slot.lane());
+        self.queues.iter().flat_map(Queue::slots).any(settled)
+            || self.marks.settled_ahead(Position(0), Position(u64::MAX)) > 0
+            || self.marks.all().iter().any(|mark| *mark < self.resent_below)
+    }
+
+    /// What is known of deliveries now. `clean` only when nothing is under way and nothing past the marks may be stored.
     pub fn checkpoint(&mut self, stopping: bool) -> Checkpoint {
-        if self.map.is_some() {
-            self.advance_marks();
+        match (self.map.is_some(), stopping) {
+            (true, true) => self.advance_marks_fully(),
+            (true, false) => self.advance_marks(),
+            (false, _) => {}
         }
         let account = self.counted_at_marks();
         let durable = self.cursor.shared().tail.durable();
         Checkpoint {
-            clean: stopping && self.requests.is_empty() && self.held.is_empty(),
+            clean: stopping && self.requests.is_empty() && self.held.is_empty() && !self.sent_past_marks(),
             durable,
             dead: account.dead,
             expired: account.expired,

@@ -15,7 +15,7 @@ use std::time::Duration;
 use super::outgoing::{FrameRef, Outgoing};
 use super::queue::Slot;
 use super::{Dispatcher, MapState, Request, Sent};
-use crate::config::Aggregate;
+use crate::config::{Aggregate, Order};
 use crate::event::KeyHash;
 use crate::limits::{IN_FLIGHT_BYTES_MAX, KEY_BYTES_MAX, REQUEST_RECORDS_MAX};
 use crate::lines::{self, Line};
@@ -157,6 +157,9 @@ impl Dispatcher {
         let mut single_billed = 0;
         // Of a record of lines: its bytes, and whether it is one event that must be alone.
         let (mut lines_bytes, mut first_key, mut alone) = (0, 0, false);
+        // Readers do not drop strange lines: by a map older than the last process had, one key's event would land beside the
+        // shard of its earlier ones. So a shard is known to be open before keys share a record there.
+        let unproven = self.options.order == Order::Key && self.queues[at].records == 0;
         while let Some(seq) = self.queues[at].nth_ready(frames.len()) {
             let slot = *self.queues[at].slot(seq);
             if self.is_expired(&slot, now) {
@@ -179,7 +182,8 @@ impl Dispatcher {
                 alone = lines::line_of(request.data(frame_ref)) == Line::Alone;
                 let key = if frames.is_empty() { usize::from(slot.key_len) } else { first_key };
                 let bytes = lines_bytes + lines::line_len(frame_ref.data_len());
-                if !frames.is_empty() && (alone || key + bytes > self.options.record_bytes_max) {
+                let stray = unproven && first_hash.is_some_and(|first| first != slot.hash);
+                if !frames.is_empty() && (alone || stray || key + bytes > self.options.record_bytes_max) {
                     alone = false;
                     break;
                 }

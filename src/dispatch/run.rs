@@ -216,6 +216,21 @@ pub fn start(parts: Parts) -> std::io::Result<(Inbox, JoinHandle<Ended>)> {
     Ok((inbox, thread))
 }
 
+/// An answer that does not have an outcome for each of the request's records tells nothing.
+///
+/// # Errors
+/// The answer's, or an unknown outcome.
+pub fn matched(answer: Result<Vec<EntryOutcome>, PutError>, records: usize) -> Result<Vec<EntryOutcome>, PutError> {
+    match answer {
+        Ok(outcomes) if outcomes.len() != records => Err(PutError {
+            class: ErrorClass::UnknownOutcome,
+            code: "answer".into(),
+            message: format!("{} outcomes for {records} records", outcomes.len()),
+        }),
+        other => other,
+    }
+}
+
 struct Shell {
     dispatcher: Dispatcher,
     clock: Arc<dyn Clock>,
@@ -377,14 +392,7 @@ impl Shell {
             let entries = request.entries();
             drop(request);
             let answer = api.put_records(entries).await;
-            unanswered.answer = Some(match answer {
-                Ok(outcomes) if outcomes.len() != records => Err(PutError {
-                    class: ErrorClass::UnknownOutcome,
-                    code: "answer".into(),
-                    message: format!("{} outcomes for {records} records", outcomes.len()),
-                }),
-                other => other,
-            });
+            unanswered.answer = Some(matched(answer, records));
         });
     }
 

@@ -10,7 +10,8 @@
 //! sequence `"n":` of each partition key without keeping it.
 //!
 //! Failure: a body that cannot be walked is answered 400 and counted in `bad_requests`, which tests assert to be 0.
-//! [`Sink::set_auto`] makes it a stream that ignores keys, [`Sink::set_limited`] one whose shards take no more than Kinesis' do. Absent on purpose: signatures, TLS, CBOR, reading back, reshards (`fake_kinesis.rs` has those).
+//! [`Sink::set_auto`] makes it a stream that ignores keys, [`Sink::set_limited`] one whose shards take no more than Kinesis'
+//! do. Absent on purpose: signatures, TLS, CBOR, reading back, reshards (`tests/sim/delivery/service.rs` has those).
 
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
