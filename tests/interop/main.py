@@ -9,6 +9,7 @@ import traceback
 import agent
 import cloud
 import credentials
+import manyreshards
 import rights
 import scenarios
 import selftest
@@ -20,6 +21,12 @@ class Report:
 
     def __init__(self):
         self.passed = self.failed = 0
+        self.left_out = []
+
+    def leave_out(self, what):
+        """Something that this machine cannot run: no failure, but told at the end."""
+        self.left_out.append(what)
+        print(f"LEFT OUT  {what}")
 
     def check(self, name, findings_of):
         """One check: `findings_of` gives a list; empty is good."""
@@ -43,7 +50,7 @@ class Report:
         self.check(name, lambda: [] if value == wanted else [f"{value!r}, expected {wanted!r}"])
 
 
-def plan():
+def plan(full):
     """Scenario name -> (server name, what to run with server, report and log directory)."""
     steps = {}
     for server in servers.ALL:
@@ -58,6 +65,12 @@ def plan():
                 server,
                 lambda s, report, logs, aggregate=aggregate: scenarios.reshards(s, aggregate, report, logs),
             )
+    for server in ("kinesis-local", "ferrokinesis"):
+        for aggregate in ("kpl", "off"):
+            steps[f"manyreshards-{aggregate}-{server}"] = (
+                server,
+                lambda s, report, logs, aggregate=aggregate: manyreshards.run(s, aggregate, full, report, logs),
+            )
     steps["rights"] = ("ministack", rights.run)
     for name, run in credentials.ALL.items():
         steps[f"credentials-{name}"] = ("ministack", run)
@@ -65,7 +78,9 @@ def plan():
 
 
 def main(arguments):
-    steps = plan()
+    full = "--full" in arguments
+    arguments = [argument for argument in arguments if argument != "--full"]
+    steps = plan(full)
     if arguments == ["--list"]:
         print("\n".join(steps))
         return 0
@@ -79,7 +94,7 @@ def main(arguments):
         return 64
 
     report = Report()
-    kinds = {**servers.ALL, "ministack": cloud.Cloud}
+    kinds = {**servers.ALL, "ferrokinesis": manyreshards.Ferrokinesis, "ministack": cloud.Cloud}
     for server_name in kinds:
         mine = {name: run for name, (server, run) in chosen.items() if server == server_name}
         if not mine:
@@ -102,6 +117,8 @@ def main(arguments):
             print(f"        {time.monotonic() - begun:.1f} s; logs in {log_dir}")
         if server:
             server.stop()
+    for what in report.left_out:
+        print(f"LEFT OUT  {what}")
     print(f"\n{report.passed} passed, {report.failed} failed")
     return 0 if report.failed == 0 and report.passed > 0 else 1
 

@@ -16,7 +16,7 @@ import urllib.parse
 _children = []
 
 
-def until(what, condition, seconds):
+def until(what, condition, seconds, pause=0.02):
     """Polls `condition` until it is true and gives its value; fails with `what` after `seconds`."""
     deadline = time.monotonic() + seconds
     while True:
@@ -25,7 +25,7 @@ def until(what, condition, seconds):
             return value
         if time.monotonic() > deadline:
             raise AssertionError(f"after {seconds} s still not: {what}")
-        time.sleep(0.02)
+        time.sleep(pause)
 
 
 def free_port():

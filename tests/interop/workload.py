@@ -42,6 +42,8 @@ class Client(threading.Thread):
         self.keys = [f"{name}-user-{n}" if n % 3 else f"{name}-ключ-{n}" for n in range(keys - 1)] + [(name + "é" * 256)[:256]]
         self.sent, self.rejects_wanted, self.rejected = [], 0, 0
         self.error = self.reader_error = None
+        # Asked before each event (HTTP: before each request): whether to end before `count`.
+        self.enough = lambda: False
 
     def run(self):
         try:
@@ -87,6 +89,8 @@ class SocketClient(Client):
         reader.start()
         pace, events = Pace(self.rate), 0
         for number in range(self.count):
+            if self.enough():
+                break
             pace.wait()
             events += 1
             bad = self.bad_event(number)
@@ -178,7 +182,7 @@ class Http(Client):
     def send_all(self):
         connection = http.client.HTTPConnection("127.0.0.1", self.agent.http_port, timeout=ACK_SECONDS)
         pace, number, turn = Pace(self.rate), 0, 0
-        while number < self.count:
+        while number < self.count and not self.enough():
             many = [1, 50, 50, 1][turn % 4]
             batch = []
             while len(batch) < many and number < self.count:
