@@ -60,7 +60,7 @@ pub struct DeadFilter {
     /// All of them, or all that the other filters leave
     #[arg(long)]
     pub all: bool,
-    /// expired, damaged or poison
+    /// expired, damaged, poison or too_large
     #[arg(long, value_name = "REASON", value_parser = reason())]
     pub reason: Option<Reason>,
     /// Of this partition key

@@ -129,7 +129,11 @@ pub async fn run(args: &CheckArgs, loaded: &Loaded) -> ExitCode {
     let mut sections = vec![Section { stream: None, findings: here }];
     if !args.local {
         // Each stream has its own limits of time; side by side, one that hangs delays no other.
-        let asked: Vec<_> = config.streams.iter().cloned().map(|stream| tokio::spawn(stream::check(stream))).collect();
+        let largest = |stream: &str| {
+            config.sources.iter().filter(|source| source.stream == stream).map(|source| source.max_event_bytes).max().unwrap_or(0)
+        };
+        let asked = config.streams.iter().map(|stream| tokio::spawn(stream::check(stream.clone(), largest(&stream.name))));
+        let asked: Vec<_> = asked.collect();
         for (stream, asked) in config.streams.iter().zip(asked) {
             let findings =
                 asked.await.unwrap_or_else(|error| vec![Finding::unknown("stream", format!("the check broke off: {error}"))]);

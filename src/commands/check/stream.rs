@@ -36,8 +36,8 @@ struct Answers {
     principal: Option<String>,
 }
 
-/// Asks, then judges.
-pub(super) async fn check(config: StreamConfig) -> Vec<Finding> {
+/// Asks, then judges. `event_bytes_max` is the largest event that one of its sources takes.
+pub(super) async fn check(config: StreamConfig, event_bytes_max: usize) -> Vec<Finding> {
     let account = match Account::open(&Target::from(&config)).await {
         Ok(account) => account,
         Err(error) => return vec![Finding::failure("credentials", error.message)],
@@ -52,9 +52,10 @@ pub(super) async fn check(config: StreamConfig) -> Vec<Finding> {
     if let Ok(summary) = &answers.summary {
         findings.push(judge_mode(&config, summary));
         findings.push(judge_encryption(&answers, summary));
-        findings.push(judge_limits(&config, summary));
-    } else if let Some(finding) = judge_unknown_mode(&config) {
-        findings.push(finding);
+        findings.push(judge_limits(&config, event_bytes_max, summary));
+    } else {
+        findings.extend(judge_unknown_mode(&config));
+        findings.extend(judge_unknown_limits(event_bytes_max));
     }
     findings.push(judge_shards(&config, &answers));
     findings.push(judge_writing(&answers));
@@ -222,7 +223,7 @@ fn judge_encryption(answers: &Answers, summary: &StreamSummary) -> Finding {
     }
 }
 
-fn judge_limits(config: &StreamConfig, summary: &StreamSummary) -> Finding {
+fn judge_limits(config: &StreamConfig, event_bytes_max: usize, summary: &StreamSummary) -> Finding {
     const ABOUT: &str = "limits";
     let most = summary.record_bytes_max.unwrap_or(limits::RECORD_BYTES_MAX);
     let shown = show_bytes(most as u64);
@@ -230,11 +231,36 @@ fn judge_limits(config: &StreamConfig, summary: &StreamSummary) -> Finding {
         let ours = show_bytes(config.record_bytes_max as u64);
         return Finding::failure(ABOUT, format!("records up to {shown}, but record_bytes_max is {ours}: make it smaller"));
     }
+    let event = limits::event_bytes_of(most.max(limits::RECORD_BYTES_MAX));
+    if event_bytes_max > event {
+        let [wanted, event] = [event_bytes_max, event].map(|bytes| show_bytes(bytes as u64));
+        let kib = (event_bytes_max + limits::KEY_BYTES_MAX + limits::MARGIN_BYTES).div_ceil(1024);
+        return Finding::warning(
+            ABOUT,
+            format!(
+                "records up to {shown}, but max_event_bytes is {wanted}: events over {event} are refused until the stream's \
+                 MaxRecordSizeInKiB is {kib} (UpdateMaxRecordSize)"
+            ),
+        );
+    }
     let request = show_bytes(config.request_bytes_max as u64);
     if config.request_bytes_max > limits::REQUEST_BYTES_MAX {
         return Finding::warning(ABOUT, format!("records up to {shown}; requests of {request} need the account's newer quota"));
     }
     Finding::ok(ABOUT, format!("records up to {shown}, requests up to {request}"))
+}
+
+/// Nobody says what the stream takes.
+fn judge_unknown_limits(event_bytes_max: usize) -> Option<Finding> {
+    (event_bytes_max > limits::EVENT_BYTES_MAX).then(|| {
+        let [wanted, event] = [event_bytes_max, limits::EVENT_BYTES_MAX].map(|bytes| show_bytes(bytes as u64));
+        Finding::warning(
+            "limits",
+            format!(
+                "max_event_bytes is {wanted}, but as long as the stream's limit cannot be read, events over {event} are refused"
+            ),
+        )
+    })
 }
 
 fn judge_shards(config: &StreamConfig, answers: &Answers) -> Finding {
@@ -446,10 +472,23 @@ mod tests {
 
     #[test]
     fn limits_are_compared_with_what_is_configured() {
-        assert_eq!(judge_limits(&config(""), &summary()).outcome, Outcome::Ok);
-        assert_eq!(judge_limits(&config("request_bytes_max = \"9MiB\"\n"), &summary()).outcome, Outcome::Warning);
+        let judged = |text: &str, summary: &StreamSummary| judge_limits(&config(text), limits::EVENT_BYTES_MAX, summary).outcome;
+        assert_eq!(judged("", &summary()), Outcome::Ok);
+        assert_eq!(judged("request_bytes_max = \"9MiB\"\n", &summary()), Outcome::Warning);
         let small = StreamSummary { record_bytes_max: Some(128 << 10), ..summary() };
-        assert_eq!(judge_limits(&config(""), &small).outcome, Outcome::Failure);
+        assert_eq!(judged("", &small), Outcome::Failure);
+    }
+
+    #[test]
+    fn events_that_the_stream_does_not_take_are_told_with_the_number_to_set() {
+        let finding = judge_limits(&config(""), 4 << 20, &summary());
+        assert_eq!(finding.outcome, Outcome::Warning);
+        assert!(finding.text.contains("max_event_bytes is 4MiB") && finding.text.contains("is 4098 "), "{}", finding.text);
+        let raised = StreamSummary { record_bytes_max: Some(4098 << 10), ..summary() };
+        assert_eq!(judge_limits(&config(""), 4 << 20, &raised).outcome, Outcome::Ok);
+        let unknown = judge_unknown_limits(4 << 20).expect("a warning");
+        assert!(unknown.outcome == Outcome::Warning && unknown.text.contains("over 1022KiB are refused"), "{}", unknown.text);
+        assert!(judge_unknown_limits(limits::EVENT_BYTES_MAX).is_none());
     }
 
     #[test]
