@@ -170,6 +170,8 @@ pub struct StreamMetrics {
     pub delivery_seconds: Histogram,
     /// PutRecords by outcome: `ok`, `partial`, or an error class' name.
     pub put_requests: Mutex<BTreeMap<&'static str, u64>>,
+    /// Records go one by one, because PutRecords is denied and PutRecord is not.
+    pub put_singly: AtomicBool,
     /// Records stored.
     pub put_records: AtomicU64,
     /// Bytes stored: data and keys.

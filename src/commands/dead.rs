@@ -171,7 +171,7 @@ fn list(args: &DeadArgs, config: &Config, filter: &DeadFilter, limit: u64, as_js
                 return ControlFlow::Break(());
             }
             if shown == 0 && !as_json {
-                out.push_str("number   reason   died                  attempts  bytes   key                   data\n");
+                out.push_str("number   reason    died                  attempts  bytes   key                   data\n");
             }
             shown += 1;
             out.push_str(&if as_json {
@@ -199,7 +199,7 @@ fn list(args: &DeadArgs, config: &Config, filter: &DeadFilter, limit: u64, as_js
 fn line(letter: &Letter, several: bool, stream: &str) -> String {
     let preview: String = String::from_utf8_lossy(&letter.data).chars().take(PREVIEW_CHARS).collect();
     let mut text = format!(
-        "{:<8} {:<8} {:<21} {:>8}  {:>6}  {:<20}  {}",
+        "{:<8} {:<9} {:<21} {:>8}  {:>6}  {:<20}  {}",
         letter.number,
         letter.reason.label(),
         time(letter.died_ms),

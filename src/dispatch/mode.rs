@@ -344,6 +344,9 @@ impl Dispatcher {
                     self.options.aggregate.name()
                 )
             }
+            known if known.is_empty() && self.map_guessed => {
+                "the shards are not known: what each takes is found by trying; allow kinesis:ListShards".to_owned()
+            }
             known => known,
         };
         if let Some(bytes) = self.mode.record_bytes_max() {

@@ -276,12 +276,27 @@ fn judge_shards(config: &StreamConfig, answers: &Answers) -> Finding {
                 Aggregate::Off => "one event each",
                 Aggregate::Kpl | Aggregate::Lines => "many events each",
             };
+            let advice = match config.aggregate {
+                Aggregate::Off => format!(
+                    "; of events below {} bytes the records are the limit, which aggregate = \"kpl\" or \"lines\" would lift, for \
+                     consumers that take such records apart",
+                    limits::SHARD_BYTES_PER_SECOND / limits::SHARD_RECORDS_PER_SECOND
+                ),
+                Aggregate::Kpl | Aggregate::Lines => String::new(),
+            };
             let shards = if open == 1 { "1 open shard takes".to_owned() } else { format!("{open} open shards take") };
-            Finding::ok(ABOUT, format!("{shards} {} and {records} records a second, {events}", show_bytes(bytes)))
+            Finding::ok(ABOUT, format!("{shards} {} and {records} records a second, {events}{advice}", show_bytes(bytes)))
         }
         Err(error) if is_denied(error) => {
-            Finding::failure(ABOUT, "kinesis:ListShards is not allowed, and nothing is sent without it")
-                .remedy(whose(answers), Statement::on_stream(&["kinesis:ListShards"], &answers.arn))
+            let aggregates = match config.aggregate {
+                Aggregate::Off => String::new(),
+                other => format!(" instead of aggregate = {:?}", other.name()),
+            };
+            Finding::warning(
+                ABOUT,
+                format!("kinesis:ListShards is not allowed: one event a record is sent{aggregates}, and what each shard takes is found by trying"),
+            )
+            .remedy(whose(answers), Statement::on_stream(&["kinesis:ListShards"], &answers.arn))
         }
         Err(error) => Finding::failure(ABOUT, format!("they could not be listed: {error}")),
     }
@@ -418,7 +433,7 @@ mod tests {
     fn reading_shows_its_own_rights() {
         let (outcome, text) =
             told(&judge_shards(&config(""), &Answers { shards: Err(error("AccessDeniedException")), ..answers() }));
-        assert!(outcome == Outcome::Failure && text.contains("\"Action\":[\"kinesis:ListShards\"]"), "{text}");
+        assert!(outcome == Outcome::Warning && text.contains("\"Action\":[\"kinesis:ListShards\"]"), "{text}");
         let (outcome, text) = told(&judge_stream(&Answers { summary: Err(error("AccessDeniedException")), ..answers() }));
         assert!(outcome == Outcome::Warning && text.contains("\"Action\":[\"kinesis:DescribeStreamSummary\"]"), "{text}");
         let missing = judge_stream(&Answers { summary: Err(error("ResourceNotFoundException")), ..answers() });
@@ -426,6 +441,9 @@ mod tests {
         let (outcome, text) = told(&judge_shards(&config("aggregate = \"kpl\"\n"), &answers()));
         assert_eq!(outcome, Outcome::Ok);
         assert_eq!(text, "2 open shards take 2MiB and 2000 records a second, many events each");
+        let (outcome, text) = told(&judge_shards(&config(""), &answers()));
+        assert_eq!(outcome, Outcome::Ok);
+        assert!(text.contains("one event each; of events below 1048 bytes") && text.contains("\"kpl\""), "{text}");
     }
 
     #[test]
