@@ -6,10 +6,13 @@
 //! would, through the same recovery.
 //!
 //! Data and keys of events are printed because a person asks for them here; they are escaped for terminals, and never
-//! logged. A retried event comes behind all that its key received meanwhile; this is said in the help.
+//! logged. A retried event comes behind all that its key received meanwhile; where that breaks the order of a key, and where it
+//! cannot be known, it is said (`order`).
 //!
 //! Failure: one sentence on stderr with the place and the remedy, exit code 1; a wrong question 64. What was done before an
 //! error stays done, and is told.
+
+mod order;
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _};
@@ -27,12 +30,13 @@ use hyper::{Request, StatusCode};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
+use self::order::Order;
 use super::status::{StatusError, call, count};
 use super::{asked, print};
 use crate::admin::dead::{Ask, PURGE, RETRY};
 use crate::agent::spool_dir;
 use crate::cli::{DeadArgs, DeadCommand, DeadFilter};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::event::Position;
 use crate::exit::Exit;
 use crate::host::{DirLock, Host};
@@ -338,6 +342,10 @@ async fn change(
     if let Ok(style) = ProgressStyle::with_template("{bar:40} {human_pos}/{human_len} letters") {
         bar.set_style(style);
     }
+    // Found out before the first comes back.
+    let stream = config.streams.iter().find(|stream| stream.name == place.stream);
+    let ordered = stream.is_none_or(|stream| stream.order == config::Order::Key);
+    let order = (what == Change::Retry && ordered).then(|| Order::look(&place, &selection, limit));
     let mut agent = Worker::open(args, config, &place)?;
     let mut total = Done::default();
     let error = loop {
@@ -358,7 +366,7 @@ async fn change(
     };
     bar.finish_and_clear();
     agent.close();
-    tell(&place, what, &total, error.as_deref(), as_json)?;
+    tell(&place, what, &total, order.as_ref(), error.as_deref(), as_json)?;
     match error {
         Some(error) => Err(failed(error)),
         None if total.refused > 0 => Err(failed(format!("{} that cannot be retried stay", dead_letters(total.refused)))),
@@ -366,17 +374,20 @@ async fn change(
     }
 }
 
-fn tell(place: &Place, what: Change, total: &Done, error: Option<&str>, as_json: bool) -> Told<()> {
+fn tell(place: &Place, what: Change, total: &Done, order: Option<&Order>, error: Option<&str>, as_json: bool) -> Told<()> {
     let verb = if what == Change::Retry { "retried" } else { "purged" };
     let text = if as_json {
-        json!({"stream": place.stream, verb: total.done, "refused": total.refused, "refusals": total.refusals, "error": error})
-            .to_string()
-            + "\n"
+        let mut object = json!({"stream": place.stream, verb: total.done, "refused": total.refused, "refusals": total.refusals, "error": error});
+        if let Some(order) = order {
+            object["order"] = order.json();
+        }
+        object.to_string() + "\n"
     } else {
         let mut text = format!("{verb} {} of stream {}\n", dead_letters(total.done), place.stream);
         for refusal in &total.refusals {
             writeln!(text, "  {} stays: {}", refusal.number, refusal.reason).expect("writing to a String does not fail");
         }
+        text.push_str(&order.map(Order::text).unwrap_or_default());
         text
     };
     print(&text).map_err(|error| failed(format!("cannot write to stdout: {error}")))
