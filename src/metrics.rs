@@ -8,11 +8,12 @@
 //! `admin`'s.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::checkpoint::Checkpoint;
 use crate::kinesis::StreamSummary;
+use crate::limits::{RECORD_BYTES_MAX, event_bytes_of};
 
 /// Bucket bounds, in seconds, of all latency histograms; +Inf is implied.
 pub const LATENCY_BOUNDS_SECONDS: [f64; 18] = [
@@ -169,6 +170,8 @@ pub struct StreamMetrics {
     pub delivery_seconds: Histogram,
     /// PutRecords by outcome: `ok`, `partial`, or an error class' name.
     pub put_requests: Mutex<BTreeMap<&'static str, u64>>,
+    /// Records go one by one, because PutRecords is denied and PutRecord is not.
+    pub put_singly: AtomicBool,
     /// Records stored.
     pub put_records: AtomicU64,
     /// Bytes stored: data and keys.
@@ -181,6 +184,9 @@ pub struct StreamMetrics {
     pub shards: Mutex<Vec<ShardStatus>>,
     /// What is known of the stream as a whole.
     pub mode: Mutex<ModeStatus>,
+    /// The largest record that the stream is known to take, bytes; 0 while that is not known. Set by
+    /// [`StreamMetrics::set_record_bytes_max`].
+    record_bytes_max: AtomicUsize,
     /// What the user could do for more events a second; empty when there is nothing to say.
     pub advice: Mutex<String>,
     /// Why the stream is paused, empty when it is not. Shown by status and readiness' body.
@@ -209,6 +215,18 @@ pub struct StreamMetrics {
 }
 
 impl StreamMetrics {
+    /// Notes the largest record that the stream takes, bytes, as Kinesis said last.
+    pub fn set_record_bytes_max(&self, bytes: usize) {
+        self.record_bytes_max.store(bytes, Ordering::Relaxed);
+    }
+
+    /// The largest event that the stream is known to take with any key, bytes. Every stream takes one of
+    /// [`EVENT_BYTES_MAX`](crate::limits::EVENT_BYTES_MAX).
+    #[must_use]
+    pub fn event_bytes_max(&self) -> usize {
+        event_bytes_of(self.record_bytes_max.load(Ordering::Relaxed).max(RECORD_BYTES_MAX))
+    }
+
     /// Notes that there is no room, and why; or that there is again.
     pub fn set_full(&self, limit: Option<Limit>) {
         self.full_by.store(limit.map_or(0, |limit| limit as u8), Ordering::Relaxed);

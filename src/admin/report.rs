@@ -163,6 +163,9 @@ pub struct DeadReport {
 /// What went to Kinesis since the start of the process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PutReport {
+    /// Each record by a PutRecord of its own, which is slower: PutRecords is denied.
+    #[serde(default)]
+    pub singly: bool,
     /// PutRecords by outcome: `ok`, `partial`, or an error class' name.
     pub requests: BTreeMap<String, u64>,
     /// Records stored.
@@ -313,6 +316,7 @@ impl StreamReport {
                 stuck_reason: locked(&metrics.dead_reason).clone(),
             },
             put: PutReport {
+                singly: metrics.put_singly.load(Ordering::Relaxed),
                 requests: owned(&locked(&metrics.put_requests)),
                 records: metrics.put_records.load(Ordering::Relaxed),
                 bytes: metrics.put_bytes.load(Ordering::Relaxed),

@@ -6,10 +6,13 @@
 //! would, through the same recovery.
 //!
 //! Data and keys of events are printed because a person asks for them here; they are escaped for terminals, and never
-//! logged. A retried event comes behind all that its key received meanwhile; this is said in the help.
+//! logged. A retried event comes behind all that its key received meanwhile; where that breaks the order of a key, and where it
+//! cannot be known, it is said (`order`).
 //!
 //! Failure: one sentence on stderr with the place and the remedy, exit code 1; a wrong question 64. What was done before an
 //! error stays done, and is told.
+
+mod order;
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _};
@@ -27,12 +30,13 @@ use hyper::{Request, StatusCode};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
+use self::order::Order;
 use super::status::{StatusError, call, count};
 use super::{asked, print};
 use crate::admin::dead::{Ask, PURGE, RETRY};
 use crate::agent::spool_dir;
 use crate::cli::{DeadArgs, DeadCommand, DeadFilter};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::event::Position;
 use crate::exit::Exit;
 use crate::host::{DirLock, Host};
@@ -171,7 +175,7 @@ fn list(args: &DeadArgs, config: &Config, filter: &DeadFilter, limit: u64, as_js
                 return ControlFlow::Break(());
             }
             if shown == 0 && !as_json {
-                out.push_str("number   reason   died                  attempts  bytes   key                   data\n");
+                out.push_str("number   reason    died                  attempts  bytes   key                   data\n");
             }
             shown += 1;
             out.push_str(&if as_json {
@@ -199,7 +203,7 @@ fn list(args: &DeadArgs, config: &Config, filter: &DeadFilter, limit: u64, as_js
 fn line(letter: &Letter, several: bool, stream: &str) -> String {
     let preview: String = String::from_utf8_lossy(&letter.data).chars().take(PREVIEW_CHARS).collect();
     let mut text = format!(
-        "{:<8} {:<8} {:<21} {:>8}  {:>6}  {:<20}  {}",
+        "{:<8} {:<9} {:<21} {:>8}  {:>6}  {:<20}  {}",
         letter.number,
         letter.reason.label(),
         time(letter.died_ms),
@@ -338,6 +342,10 @@ async fn change(
     if let Ok(style) = ProgressStyle::with_template("{bar:40} {human_pos}/{human_len} letters") {
         bar.set_style(style);
     }
+    // Found out before the first comes back.
+    let stream = config.streams.iter().find(|stream| stream.name == place.stream);
+    let ordered = stream.is_none_or(|stream| stream.order == config::Order::Key);
+    let order = (what == Change::Retry && ordered).then(|| Order::look(&place, &selection, limit));
     let mut agent = Worker::open(args, config, &place)?;
     let mut total = Done::default();
     let error = loop {
@@ -358,7 +366,7 @@ async fn change(
     };
     bar.finish_and_clear();
     agent.close();
-    tell(&place, what, &total, error.as_deref(), as_json)?;
+    tell(&place, what, &total, order.as_ref(), error.as_deref(), as_json)?;
     match error {
         Some(error) => Err(failed(error)),
         None if total.refused > 0 => Err(failed(format!("{} that cannot be retried stay", dead_letters(total.refused)))),
@@ -366,17 +374,20 @@ async fn change(
     }
 }
 
-fn tell(place: &Place, what: Change, total: &Done, error: Option<&str>, as_json: bool) -> Told<()> {
+fn tell(place: &Place, what: Change, total: &Done, order: Option<&Order>, error: Option<&str>, as_json: bool) -> Told<()> {
     let verb = if what == Change::Retry { "retried" } else { "purged" };
     let text = if as_json {
-        json!({"stream": place.stream, verb: total.done, "refused": total.refused, "refusals": total.refusals, "error": error})
-            .to_string()
-            + "\n"
+        let mut object = json!({"stream": place.stream, verb: total.done, "refused": total.refused, "refusals": total.refusals, "error": error});
+        if let Some(order) = order {
+            object["order"] = order.json();
+        }
+        object.to_string() + "\n"
     } else {
         let mut text = format!("{verb} {} of stream {}\n", dead_letters(total.done), place.stream);
         for refusal in &total.refusals {
             writeln!(text, "  {} stays: {}", refusal.number, refusal.reason).expect("writing to a String does not fail");
         }
+        text.push_str(&order.map(Order::text).unwrap_or_default());
         text
     };
     print(&text).map_err(|error| failed(format!("cannot write to stdout: {error}")))

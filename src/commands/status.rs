@@ -28,6 +28,10 @@ pub(super) const ANSWER_BYTES_MAX: usize = 16 << 20;
 /// Shards printed for each stream; `--json` has all.
 const SHARDS_SHOWN_MAX: usize = 32;
 
+/// What is told while it is so.
+pub(super) const SINGLY: &str =
+    "PutRecords is denied, so each record is sent by PutRecord, which is slower; allow kinesis:PutRecords";
+
 /// What the command line asks for.
 #[derive(Clone, Debug)]
 pub struct StatusOptions {
@@ -259,6 +263,9 @@ fn state_of(stream: &StreamReport) -> String {
     }
     if !stream.mode.reason.is_empty() {
         states.push(stream.mode.reason.clone());
+    }
+    if stream.put.singly {
+        states.push(SINGLY.to_owned());
     }
     if !stream.paused_reason.is_empty() {
         states.push(format!("delivery is paused: {}", stream.paused_reason));

@@ -39,7 +39,7 @@ const BATCH_BYTES_GOOD: usize = 64 << 10;
 const BATCH_GAP: Duration = Duration::from_millis(100);
 
 /// How long letters that could not be written wait before the next try.
-const RETRY_WAIT: Duration = Duration::from_secs(1);
+pub(super) const RETRY_WAIT: Duration = Duration::from_secs(1);
 
 /// An episode of dropping is over when nothing was dropped for so long.
 const EPISODE_GAP: Duration = Duration::from_secs(60);
@@ -72,10 +72,10 @@ impl Ending {
         }
     }
 
-    fn of(letter: &Letter) -> Self {
+    pub(super) fn of(letter: &Letter) -> Self {
         match letter.reason {
             Reason::Expired => Self::Expired(letter.number),
-            Reason::Damaged | Reason::Poison => Self::Dead(Some(letter.number)),
+            Reason::Damaged | Reason::Poison | Reason::TooLarge => Self::Dead(Some(letter.number)),
         }
     }
 }
@@ -113,6 +113,13 @@ pub(super) struct Endings {
     dropping: Dropping,
     /// When something was dropped last, and how much since it began.
     episode: Option<(Duration, u64)>,
+}
+
+impl Endings {
+    /// Where letters go, if they are kept.
+    pub(super) fn letters(&self) -> Option<Arc<DeadLetters>> {
+        self.letters.clone()
+    }
 }
 
 impl Dispatcher {
@@ -273,7 +280,7 @@ impl Dispatcher {
     }
 
     /// These events that wait have ended so.
-    fn end(&mut self, at: usize, seqs: &[u64], endings: impl Iterator<Item = Ending>) {
+    pub(super) fn end(&mut self, at: usize, seqs: &[u64], endings: impl Iterator<Item = Ending>) {
         let mut counted = Account::default();
         for (seq, ending) in seqs.iter().zip(endings) {
             let slot = self.queues[at].slot(*seq);
@@ -291,7 +298,7 @@ impl Dispatcher {
     }
 
     /// The letter that a slot's event becomes: expired, or damaged if it cannot be read back.
-    fn letter_of(&mut self, slot: &Slot) -> io::Result<Letter> {
+    pub(super) fn letter_of(&mut self, slot: &Slot) -> io::Result<Letter> {
         let mut read = Outgoing::new(0);
         let found = self.frame(slot, &mut read)?;
         let died_ms = self.wall_ms;
@@ -387,7 +394,7 @@ impl Dispatcher {
         Ok(())
     }
 
-    fn room_for(letters: &DeadLetters, bytes: u64) -> io::Result<()> {
+    pub(super) fn room_for(letters: &DeadLetters, bytes: u64) -> io::Result<()> {
         if letters.store().has_room(bytes) {
             return Ok(());
         }

@@ -145,6 +145,12 @@ impl Limiter {
         self.cost += (cost - self.cost) * COST_WEIGHT;
     }
 
+    /// What was spent was refused for what it is, and cost the shard nothing: its search would otherwise be a debt of minutes.
+    pub fn give_back(&mut self, bytes: usize, records: usize) {
+        self.bytes += bytes as f64;
+        self.records += records as f64;
+    }
+
     /// Records are what it lacks: bytes may be sent, and of records less than half a burst.
     #[must_use]
     pub fn lacks_records(&self) -> bool {
@@ -306,12 +312,25 @@ mod tests {
 
     #[test]
     fn a_shard_first_met_that_takes_everything_gets_the_full_rate_soon() {
-        for (record_bytes, seconds) in [(200, 1), (4 << 10, 1), (256 << 10, 1), (1 << 20, 3)] {
+        for (record_bytes, seconds) in [(200, 1), (4 << 10, 1), (256 << 10, 1), (1 << 20, 3), (10 << 20, 1)] {
             let mut limiter = Limiter::new(Duration::ZERO);
             assert!(limiter.rate_bytes() < SHARD_BYTES_PER_SECOND / 40, "a crowded shard is met gently");
             send_until(&mut limiter, Duration::ZERO, Duration::from_secs(seconds), record_bytes);
             assert_eq!(limiter.rate_bytes(), SHARD_BYTES_PER_SECOND, "records of {record_bytes} bytes");
         }
+    }
+
+    #[test]
+    fn a_record_larger_than_the_rate_of_a_second_goes_and_is_paid_for_afterwards() {
+        let mut limiter = Limiter::new(Duration::ZERO);
+        send_until(&mut limiter, Duration::ZERO, Duration::from_secs(2), 200);
+        let now = Duration::from_secs(3);
+        assert!(limiter.records_now(now) > 0);
+        limiter.spend(10 << 20, 1);
+        assert_eq!((limiter.records_now(now), limiter.ready_at(1).as_millis()), (0, 12_900));
+        assert!(limiter.records_now(limiter.ready_at(1)) > 0);
+        limiter.give_back(10 << 20, 1);
+        assert!(limiter.records_now(now) > 0, "it was not taken");
     }
 
     #[test]

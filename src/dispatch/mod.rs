@@ -34,6 +34,7 @@ pub mod limiter;
 pub mod marks;
 pub mod mode;
 pub mod outgoing;
+mod oversize;
 mod pack;
 pub mod queue;
 pub mod rewriter;

@@ -24,6 +24,7 @@ use crate::config::{Aggregate, Order};
 use crate::event::ShardId;
 use crate::host::Entropy;
 use crate::kinesis::{ErrorClass, PutError, StreamSummary};
+use crate::limits::RECORD_BYTES_MAX;
 use crate::metrics::{ModeStatus, locked};
 
 /// Time between two questions, give or take a quarter: 1,000 agents ask 3.3 times a second.
@@ -187,10 +188,16 @@ impl Mode {
     }
 
     /// Whether an answer has come, or was waited for long enough.
-    fn is_settled(&self, now: Duration) -> bool {
+    pub(super) fn is_settled(&self, now: Duration) -> bool {
         self.summary.is_some()
             || self.failure.is_some()
             || self.first_asked.is_some_and(|at| now.saturating_sub(at) >= FIRST_ANSWER_WAIT)
+    }
+
+    /// The largest record that the stream takes, bytes, as Kinesis said last; `None` before it did. No stream takes less than
+    /// 1 MiB, and a service that does not tell takes no more.
+    pub(super) fn record_bytes_max(&self) -> Option<usize> {
+        self.summary.as_ref().map(|summary| summary.record_bytes_max.unwrap_or(0).max(RECORD_BYTES_MAX))
     }
 
     /// The form that records may have, of the configured one.
@@ -337,8 +344,14 @@ impl Dispatcher {
                     self.options.aggregate.name()
                 )
             }
+            known if known.is_empty() && self.map_guessed => {
+                "the shards are not known: what each takes is found by trying; allow kinesis:ListShards".to_owned()
+            }
             known => known,
         };
+        if let Some(bytes) = self.mode.record_bytes_max() {
+            self.metrics.set_record_bytes_max(bytes);
+        }
         let waits = self.options.aggregate == Aggregate::Kpl && !self.mode.is_settled(now);
         let told = ModeStatus {
             summary: self.mode.summary.clone(),

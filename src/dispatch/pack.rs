@@ -13,13 +13,13 @@ use std::io;
 use std::time::Duration;
 
 use super::outgoing::{FrameRef, Outgoing};
+use super::oversize::{Size, billed_alone};
 use super::queue::Slot;
 use super::{Dispatcher, MapState, Request, Sent};
 use crate::config::{Aggregate, Order};
 use crate::event::KeyHash;
-use crate::limits::{IN_FLIGHT_BYTES_MAX, KEY_BYTES_MAX, REQUEST_RECORDS_MAX};
+use crate::limits::{IN_FLIGHT_BYTES_MAX, KEY_BYTES_MAX, RECORD_BYTES_MAX, REQUEST_RECORDS_MAX};
 use crate::lines::{self, Line};
-use crate::spool::frame::FRAME_HEADER_BYTES;
 
 /// Whether a queue sends now.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -166,6 +166,19 @@ impl Dispatcher {
                 // The next batch of letters takes it.
                 break;
             }
+            if frames.is_empty() {
+                match self.judge_size(at, &slot, now) {
+                    Size::Ended => continue,
+                    Size::Waits => break,
+                    // One that stood behind an event that has ended: the next request is for it.
+                    Size::Fits
+                        if !request.is_empty() && request.billed + billed_alone(&slot) > self.options.request_bytes_max =>
+                    {
+                        break;
+                    }
+                    Size::Fits => {}
+                }
+            }
             let found = match self.frame(&slot, request) {
                 // What was planned so far is a record; the next try begins with this event.
                 Err(_) if !frames.is_empty() => break,
@@ -245,15 +258,20 @@ impl Dispatcher {
                 if self.is_expired(front, now) {
                     break;
                 }
-                let most = (front.entry.len as usize).saturating_sub(FRAME_HEADER_BYTES);
                 if !self.queues[at].limiter.has_bytes() {
                     break;
                 }
-                if request.0.len() == REQUEST_RECORDS_MAX || request.0.billed + most > self.options.request_bytes_max {
+                let slot = *front;
+                match self.judge_size(at, &slot, now) {
+                    Size::Ended => continue,
+                    Size::Waits => break,
+                    Size::Fits => {}
+                }
+                let full = request.0.billed + billed_alone(&slot) > self.options.request_bytes_max;
+                if request.0.len() == REQUEST_RECORDS_MAX || full {
                     self.turn = at;
                     break 'queues;
                 }
-                let slot = *front;
                 match self.frame(&slot, &mut request.0) {
                     Ok(Some(frame_ref)) => self.pack_single(at, &slot, frame_ref, &mut request),
                     Ok(None) if self.settle_unreadable(at, now) => {}
@@ -300,7 +318,7 @@ impl Dispatcher {
         }
         assert!(outgoing.len() == request.records.len() && outgoing.len() <= REQUEST_RECORDS_MAX, "INSIDE-THE-LIMITS: records");
         assert!(
-            outgoing.billed <= self.options.request_bytes_max.max(crate::limits::RECORD_BYTES_MAX + KEY_BYTES_MAX),
+            outgoing.billed <= self.options.request_bytes_max.max(RECORD_BYTES_MAX + KEY_BYTES_MAX),
             "INSIDE-THE-LIMITS: bytes"
         );
         request.billed = outgoing.billed;

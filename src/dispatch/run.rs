@@ -381,6 +381,7 @@ impl Shell {
             self.dispatcher.publish_shards(now);
             self.dispatcher.publish_mode(now);
             self.dispatcher.advise(now);
+            self.dispatcher.metrics.put_singly.store(self.api.is_singly(), Ordering::Relaxed);
         }
     }
 

@@ -322,6 +322,9 @@ impl Dispatcher {
 
     /// A request was refused for its contents.
     pub(super) fn refused(&mut self, request: &mut Request, error: &PutError, now: Duration) {
+        for sent in &request.records {
+            self.queues[sent.queue].limiter.give_back(sent.billed, 1);
+        }
         match request.suspects.take() {
             Some(part) => self.accuse(*part, error, now),
             // What is suspected already will do to find out what is accepted.
@@ -358,6 +361,8 @@ impl Dispatcher {
         error: &PutError,
         now: Duration,
     ) {
+        let sent = &request.records[n];
+        self.queues[sent.queue].limiter.give_back(sent.billed, 1);
         if part.is_none() && self.suspects.will_do() {
             self.failed(request, &request.records[n], error, now);
         } else {

@@ -24,6 +24,7 @@ use crate::spool::rewrite::Rewritten;
 use crate::spool::{self, SpoolHandle, SpoolOptions};
 
 mod mode;
+mod oversize;
 mod rewrites;
 
 #[derive(Debug, Default)]
@@ -66,11 +67,23 @@ struct Model {
     auto: Option<u64>,
     /// What a question for the stream's summary is answered with, if not the truth.
     refuses: Option<PutError>,
+    /// The largest record it takes. `None`: 1 MiB, and it does not say.
+    record_bytes_max: Option<usize>,
+    /// Requests that it refused for a larger one.
+    too_large: u32,
 }
 
 impl Model {
     fn new(shards: u32) -> Self {
-        Self { shards: even_shards(shards), stored: HashMap::new(), made: shards, auto: None, refuses: None }
+        Self {
+            shards: even_shards(shards),
+            stored: HashMap::new(),
+            made: shards,
+            auto: None,
+            refuses: None,
+            record_bytes_max: None,
+            too_large: 0,
+        }
     }
 
     fn hash_of(entry: &PutEntry) -> u128 {
@@ -78,7 +91,7 @@ impl Model {
     }
 
     fn store(&mut self, entry: PutEntry) -> ShardId {
-        assert!(entry.partition_key.chars().count() <= 256 && entry.billed_bytes() <= 1 << 20, "INSIDE-THE-LIMITS");
+        assert!(entry.partition_key.chars().count() <= 256 && self.takes(&entry), "INSIDE-THE-LIMITS");
         let hash = match &mut self.auto {
             Some(landed) => {
                 *landed += 1;
@@ -90,6 +103,10 @@ impl Model {
         let id = shard.expect("open shards cover").id.clone();
         self.stored.entry(id.clone()).or_default().push(entry);
         id
+    }
+
+    fn takes(&self, entry: &PutEntry) -> bool {
+        entry.billed_bytes() <= self.record_bytes_max.unwrap_or(1 << 20)
     }
 
     fn child(&mut self, first_hash: u128, last_hash: u128, parents: Vec<ShardId>) {
@@ -132,7 +149,7 @@ impl Model {
             status: "ACTIVE".into(),
             on_demand: Some(true),
             ignores_keys: Some(self.auto.is_some()),
-            record_bytes_max: None,
+            record_bytes_max: self.record_bytes_max,
             key: None,
         })
     }
@@ -349,7 +366,7 @@ impl History {
         let error = |class, code: &str| PutError { class, code: code.into(), message: String::new() };
         let entries = request.entries();
         assert!(
-            entries.len() <= 500 && entries.iter().map(PutEntry::billed_bytes).sum::<usize>() <= 5 << 20,
+            entries.len() <= 500 && entries.iter().map(PutEntry::billed_bytes).sum::<usize>() <= self.options.request_bytes_max,
             "INSIDE-THE-LIMITS"
         );
         self.answered += 1;
@@ -367,6 +384,10 @@ impl History {
             } else {
                 refusal()
             });
+        }
+        if !entries.iter().all(|entry| self.model.takes(entry)) {
+            self.model.too_large += 1;
+            return Err(refusal());
         }
         if poisoned.contains(&true) {
             let outcomes = entries.into_iter().zip(poisoned).map(|(entry, poisoned)| {

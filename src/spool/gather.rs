@@ -39,7 +39,7 @@ use super::segment::SegmentTable;
 use crate::config::OnFull;
 use crate::event::{KeyHash, Position};
 use crate::host::Host;
-use crate::limits::{BATCH_BYTES, INGEST_BYTES_MAX};
+use crate::limits::{ADMIT_BYTES_MAX, BATCH_BYTES, INGEST_BYTES_MAX};
 use crate::metrics::{Limit, PolicyTold, SourceUsage, StreamMetrics, locked};
 
 /// Bytes that one group takes at most: what is measured to saturate a disk; more only adds latency.
@@ -353,12 +353,12 @@ impl SpoolHandle {
     }
 
     /// Waits until `bytes` fit the memory budget. This is where backpressure is felt: full spool, full or slow
-    /// disk. At most a quarter of the budget is taken at once, so that one giant does not wait for all others.
+    /// disk. At most [`ADMIT_BYTES_MAX`] is taken at once, so that one giant does not wait for all others.
     ///
     /// # Errors
     /// [`Closed`] when the spool takes nothing more.
     pub async fn admit(&self, bytes: usize) -> Result<Permit, Closed> {
-        let bytes = bytes.clamp(1, INGEST_BYTES_MAX / 4) as u32;
+        let bytes = bytes.clamp(1, ADMIT_BYTES_MAX) as u32;
         let held = Arc::clone(&self.shared.budget).acquire_many_owned(bytes).await.map_err(|_| Closed)?;
         Ok(Permit { held, since: self.shared.host.clock.monotonic() })
     }
@@ -368,7 +368,7 @@ impl SpoolHandle {
     /// # Errors
     /// [`Closed`] when the budget is exhausted or the spool takes nothing more.
     pub fn try_admit(&self, bytes: usize) -> Result<Permit, Closed> {
-        let bytes = bytes.clamp(1, INGEST_BYTES_MAX / 4) as u32;
+        let bytes = bytes.clamp(1, ADMIT_BYTES_MAX) as u32;
         let held = Arc::clone(&self.shared.budget).try_acquire_many_owned(bytes).map_err(|_| Closed)?;
         Ok(Permit { held, since: self.shared.host.clock.monotonic() })
     }

@@ -13,7 +13,7 @@
 //! [`Sink::set_auto`] makes it a stream that ignores keys, [`Sink::set_limited`] one whose shards take no more than Kinesis'
 //! do. Absent on purpose: signatures, TLS, CBOR, reading back, reshards (`tests/sim/delivery/service.rs` has those).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -110,8 +110,8 @@ struct Shared {
     /// Each shard takes what a Kinesis shard takes, no more.
     limited: AtomicBool,
     rooms: Mutex<Vec<Room>>,
-    /// DescribeStreamSummary is refused.
-    summary_denied: AtomicBool,
+    /// Actions that are refused.
+    denied: Mutex<HashSet<String>>,
     /// In [`Mode::Keep`], by shard. One lock a request, so that a request takes effect at one moment.
     kept: Mutex<Vec<Vec<Kept>>>,
     /// In [`Mode::Check`], the last number of each key.
@@ -143,7 +143,7 @@ impl Sink {
             auto: AtomicBool::new(false),
             limited: AtomicBool::new(false),
             rooms: Mutex::new(vec![Room::default(); options.shards]),
-            summary_denied: AtomicBool::new(false),
+            denied: Mutex::default(),
             kept: Mutex::new(vec![Vec::new(); options.shards]),
             last: Mutex::new(HashMap::new()),
         });
@@ -196,7 +196,17 @@ impl Sink {
 
     /// While set, nobody may read the stream's summary.
     pub fn deny_summary(&self, denied: bool) {
-        self.shared.summary_denied.store(denied, Ordering::SeqCst);
+        self.deny("DescribeStreamSummary", denied);
+    }
+
+    /// While set, nobody may do this (`PutRecords`, `ListShards`).
+    pub fn deny(&self, action: &str, denied: bool) {
+        let mut held = lock(&self.shared.denied);
+        if denied {
+            held.insert(action.to_owned())
+        } else {
+            held.remove(action)
+        };
     }
 
     pub fn stats(&self) -> Stats {
@@ -368,7 +378,31 @@ impl Connection {
         }
         let shared = self.shared.clone();
         let body = &self.input[head.body..head.body + head.len];
+        if lock(&shared.denied).contains(&head.target) {
+            let message = format!("User: test is not authorized to perform: kinesis:{}", head.target);
+            let error = serde_json::json!({"__type": "AccessDeniedException", "message": message});
+            self.answer = error.to_string().into_bytes();
+            return "400 Bad Request";
+        }
         match head.target.as_str() {
+            "PutRecord" => {
+                // As a request of one record, whose outcome is the answer.
+                let mut record: serde_json::Value = serde_json::from_slice(body).expect("JSON");
+                record.as_object_mut().expect("an object").remove("StreamName");
+                let several = serde_json::json!({"Records": [record]}).to_string().into_bytes();
+                shared.counters.requests.fetch_add(1, Ordering::Relaxed);
+                let put = put_records(&shared, &several, &mut self.keys, &mut self.answer);
+                put.expect("the agent's own form");
+                let answer: serde_json::Value = serde_json::from_slice(&self.answer).expect("our own answer");
+                let outcome = &answer["Records"][0];
+                if outcome["ErrorCode"].is_null() {
+                    self.answer = outcome.to_string().into_bytes();
+                    return OK;
+                }
+                let error = serde_json::json!({"__type": outcome["ErrorCode"], "message": outcome["ErrorMessage"]});
+                self.answer = error.to_string().into_bytes();
+                "400 Bad Request"
+            }
             "PutRecords" => {
                 shared.counters.requests.fetch_add(1, Ordering::Relaxed);
                 shared.counters.body_bytes.fetch_add(head.len as u64, Ordering::Relaxed);
@@ -385,12 +419,6 @@ impl Connection {
             "ListShards" => {
                 self.answer = wire::list_shards(&shared.shards);
                 OK
-            }
-            "DescribeStreamSummary" if shared.summary_denied.load(Ordering::SeqCst) => {
-                let message = "User: test is not authorized to perform: kinesis:DescribeStreamSummary";
-                let error = serde_json::json!({"__type": "AccessDeniedException", "message": message});
-                self.answer = error.to_string().into_bytes();
-                "400 Bad Request"
             }
             "DescribeStreamSummary" => {
                 let request: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
