@@ -128,7 +128,11 @@ impl Life {
         let drained_in = self.now().saturating_sub(calm_at);
         self.judge.at_the_end()?;
         let accepted = self.judge.accepted();
-        holds!(account.delivered == accepted, "EXACT-ACCOUNT: {account:?} at the end of {accepted} events");
+        let poison = self.judge.poison;
+        holds!(
+            (account.delivered, account.dead) == (accepted - poison, poison),
+            "EXACT-ACCOUNT: {account:?} at the end of {accepted} events, {poison} of which are refused"
+        );
         // Shards that lag may still have to pass what is settled.
         let at_end = |last: &Checkpoint| last.clean && last.marks.iter().all(|mark| *mark == last.durable);
         let deadline = self.now() + Duration::from_secs(60);
