@@ -76,10 +76,10 @@ impl Life {
                 self.files.kill()
             }
         };
-        if n >> 8 & 7 == 0 && self.service.weather.on(Kind::LedgerLost) {
+        if n >> 8 & 7 == 0 && self.may_lose_marks(Kind::LedgerLost) {
             self.service.meet("ledger lost");
             self.store.clear();
-        } else if n >> 8 & 7 == 1 && self.service.weather.on(Kind::LedgerSetBack) && self.store.len() > 1 {
+        } else if n >> 8 & 7 == 1 && self.may_lose_marks(Kind::LedgerSetBack) && self.store.len() > 1 {
             self.service.meet("ledger set back");
             self.store.pop_back();
         }
@@ -91,6 +91,12 @@ impl Life {
         let at = self.now() + Duration::from_millis(n >> 16 & 1023);
         self.at(at, Event::Start);
         Ok(())
+    }
+
+    /// With lost or older marks, what is dead may count as delivered, or be counted twice (`docs/RELIABILITY.md` says so): lives
+    /// with poison keep their marks, so that their account can be held to the event.
+    fn may_lose_marks(&self, kind: Kind) -> bool {
+        self.service.weather.on(kind) && self.service.poison.is_none()
     }
 
     pub fn start(&mut self) -> Result<(), Broken> {

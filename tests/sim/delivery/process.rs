@@ -84,6 +84,7 @@ impl Process {
         let letters = DeadLetters::open(host, &spool::dead_dir(&path("")), 1 << 20, &metrics).expect("a good disk");
         let known = letters.store().unsettled(marks_lost).expect("a good disk");
         dispatcher.keep_letters(Arc::new(letters), &known).expect("a good disk");
+        let delivered_before = metrics.account.lock().expect("not poisoned").delivered;
         let writer = opened.writer;
         let commit = std::thread::spawn(move || commit_loop(&shared, writer));
         Self {
@@ -99,7 +100,7 @@ impl Process {
             map: None,
             map_number: 0,
             marks,
-            delivered_before: next.0 - pending - dead,
+            delivered_before,
             after_clean: clean,
         }
     }
