@@ -23,11 +23,10 @@ use forebay::coding::{Coding, KeyRing};
 use forebay::config::SyncClass;
 use forebay::event::{Lane, Position};
 use forebay::host::{Clock, Host, mix64};
-use forebay::spool::cursor::Cursor;
 use forebay::spool::frame;
 use forebay::spool::gather::SyncTimer;
 use forebay::spool::held::Held;
-use forebay::spool::{OpenError, Opened, SpoolOptions, open, prepare, remove_covered};
+use forebay::spool::{Opened, SpoolOptions, remove_covered};
 
 #[path = "classes.rs"]
 pub mod classes;
@@ -40,7 +39,7 @@ mod opening;
 
 use self::classes::{Risk, class_of};
 use crate::content::{durable, keys};
-use crate::fault_files::{DIED, ENOSPC, FaultFiles, Met, OpRecord, SeededEntropy, SimClock, is_death};
+use crate::fault_files::{ENOSPC, FaultFiles, Met, OpRecord, SeededEntropy, SimClock, is_death};
 use crate::planted::{Plant, PlantedFiles};
 use crate::promises::{Broken, FEW_KEYS, Id, KEYS, Marks, Promises, data_of, hash_of, holds, id_of, key_of};
 use crate::reader::{ReadError, Reader};

@@ -3,7 +3,6 @@
 //! Place: a part of `life.rs`. The opening is the real one, within a budget of operations (*BORING-RECOVERY*); what it found is
 //! compared with the model by `promises.rs`, counted as the agent counts it, and at times swept as the dispatcher sweeps.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
