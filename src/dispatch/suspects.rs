@@ -218,8 +218,12 @@ impl Dispatcher {
     fn pack_probe(&mut self, mut part: Part, now: Duration) -> Option<Outgoing> {
         let mut request = self.begin();
         if self.form_of_probes() != Aggregate::Kpl {
-            let units = std::mem::take(&mut part.units).into_iter().flat_map(|unit| self.one_by_one(unit));
-            part.units = units.collect();
+            for unit in std::mem::take(&mut part.units) {
+                let (queue, units) = (unit.queue, self.one_by_one(unit));
+                // Each is a record of its own from now on.
+                self.queues[queue].under_way += units.len() - 1;
+                part.units.extend(units);
+            }
         }
         let mut packed = Vec::new();
         let mut units = std::mem::take(&mut part.units).into_iter();

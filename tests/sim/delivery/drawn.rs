@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use forebay::config::{Aggregate, Order};
 use forebay::dispatch::DispatchOptions;
+use forebay::host::mix64;
 
 use super::{Event, Life};
 use crate::fault_files::{FaultFiles, SimClock};
 use crate::judge::Judge;
 use crate::planted::Plant;
-use crate::service::Service;
+use crate::service::{Refusal, Service};
 use crate::spells::{Kind, Random, Weather};
 
 impl Life {
@@ -46,6 +47,11 @@ impl Life {
         life.segment_bytes = 4 << 10 << life.random.below(4);
         life.padding = if large { 9_000 } else { 120 };
         life.keys = 1 + life.random.below(40);
+        life.service.poison = match mix64(seed ^ 0xbad) % 12 {
+            0 => Some(Refusal::Record),
+            1 => Some(Refusal::Request),
+            _ => None,
+        };
         life.arrange(calm_at);
         life
     }

@@ -71,7 +71,7 @@ struct Call {
     entries: Vec<PutEntry>,
     parcels: Vec<Parcel>,
     predicted: Vec<ShardId>,
-    outcomes: Option<Vec<EntryOutcome>>,
+    outcomes: Option<Result<Vec<EntryOutcome>, PutError>>,
     /// The listing by which it was made.
     map_number: u64,
     /// A planted bug told the dispatcher already.
@@ -229,6 +229,9 @@ impl Life {
             if self.judge.lines && self.random.percent(self.newline_percent) {
                 padding.push_str("\nx");
             }
+            if self.service.poison.is_some() && self.random.percent(1) {
+                padding = "POISON".into();
+            }
             let data = format!("{n} {key} {padding}").into_bytes();
             *n += 1;
             events.push((key, explicit, data));
@@ -356,7 +359,8 @@ impl Life {
                 EntryOutcome::Stored { shard } => shard.to_string(),
                 EntryOutcome::Failed(error) => error.code.clone(),
             };
-            format!("request {number} arrives: {}", outcomes.iter().map(word).collect::<Vec<_>>().join(" "))
+            let words = |outcomes: &Vec<EntryOutcome>| outcomes.iter().map(word).collect::<Vec<_>>().join(" ");
+            format!("request {number} arrives: {}", outcomes.as_ref().map_or_else(ToString::to_string, words))
         });
         call.outcomes = Some(outcomes);
         self.done(number, call);
@@ -370,14 +374,14 @@ impl Life {
             Told::Error(error) => Err(error),
             told => {
                 let mut outcomes = call.outcomes.clone().expect("answered after it arrived");
-                if matches!(told, Told::Miscount) {
+                if let (Told::Miscount, Ok(outcomes)) = (told, &mut outcomes) {
                     // One too few, or one too many.
                     let last = outcomes.pop().expect("a record at least");
                     if number.is_multiple_of(2) {
                         outcomes.extend([last.clone(), last]);
                     }
                 }
-                Ok(outcomes)
+                outcomes
             }
         };
         let now = self.now();

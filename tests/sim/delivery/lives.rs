@@ -44,7 +44,7 @@ fn nothing_that_was_delivered_behind_a_pending_event_is_sent_again_after_a_clean
 /// one sent that again without a count. Told as: DUPLICATES-EXPLAINED, consumers get 22 events again, 0 are counted.
 #[test]
 fn what_an_earlier_process_sent_is_remembered_over_a_clean_stop() {
-    keep(&[1030, 1066, 1087], &["stop that is not clean"]);
+    keep(&[1066, 1087, 1120], &["stop that is not clean"]);
 }
 
 /// A new process was given a listing older than the last one had used, and put several keys' lines into one record for a
@@ -52,11 +52,19 @@ fn what_an_earlier_process_sent_is_remembered_over_a_clean_stop() {
 /// in the other. Told as: KEY-ORDER, a consumer gets event 14 of key 0 after 13 of them.
 #[test]
 fn lines_of_several_keys_do_not_overtake_by_a_listing_older_than_the_last_process_had() {
-    keep(&[392, 959, 1160], &["listing stale", "split"]);
+    keep(&[392, 1160, 2321], &["listing stale", "split"]);
+}
+
+/// A refused record of several lines is tried again one event a record, and its shard counted them as one record under way:
+/// their answers brought the count below zero. Told as: attempt to subtract with overflow; in a release build the shard would
+/// have sent nothing any more.
+#[test]
+fn poison_among_lines_leaves_the_count_of_what_is_under_way_right() {
+    keep(&[2, 14, 17], &[]);
 }
 
 /// What the standard set must have met, each this often.
-const MUST_MEET: [(&str, u64); 32] = [
+const MUST_MEET: [(&str, u64); 34] = [
     ("500 or 503", 2000),
     ("answer lost", 500),
     ("answer that does not match", 500),
@@ -77,13 +85,15 @@ const MUST_MEET: [(&str, u64); 32] = [
     ("listing stuck", 200),
     ("listing throttled", 500),
     ("merge", 2000),
-    ("over the shard's rate", 500),
+    ("over the shard's rate", 200),
     ("power cut", 500),
     ("record failed", 2000),
     ("record placed by AUTO", 1000),
+    ("record refused", 500),
     ("record throttled", 2000),
     ("request lost", 500),
     ("request refused", 1000),
+    ("request refused for a record", 500),
     ("split", 3000),
     ("stop that is not clean", 200),
     ("stuck call", 200),

@@ -77,12 +77,14 @@ impl Process {
         let shared = Arc::clone(opened.handle.shared());
         let mut cursor = Cursor::new(Arc::clone(&shared), Arc::clone(&host.files));
         let pending: u64 = shared.table.all().iter().map(|segment| cursor.pending(segment, &marks.marks).expect("read")).sum();
+        let dead = marks.dead.min(next.0 - pending);
         *metrics.account.lock().expect("not poisoned") =
-            Account { accepted: next.0, delivered: next.0 - pending, ..Account::default() };
+            Account { accepted: next.0, delivered: next.0 - pending - dead, dead, ..Account::default() };
         let mut dispatcher = Dispatcher::new(options, host.clone(), cursor, Arc::clone(&metrics), &marks, resent_below);
         let letters = DeadLetters::open(host, &spool::dead_dir(&path("")), 1 << 20, &metrics).expect("a good disk");
         let known = letters.store().unsettled(marks_lost).expect("a good disk");
         dispatcher.keep_letters(Arc::new(letters), &known).expect("a good disk");
+        let delivered_before = metrics.account.lock().expect("not poisoned").delivered;
         let writer = opened.writer;
         let commit = std::thread::spawn(move || commit_loop(&shared, writer));
         Self {
@@ -98,7 +100,7 @@ impl Process {
             map: None,
             map_number: 0,
             marks,
-            delivered_before: next.0 - pending,
+            delivered_before,
             after_clean: clean,
         }
     }

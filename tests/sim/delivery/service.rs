@@ -14,7 +14,7 @@ use forebay::event::ShardId;
 use forebay::kinesis::{EntryOutcome, ErrorClass, PutEntry, PutError, ShardRange, StreamSummary};
 use forebay::shard_map::even_shards;
 
-use crate::judge::{Broken, Judge, Parcel, holds, md5_of};
+use crate::judge::{Broken, Judge, Parcel, holds, is_poison, md5_of};
 use crate::spells::{Kind, Random, Weather};
 
 // The service's own limits, written down again: a wrong constant of the program must not be followed.
@@ -99,10 +99,26 @@ pub struct Service {
     pub weather: Weather,
     /// Keys decide nothing, weather or not.
     pub auto: bool,
+    /// Some events are refused for what they are.
+    pub poison: Option<Refusal>,
     random: Random,
     /// When each ListShards began.
     pub lists: Vec<Duration>,
     pub met: std::collections::BTreeMap<&'static str, u64>,
+}
+
+/// How poison is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The record alone.
+    Record,
+    /// With all of its request.
+    Request,
+}
+
+fn refusal(n: usize) -> PutError {
+    let message = format!("Value at 'records.{n}.member.data' is refused");
+    PutError { message, ..error(ErrorClass::Poison, "InvalidArgumentException") }
 }
 
 pub fn error(class: ErrorClass, code: &str) -> PutError {
@@ -117,6 +133,7 @@ impl Service {
             versions: Vec::new(),
             weather,
             auto: false,
+            poison: None,
             random: Random::new(seed ^ 0x5e41),
             lists: Vec::new(),
             met: std::collections::BTreeMap::new(),
@@ -249,9 +266,17 @@ impl Service {
         parcels: &[Parcel],
         judge: &mut Judge,
         now: Duration,
-    ) -> Result<Vec<EntryOutcome>, Broken> {
+    ) -> Result<Result<Vec<EntryOutcome>, PutError>, Broken> {
         Self::check_limits(entries)?;
-        entries.iter().zip(parcels).map(|(entry, parcel)| self.take_one(entry, parcel, judge, now)).collect()
+        if self.poison == Some(Refusal::Request)
+            && let Some(n) = entries.iter().position(|entry| is_poison(&entry.data))
+        {
+            self.meet("request refused for a record");
+            return Ok(Err(refusal(n)));
+        }
+        let outcomes: Result<_, _> =
+            entries.iter().zip(parcels).map(|(entry, parcel)| self.take_one(entry, parcel, judge, now)).collect();
+        outcomes.map(Ok)
     }
 
     fn open_at(&self, hash: u128) -> usize {
@@ -287,6 +312,10 @@ impl Service {
                 (ErrorClass::UnknownOutcome, "SomethingNewException"),
             ][self.random.below(4) as usize];
             return failed(class, code);
+        }
+        if self.poison == Some(Refusal::Record) && is_poison(&entry.data) {
+            self.meet("record refused");
+            return Ok(EntryOutcome::Failed(refusal(0)));
         }
         // A part of the hashes, an eighth to a half of them.
         let within = |detail: u64| hash.wrapping_sub(u128::from(detail) << 64) < u128::MAX >> (1 + detail % 3);
