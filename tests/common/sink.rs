@@ -106,6 +106,8 @@ struct Shared {
     dead: Vec<AtomicBool>,
     /// Record distribution AUTO: keys decide nothing.
     auto: AtomicBool,
+    /// There is no such stream.
+    missing: AtomicBool,
     /// Actions that are refused.
     denied: Mutex<HashSet<String>>,
     /// In [`Mode::Keep`], by shard. One lock a request, so that a request takes effect at one moment.
@@ -137,6 +139,7 @@ impl Sink {
             sequence: AtomicU64::new(0),
             dead: (0..options.shards).map(|_| AtomicBool::new(false)).collect(),
             auto: AtomicBool::new(false),
+            missing: AtomicBool::new(false),
             denied: Mutex::default(),
             kept: Mutex::new(vec![Vec::new(); options.shards]),
             last: Mutex::new(HashMap::new()),
@@ -176,6 +179,11 @@ impl Sink {
     /// While set, records go round the shards, whatever their keys.
     pub fn set_auto(&self, auto: bool) {
         self.shared.auto.store(auto, Ordering::SeqCst);
+    }
+
+    /// While set, there is no such stream.
+    pub fn set_missing(&self, missing: bool) {
+        self.shared.missing.store(missing, Ordering::SeqCst);
     }
 
     /// While set, nobody may read the stream's summary.
@@ -362,6 +370,11 @@ impl Connection {
         }
         let shared = self.shared.clone();
         let body = &self.input[head.body..head.body + head.len];
+        if shared.missing.load(Ordering::SeqCst) {
+            let error = serde_json::json!({"__type": "ResourceNotFoundException", "message": "Stream not found."});
+            self.answer = error.to_string().into_bytes();
+            return "400 Bad Request";
+        }
         if lock(&shared.denied).contains(&head.target) {
             let message = format!("User: test is not authorized to perform: kinesis:{}", head.target);
             let error = serde_json::json!({"__type": "AccessDeniedException", "message": message});
