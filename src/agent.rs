@@ -36,6 +36,7 @@ use crate::event::{LANES, Position};
 use crate::host::{self, Host};
 use crate::ingest::{Source, Sources, http, unix};
 use crate::kinesis::KinesisApi;
+use crate::limits::Budgets;
 use crate::metrics::{StreamMetrics, locked};
 use crate::spool::cursor::Cursor;
 use crate::spool::dead::desk::DeadLetters;
@@ -318,6 +319,8 @@ fn start_stream(config: &Config, stream: &StreamConfig, own: Host, api: Arc<dyn 
     let durable = loaded.as_ref().map_or(Position(0), |checkpoint| checkpoint.durable);
     let opened = spool::open(host, &options, durable, &metrics).map_err(failed)?;
     opened.handle.set_policy(Policy::of(&config.spool));
+    let budgets = Budgets::of_one_in(config.streams.len());
+    opened.handle.share_memory(&budgets);
     if config.spool.sync != SyncClass::Always {
         tracing::warn!(
             stream = stream.name,
@@ -388,6 +391,7 @@ fn start_stream(config: &Config, stream: &StreamConfig, own: Host, api: Arc<dyn 
 
     let mut dispatcher =
         Dispatcher::new(DispatchOptions::of(stream), host.clone(), cursor, Arc::clone(&metrics), &checkpoint, resent_below);
+    dispatcher.share_memory(&budgets);
     let dead_dir = spool::dead_dir(&dir);
     let letters = DeadLetters::open(host, &dead_dir, config.spool.dead_max_bytes, &metrics).map_err(failed)?;
     let letters = Arc::new(letters);

@@ -74,6 +74,58 @@ pub const WINDOW_BYTES_MAX: usize = 16 << 20;
 /// Bytes of record data that may be under way to Kinesis at once, for one stream.
 pub const IN_FLIGHT_BYTES_MAX: usize = 16 << 20;
 
+/// What one stream's part of the memory is, bytes, where several share it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budgets {
+    /// Of [`INGEST_BYTES_MAX`].
+    pub ingest_bytes: usize,
+    /// Of [`HOT_TAIL_BYTES_MAX`].
+    pub hot_tail_bytes: usize,
+    /// Of [`WINDOW_BYTES_MAX`].
+    pub window_bytes: usize,
+    /// Of [`IN_FLIGHT_BYTES_MAX`].
+    pub in_flight_bytes: usize,
+    /// A request is filled so far, if its stream allows as much: several are to be under way at once. A larger record goes
+    /// alone.
+    pub request_bytes: usize,
+    /// In this many parts the memory is shared.
+    pub parts: usize,
+}
+
+/// Below this part of the whole no stream's memory goes: so much it needs to keep its rate.
+const PARTS_MAX: usize = 8;
+
+impl Budgets {
+    /// One of `streams` equal parts. Memory does not grow with the number of streams up to 8; each one more has as much as
+    /// each of eight.
+    #[must_use]
+    pub const fn of_one_in(streams: usize) -> Self {
+        let parts = if streams > PARTS_MAX {
+            PARTS_MAX
+        } else if streams == 0 {
+            1
+        } else {
+            streams
+        };
+        let in_flight_bytes = IN_FLIGHT_BYTES_MAX / parts;
+        Self {
+            ingest_bytes: INGEST_BYTES_MAX / parts,
+            hot_tail_bytes: HOT_TAIL_BYTES_MAX / parts,
+            window_bytes: WINDOW_BYTES_MAX / parts,
+            in_flight_bytes,
+            request_bytes: if parts == 1 { usize::MAX } else { in_flight_bytes / 4 },
+            parts,
+        }
+    }
+}
+
+impl Default for Budgets {
+    /// All of it, for an only stream.
+    fn default() -> Self {
+        Self::of_one_in(1)
+    }
+}
+
 const _: () = {
     assert!(EVENT_BYTES_MAX + KEY_BYTES_MAX + MARGIN_BYTES <= RECORD_BYTES_MAX);
     assert!(AGGREGATE_BYTES_DEFAULT <= RECORD_BYTES_MAX - MARGIN_BYTES);
@@ -82,6 +134,10 @@ const _: () = {
     // The largest event that can be configured fits the largest request, and what is admitted at once.
     assert!(EVENT_BYTES_CEILING + KEY_BYTES_MAX <= REQUEST_BYTES_CEILING);
     assert!(EVENT_BYTES_CEILING + KEY_BYTES_MAX + 64 + 2 * BATCH_BYTES <= ADMIT_BYTES_MAX);
+    // Equal parts fill the whole, and several requests of a part are under way at once, each with room for a usual record.
+    let part = Budgets::of_one_in(PARTS_MAX);
+    assert!(part.ingest_bytes * PARTS_MAX == INGEST_BYTES_MAX && part.window_bytes * PARTS_MAX == WINDOW_BYTES_MAX);
+    assert!(4 * part.request_bytes <= part.in_flight_bytes && part.request_bytes >= 2 * AGGREGATE_BYTES_DEFAULT);
     // The largest event by default with its frame header fits the admission budget and a segment many times over.
     assert!(8 * (EVENT_BYTES_MAX + KEY_BYTES_MAX + 64) <= INGEST_BYTES_MAX);
     assert!(8 * (RECORD_BYTES_MAX as u64) <= SEGMENT_BYTES_DEFAULT);

@@ -18,7 +18,7 @@ use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _};
 use std::net::SocketAddr;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,6 +43,7 @@ use crate::host::{DirLock, Host};
 use crate::spool::append::{self, AppendError, Appender, WithoutMarks};
 use crate::spool::dead::desk::{DeadLetters, Done, Selection};
 use crate::spool::dead::{DeadStore, Letter};
+use crate::spool::inspect::{InspectError, SpoolDir};
 use crate::spool::{self, OpenError, SpoolOptions};
 
 /// The longest one ask of a running agent may take: it waits for its disk.
@@ -110,7 +111,14 @@ fn places(args: &DeadArgs, config: &Config) -> Told<Vec<Place>> {
     let mut found = Vec::new();
     for name in &names {
         let dir = spool_dir(root, name);
-        if let Some(stream) = stream_of(&dir) {
+        let stream = match SpoolDir::open(&Host::real(), &dir) {
+            Ok(spool) => Some(spool.stream().to_owned()),
+            Err(InspectError::NoDirectory(_) | InspectError::NotASpool(_)) => None,
+            // Among the spools other things may lie, a socket for one.
+            Err(InspectError::Open(OpenError::Io { error, .. })) if error.kind() == io::ErrorKind::NotADirectory => None,
+            Err(error) => return Err(failed(error.to_string())),
+        };
+        if let Some(stream) = stream {
             let coding = config.coding(&stream).map_err(|error| (Exit::Configuration, error.to_string()))?;
             found.push(Place { stream, dir, host: coding.host(&Host::real()) });
         }
@@ -120,15 +128,6 @@ fn places(args: &DeadArgs, config: &Config) -> Told<Vec<Place>> {
         return Err(failed(format!("{what} lies in {} (spool.dir); name another place with --spool-dir", root.display())));
     }
     Ok(found)
-}
-
-/// Whose spool a directory is, by its `format` file.
-fn stream_of(dir: &Path) -> Option<String> {
-    let file = Host::real().files.open(&dir.join("format")).ok()?;
-    let mut bytes = vec![0; file.len().ok()?.min(4096) as usize];
-    file.read_exact_at(&mut bytes, 0).ok()?;
-    let text = String::from_utf8(bytes).ok()?;
-    text.lines().find_map(|line| line.strip_prefix("stream ")).map(str::to_owned)
 }
 
 fn only_one(args: &DeadArgs, config: &Config) -> Told<Place> {

@@ -25,14 +25,6 @@ const SWEEP_BYTES_MAX: usize = 4 << 20;
 /// Bytes swept between two looks at what all queues hold.
 const SWEEP_STEP_BYTES: usize = 512 << 10;
 
-/// What may be sent at once, over all queues, beyond which the sweep waits: half of what may be under
-/// way, and well within the window, so that it is still in memory when it is packed.
-const SWEEP_TARGET_BYTES: usize = 8 << 20;
-
-/// Frame bytes that may wait in all queues: what the window can hold, so that it is still in memory when its turn
-/// comes. Only what a shard that takes nothing holds for long is read again.
-const WAITING_BYTES_MAX: usize = crate::limits::WINDOW_BYTES_MAX * 5 / 8;
-
 /// Bytes read for one lagging queue in one call.
 const LAG_BYTES: usize = 256 << 10;
 
@@ -97,8 +89,8 @@ impl Dispatcher {
             // An empty queue has nothing that would wake us when its shard takes records again.
             self.wake(at);
         }
-        self.pressed = ready >= SWEEP_TARGET_BYTES;
-        starving && usable < SWEEP_TARGET_BYTES
+        self.pressed = ready >= self.sweep_target_bytes();
+        starving && usable < self.sweep_target_bytes()
     }
 
     pub(super) fn cannot_read(&mut self, error: &io::Error, now: Duration) {
@@ -106,10 +98,22 @@ impl Dispatcher {
         self.wake(now + Duration::from_secs(1));
     }
 
+    /// What may be sent at once, over all queues, beyond which the sweep waits: a good half of what may be under way, and well
+    /// within the window, so that it is still in memory when it is packed.
+    fn sweep_target_bytes(&self) -> usize {
+        self.budgets.in_flight_bytes / 5 * 3
+    }
+
+    /// Frame bytes that may wait in all queues: what the window can hold, so that it is still in memory when its turn comes.
+    /// Only what a shard that takes nothing holds for long is read again.
+    fn waiting_bytes_max(&self) -> usize {
+        self.budgets.window_bytes / 8 * 5
+    }
+
     /// An equal share of the slots, and of the bytes that may wait.
     fn share(&self) -> (usize, usize) {
         let queues = self.queues.len().max(1);
-        ((self.options.slots_max / queues).max(16), WAITING_BYTES_MAX / queues)
+        ((self.options.slots_max / queues).max(16), self.waiting_bytes_max() / queues)
     }
 
     /// The queue holds what it may: its share, or more as long as there is enough for all.
@@ -117,7 +121,8 @@ impl Dispatcher {
         let (slots, bytes) = self.share();
         let queue = &self.queues[at];
         let slots = if self.slots_held < self.options.slots_max { slots.max(self.options.slots_max / 4) } else { slots };
-        let bytes = if self.bytes_waiting < WAITING_BYTES_MAX { bytes.max(WAITING_BYTES_MAX / 4) } else { bytes };
+        let waiting_max = self.waiting_bytes_max();
+        let bytes = if self.bytes_waiting < waiting_max { bytes.max(waiting_max / 4) } else { bytes };
         // One event always has room.
         queue.len() >= slots || queue.waiting_bytes() > bytes
     }

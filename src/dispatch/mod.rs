@@ -63,7 +63,7 @@ use crate::config::{Aggregate, Order, RecordDistribution, StreamConfig};
 use crate::event::{LANES, Lane, Position, ShardId};
 use crate::host::Host;
 use crate::kinesis::{PutError, ShardRange};
-use crate::limits::WINDOW_BYTES_MAX;
+use crate::limits::Budgets;
 use crate::metrics::{ShardStatus, StreamMetrics, locked};
 use crate::shard_map::{LaneShard, ShardMap, even_shards};
 use crate::spool::cursor::Cursor;
@@ -191,6 +191,8 @@ pub struct Dispatcher {
     /// The first position that the sweep has not handed out.
     sweep: Position,
     window: Window,
+    /// Its part of the memory.
+    budgets: Budgets,
     /// Slots of all queues, as of the last look.
     slots_held: usize,
     /// Frame bytes that wait in all queues, as of the last look.
@@ -253,7 +255,8 @@ impl Dispatcher {
             queues: Vec::new(),
             sweep: checkpoint.marks.iter().max().copied().unwrap_or_default(),
             marks: Marks::new(checkpoint.marks.clone()),
-            window: Window::new(WINDOW_BYTES_MAX),
+            window: Window::new(Budgets::default().window_bytes),
+            budgets: Budgets::default(),
             slots_held: 0,
             bytes_waiting: 0,
             pressed: false,
@@ -274,6 +277,13 @@ impl Dispatcher {
             endings: Endings::default(),
             suspects: Suspects::default(),
         }
+    }
+
+    /// Gives back what other streams need of the memory. Once, before the first `poll`.
+    pub fn share_memory(&mut self, budgets: &Budgets) {
+        self.budgets = *budgets;
+        self.window = Window::new(budgets.window_bytes);
+        self.options.slots_max /= budgets.parts;
     }
 
     /// The longest an event waits for company.

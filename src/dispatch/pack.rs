@@ -18,7 +18,7 @@ use super::queue::Slot;
 use super::{Dispatcher, MapState, Request, Sent};
 use crate::config::{Aggregate, Order};
 use crate::event::KeyHash;
-use crate::limits::{IN_FLIGHT_BYTES_MAX, KEY_BYTES_MAX, RECORD_BYTES_MAX, REQUEST_RECORDS_MAX};
+use crate::limits::{KEY_BYTES_MAX, RECORD_BYTES_MAX, REQUEST_RECORDS_MAX};
 use crate::lines::{self, Line};
 
 /// Whether a queue sends now.
@@ -87,7 +87,12 @@ impl Dispatcher {
         // After a failure of the whole stream, one request at a time tries whether it works again.
         let requests_max = if self.pause.failures() > 0 { 1 } else { self.options.requests_max };
         self.requests.len() < requests_max
-            && (self.billed_under_way == 0 || self.billed_under_way + self.options.request_bytes_max <= IN_FLIGHT_BYTES_MAX)
+            && (self.billed_under_way == 0 || self.billed_under_way + self.request_bytes() <= self.budgets.in_flight_bytes)
+    }
+
+    /// A request is filled so far. A larger record goes alone.
+    fn request_bytes(&self) -> usize {
+        self.options.request_bytes_max.min(self.budgets.request_bytes)
     }
 
     /// Whether the queue's turn has come as far as time goes; wakes later if not.
@@ -134,7 +139,7 @@ impl Dispatcher {
         }
         due.append(&mut along);
         for at in due {
-            let room = self.options.request_bytes_max - request.0.billed;
+            let room = self.request_bytes().saturating_sub(request.0.billed);
             let next = self.queues[at].front().map_or(0, |slot| slot.entry.len as usize);
             if request.0.len() == REQUEST_RECORDS_MAX || (room < self.options.record_bytes_max.max(next) && !request.0.is_empty())
             {
@@ -171,9 +176,7 @@ impl Dispatcher {
                     Size::Ended => continue,
                     Size::Waits => break,
                     // One that stood behind an event that has ended: the next request is for it.
-                    Size::Fits
-                        if !request.is_empty() && request.billed + billed_alone(&slot) > self.options.request_bytes_max =>
-                    {
+                    Size::Fits if !request.is_empty() && request.billed + billed_alone(&slot) > self.request_bytes() => {
                         break;
                     }
                     Size::Fits => {}
@@ -267,7 +270,7 @@ impl Dispatcher {
                     Size::Waits => break,
                     Size::Fits => {}
                 }
-                let full = request.0.billed + billed_alone(&slot) > self.options.request_bytes_max;
+                let full = !request.0.is_empty() && request.0.billed + billed_alone(&slot) > self.request_bytes();
                 if request.0.len() == REQUEST_RECORDS_MAX || full {
                     self.turn = at;
                     break 'queues;

@@ -18,6 +18,7 @@ use crate::deaggregate::deaggregate;
 use crate::event::KeyHash;
 use crate::host::{Clock, Entropy, mix64};
 use crate::kinesis::{EntryOutcome, ErrorClass, PutEntry, StreamSummary};
+use crate::limits::Budgets;
 use crate::spool::dead::desk::DeadLetters;
 use crate::spool::gather::commit_loop;
 use crate::spool::rewrite::Rewritten;
@@ -324,6 +325,8 @@ impl History {
         let known = letters.store().unsettled(false).expect("read letters");
         let mut dispatcher = dispatcher;
         dispatcher.keep_letters(letters, &known).expect("read");
+        // Alone, or one of up to eight that share the memory.
+        dispatcher.share_memory(&Budgets::of_one_in(1 + self.seed as usize % 8));
         let writer = opened.writer;
         let commit = std::thread::spawn(move || commit_loop(&shared, writer));
         Running { handle: opened.handle, commit, dispatcher, metrics, under_way: Vec::new(), listing: None, copy: None }

@@ -110,6 +110,8 @@ struct Shared {
     /// Each shard takes what a Kinesis shard takes, no more.
     limited: AtomicBool,
     rooms: Mutex<Vec<Room>>,
+    /// There is no such stream.
+    missing: AtomicBool,
     /// Actions that are refused.
     denied: Mutex<HashSet<String>>,
     /// In [`Mode::Keep`], by shard. One lock a request, so that a request takes effect at one moment.
@@ -143,6 +145,7 @@ impl Sink {
             auto: AtomicBool::new(false),
             limited: AtomicBool::new(false),
             rooms: Mutex::new(vec![Room::default(); options.shards]),
+            missing: AtomicBool::new(false),
             denied: Mutex::default(),
             kept: Mutex::new(vec![Vec::new(); options.shards]),
             last: Mutex::new(HashMap::new()),
@@ -192,6 +195,11 @@ impl Sink {
     /// Bytes that each shard stored while it was limited, keys and data.
     pub fn stored_bytes(&self) -> Vec<u64> {
         lock(&self.shared.rooms).iter().map(|room| room.stored).collect()
+    }
+
+    /// While set, there is no such stream.
+    pub fn set_missing(&self, missing: bool) {
+        self.shared.missing.store(missing, Ordering::SeqCst);
     }
 
     /// While set, nobody may read the stream's summary.
@@ -378,6 +386,11 @@ impl Connection {
         }
         let shared = self.shared.clone();
         let body = &self.input[head.body..head.body + head.len];
+        if shared.missing.load(Ordering::SeqCst) {
+            let error = serde_json::json!({"__type": "ResourceNotFoundException", "message": "Stream not found."});
+            self.answer = error.to_string().into_bytes();
+            return "400 Bad Request";
+        }
         if lock(&shared.denied).contains(&head.target) {
             let message = format!("User: test is not authorized to perform: kinesis:{}", head.target);
             let error = serde_json::json!({"__type": "AccessDeniedException", "message": message});
