@@ -24,10 +24,10 @@ import workload
 
 SEED = int(os.environ.get("FOREBAY_RESHARD_SEED", "4"))
 # Reshards, and seconds from one to the next: in every run, and with --full.
-SHORT, FULL = (6, 1), (20, 3)
+SHORT, FULL = (6, 1), (20, 2)
 # Each of the four clients. kinesis-local looks through all records of a shard for each GetRecords: with one event a record
 # and the KCL polling, few are enough. ferrokinesis is to refuse some: 1,000 a second is what a shard takes.
-EVENTS_A_SECOND = {("kinesis-local", "kpl"): 150, ("kinesis-local", "off"): 40, ("ferrokinesis", "kpl"): 300, ("ferrokinesis", "off"): 300}
+EVENTS_A_SECOND = {("kinesis-local", "kpl"): 40, ("kinesis-local", "off"): 40, ("ferrokinesis", "kpl"): 300, ("ferrokinesis", "off"): 300}
 # They go on until the last reshard is over; this many only where a server hangs.
 EVENTS_MOST = 60_000
 SHARDS_AT_FIRST, SHARDS_LEAST, SHARDS_MOST = 2, 2, 6
