@@ -76,7 +76,7 @@ class Leases:
 
 
 class Reader:
-    """Two applications of the KCL that read a stream from its beginning, one worker each, as long as they are let.
+    """Applications of the KCL that read a stream from its beginning, one worker each, as long as they are let.
 
     The library drops an aggregate only where it knows the shard's hash range, and of a shard that is born while it runs
     it learns that when its list of shards is 30 s old: until then it hands over what it would drop later (ProcessTask,
@@ -86,15 +86,15 @@ class Reader:
     PLAIN, INFORMED = "plain", "informed"
     MISSES = {PLAIN: 1000, INFORMED: 0}
 
-    def __init__(self, server, stream, log_dir):
+    def __init__(self, server, stream, kinds, log_dir):
         self.leases = Leases(log_dir)
-        self.outputs = {kind: os.path.join(log_dir, f"kcl-{stream}-{kind}.ndjson") for kind in self.MISSES}
+        self.outputs = {kind: os.path.join(log_dir, f"kcl-{stream}-{kind}.ndjson") for kind in kinds}
         command = ["java", "-Xmx512m", "-XX:+UseSerialGC", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"]
         command += ["-Dorg.slf4j.simpleLogger.log.software.amazon.kinesis=info", "-Dorg.slf4j.simpleLogger.showDateTime=true"]
         command += ["-cp", f"{os.path.join(WORK, 'classes')}:{os.path.join(WORK, 'libraries', '*')}", "Reader"]
         command += [server.endpoint, self.leases.endpoint, servers.REGION, stream]
-        for kind, misses in self.MISSES.items():
-            command += [f"{kind}-{stream}", str(misses), self.outputs[kind]]
+        for kind, output in self.outputs.items():
+            command += [f"{kind}-{stream}", str(self.MISSES[kind]), output]
         self.child = waiting.Child(
             "the KCL's reader", command, os.path.join(log_dir, f"kcl-{stream}.log"), env={"PATH": os.environ["PATH"], **servers.CREDENTIALS}
         )

@@ -65,6 +65,7 @@ def plan(full):
                 server,
                 lambda s, report, logs, aggregate=aggregate: scenarios.reshards(s, aggregate, report, logs),
             )
+    steps["selftest-manyreshards"] = ("ferrokinesis", manyreshards.selftest)
     for server in ("kinesis-local", "ferrokinesis"):
         for aggregate in ("kpl", "off"):
             steps[f"manyreshards-{aggregate}-{server}"] = (

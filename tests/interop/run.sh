@@ -5,7 +5,11 @@
 #   tests/interop/run.sh               everything
 #   tests/interop/run.sh --list        names of the scenarios
 #   tests/interop/run.sh NAME...       only these
+#   tests/interop/run.sh --full ...    manyreshards-* with 20 reshards instead of 6, and the KCL reading `off` too (10 minutes more)
+#   FOREBAY_RESHARD_SEED=N             which reshards manyreshards-* does; default 4
 #   FOREBAY_BIN=path                   the agent's binary; default target/debug/forebay, built if it is missing
+#
+# The Kinesis Client Library reads along where java and mvn are there and Maven answers; else a line says LEFT OUT.
 #
 # The last line is "N passed, M failed"; the exit code is 0 only if M is 0.
 set -euo pipefail

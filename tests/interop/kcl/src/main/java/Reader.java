@@ -82,7 +82,7 @@ final class Reader implements ShardRecordProcessor {
                     .maxCacheMissesBeforeReload(misses);
             // Worker metrics are read from the instance metadata of EC2 and containers, which is not there.
             leases.workerUtilizationAwareAssignmentConfig().disableWorkerMetrics(true);
-            var polling = new PollingConfig(stream, kinesis).idleTimeBetweenReadsInMillis(PollingConfig.MIN_IDLE_MILLIS_BETWEEN_READS);
+            var polling = new PollingConfig(stream, kinesis).idleTimeBetweenReadsInMillis(500L);
             var scheduler = new Scheduler(
                     configs.checkpointConfig(),
                     configs.coordinatorConfig().parentShardPollIntervalMillis(200L).shardConsumerDispatchPollIntervalMillis(100L),
