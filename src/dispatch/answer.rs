@@ -140,7 +140,7 @@ impl Dispatcher {
                     self.queues[sent.queue].under_way -= 1;
                     self.delivered(sent.queue, seqs, tally);
                 } else {
-                    self.map_stale();
+                    self.map_stale(now);
                     self.held.push(Held { queue: sent.queue, seqs: seqs.to_vec(), span: sent.span, shard });
                 }
                 None

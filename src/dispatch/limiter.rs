@@ -63,6 +63,12 @@ const PERIOD_RATE_MAX: f64 = 10.0;
 /// How much faster than before it the cube goes beyond the last throttled rate.
 const BEYOND: f64 = 3.0;
 
+/// An aggregate is no larger than so many seconds of the rate: one that needs many would be refused whole, or starve the others.
+const RECORD_SECONDS: f64 = 1.0;
+
+/// But no smaller: a record is billed and signed whatever is in it.
+const RECORD_BYTES_MIN: usize = 4 << 10;
+
 /// How much of a record's size goes into the mean.
 const COST_WEIGHT: f64 = 0.1;
 
@@ -168,6 +174,12 @@ impl Limiter {
         let wait_records = if self.records >= wanted { 0.0 } else { (wanted - self.records) / rate };
         let wait = wait_bytes.max(wait_records);
         if wait > 0.0 { self.filled_at + Duration::from_secs_f64(wait + 1e-6) } else { self.filled_at }
+    }
+
+    /// The most that one aggregate should have, of `most` bytes.
+    #[must_use]
+    pub fn record_bytes(&self, most: usize) -> usize {
+        ((self.rates().0 * RECORD_SECONDS) as usize).max(RECORD_BYTES_MIN).min(most)
     }
 
     /// The shard said it takes no more.
@@ -312,6 +324,21 @@ mod tests {
             send_until(&mut limiter, Duration::ZERO, Duration::from_secs(seconds), record_bytes);
             assert_eq!(limiter.rate_bytes(), SHARD_BYTES_PER_SECOND, "records of {record_bytes} bytes");
         }
+    }
+
+    #[test]
+    fn an_aggregate_has_about_a_second_of_the_rate_and_never_more_than_is_allowed() {
+        let mut limiter = Limiter::new(Duration::ZERO);
+        let first = limiter.record_bytes(256 << 10);
+        assert!((20_000..22_000).contains(&first), "of a shard first met: {first}");
+        send_until(&mut limiter, Duration::ZERO, Duration::from_secs(2), 200);
+        assert_eq!((limiter.record_bytes(256 << 10), limiter.record_bytes(usize::MAX)), (256 << 10, 1 << 20));
+        for second in 1..600 {
+            limiter.throttled(Duration::from_secs(second));
+        }
+        assert_eq!(limiter.record_bytes(256 << 10), 64 << 10, "a sixteenth of the rate");
+        limiter.share = SHARE_MIN;
+        assert_eq!((limiter.record_bytes(256 << 10), limiter.record_bytes(1000)), (RECORD_BYTES_MIN, 1000));
     }
 
     #[test]

@@ -73,6 +73,12 @@ const SLOTS_MAX: usize = 384 << 10;
 /// How long every request fails before status says that delivery is paused: a lost connection alone is not worth it.
 const FAILING_TOLD_AFTER: Duration = Duration::from_secs(3);
 
+/// A contradicted map is listed again within this time: the agents of a fleet hear of a reshard together.
+const STALE_SPREAD: Duration = Duration::from_millis(500);
+
+/// Listings in vain are forgotten when there was none for so long.
+const VAIN_FORGOTTEN_AFTER: Duration = Duration::from_secs(60);
+
 /// Ranges of hashes that stand for shards while those are not known.
 const SHARDS_GUESSED: u32 = 16;
 
@@ -312,7 +318,6 @@ impl Dispatcher {
                 return self.map_failed(now);
             }
         };
-        self.map_backoff.succeed();
         self.set_paused(None);
         let same = self.map.as_ref().is_some_and(|held| held.same_open(&map));
         if same {
@@ -323,7 +328,12 @@ impl Dispatcher {
             if !self.judge_landings(now) {
                 self.map_failed(now);
             }
+            if matches!(self.map_state, MapState::Fresh) {
+                // It explained nothing: the next one comes later, and ever later.
+                self.map_not_before = now + self.map_backoff.fail(self.host.entropy.as_ref());
+            }
         } else {
+            self.map_backoff.succeed();
             self.map_state = MapState::Changed(Box::new(map));
             self.install_map(now);
         }
@@ -350,14 +360,23 @@ impl Dispatcher {
         self.install_map(now);
     }
 
+    /// Once for each listing, however many records it does not explain.
     fn map_failed(&mut self, now: Duration) {
+        if matches!(self.map_state, MapState::Wanted) && now < self.map_not_before {
+            return;
+        }
         let wait = self.map_backoff.fail(self.host.entropy.as_ref());
         self.map_not_before = now + wait;
         self.map_state = MapState::Wanted;
     }
 
-    fn map_stale(&mut self) {
+    /// A landing contradicts the map: the shards are listed again, soon, or later where that was in vain before.
+    fn map_stale(&mut self, now: Duration) {
         if matches!(self.map_state, MapState::Fresh) {
+            if now > self.map_not_before + VAIN_FORGOTTEN_AFTER {
+                self.map_backoff.succeed();
+            }
+            self.map_not_before = self.map_not_before.max(now + self.host.entropy.jitter(STALE_SPREAD));
             self.map_state = MapState::Wanted;
         }
     }

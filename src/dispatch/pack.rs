@@ -122,7 +122,7 @@ impl Dispatcher {
                 continue;
             }
             queue.limiter.records_now(now);
-            let enough = queue.ready_bytes() >= self.options.record_bytes_max;
+            let enough = queue.ready_bytes() >= queue.limiter.record_bytes(self.options.record_bytes_max);
             match self.turn(at, now, enough) {
                 Turn::Due => due.push(at),
                 Turn::GoesAlong => along.push(at),
@@ -155,6 +155,7 @@ impl Dispatcher {
         let mut span = (u128::MAX, 0);
         let mut first_hash = None;
         let mut single_billed = 0;
+        let ceiling = self.queues[at].limiter.record_bytes(self.options.record_bytes_max);
         // Of a record of lines: its bytes, and whether it is one event that must be alone.
         let (mut lines_bytes, mut first_key, mut alone) = (0, 0, false);
         while let Some(seq) = self.queues[at].nth_ready(frames.len()) {
@@ -179,11 +180,13 @@ impl Dispatcher {
                 alone = lines::line_of(request.data(frame_ref)) == Line::Alone;
                 let key = if frames.is_empty() { usize::from(slot.key_len) } else { first_key };
                 let bytes = lines_bytes + lines::line_len(frame_ref.data_len());
-                if !frames.is_empty() && (alone || key + bytes > self.options.record_bytes_max) {
+                if !frames.is_empty() && (alone || key + bytes > ceiling) {
                     alone = false;
                     break;
                 }
                 (lines_bytes, first_key) = (bytes, key);
+            } else if !frames.is_empty() && self.packer.size() + frame_ref.data_len() > ceiling {
+                break;
             } else if !self.packer.try_add(slot.key_len, || request.key(frame_ref), hash, slot.explicit, frame_ref.data_len()) {
                 break;
             }

@@ -285,6 +285,7 @@ impl Shell {
     }
 
     fn run(mut self) -> Ended {
+        self.dispatcher.take_time(self.clock.monotonic());
         loop {
             let now = self.clock.monotonic();
             self.work(now);
