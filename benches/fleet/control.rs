@@ -74,8 +74,7 @@ pub fn summaries(agents: usize, at_once: bool, mut service: Control, dice: &Dice
     if !at_once {
         modes.iter_mut().flatten().for_each(|mode| mode.take_time(Duration::ZERO, dice));
     }
-    let refusal =
-        || PutError { class: ErrorClass::Throttle, code: "LimitExceededException".to_owned(), message: String::new() };
+    let refusal = || PutError { class: ErrorClass::Throttle, code: "LimitExceededException".to_owned(), message: String::new() };
     let summary = || StreamSummary {
         arn: String::new(),
         status: "ACTIVE".to_owned(),

@@ -30,6 +30,7 @@ mod answer;
 pub mod backoff;
 mod expire;
 mod feed;
+pub mod fresh;
 pub mod limiter;
 pub mod marks;
 pub mod mode;
@@ -51,6 +52,8 @@ use std::time::Duration;
 use self::advice::RecordRate;
 use self::backoff::Backoff;
 use self::expire::Endings;
+use self::fresh::Fresh;
+use self::fresh::ahead::Ahead;
 use self::marks::Marks;
 use self::mode::Mode;
 use self::queue::{Lag, Queue, SlotState};
@@ -64,7 +67,7 @@ use crate::host::Host;
 use crate::kinesis::{PutError, ShardRange};
 use crate::limits::WINDOW_BYTES_MAX;
 use crate::metrics::{ShardStatus, StreamMetrics, locked};
-use crate::shard_map::{LaneShard, ShardMap, even_shards};
+use crate::shard_map::{ShardMap, even_shards};
 use crate::spool::cursor::Cursor;
 
 /// Slots kept in memory for all shards together (64 bytes each); further events stay on disk.
@@ -196,10 +199,18 @@ pub struct Dispatcher {
     /// The first position that the sweep has not handed out.
     sweep: Position,
     window: Window,
-    /// Slots of all queues, as of the last look.
-    slots_held: usize,
-    /// Frame bytes that wait in all queues, as of the last look.
-    bytes_waiting: usize,
+    /// Slots of all queues, and frame bytes that wait in them, as of the last look: of the main side, of the fresh side.
+    held_by: [(usize, usize); 2],
+    /// While there is a backlog, or what is left of one: which events go ahead of it.
+    fresh: Option<Box<Fresh>>,
+    /// What is settled though its lane's mark is not past it, and was sent ahead or before the last clean stop.
+    ahead: Ahead,
+    /// What was settled before the last clean stop lies below.
+    known_below: Position,
+    /// Age at which an event makes its shard late, ms; for tests less than the default.
+    late_ms: u64,
+    /// When it is looked for a backlog next.
+    look_at: Duration,
     /// There is enough for full requests: nothing waits for company.
     pressed: bool,
     packer: Packer,
@@ -259,8 +270,12 @@ impl Dispatcher {
             sweep: checkpoint.marks.iter().max().copied().unwrap_or_default(),
             marks: Marks::new(checkpoint.marks.clone()),
             window: Window::new(WINDOW_BYTES_MAX),
-            slots_held: 0,
-            bytes_waiting: 0,
+            held_by: Default::default(),
+            fresh: None,
+            ahead: Ahead::default(),
+            known_below: Position(0),
+            late_ms: fresh::LATE,
+            look_at: Duration::ZERO,
             pressed: false,
             packer,
             requests: HashMap::new(),
@@ -416,14 +431,14 @@ impl Dispatcher {
         self.forget_suspects();
         let Some(map) = &self.map else { return };
         let old = std::mem::take(&mut self.queues);
-        let settled: Vec<(u64, Lane)> = old
-            .iter()
-            .flat_map(Queue::slots)
-            .filter(|slot| slot.state == SlotState::Settled)
-            .map(|slot| (slot.position.0, slot.lane()))
-            .collect();
-        let shared = (0..LANES as u16).map(Lane).filter(|lane| map.lane(*lane) == LaneShard::Several);
-        self.marks.restart(settled, shared);
+        let settled = |fresh: bool| -> Vec<(u64, Lane)> {
+            let slots = old.iter().flat_map(|queue| queue.slots(fresh)).filter(|slot| slot.state == SlotState::Settled);
+            slots.map(|slot| (slot.position.0, slot.lane())).collect()
+        };
+        self.marks.restart(settled(false), map.shared_lanes());
+        let of_fresh = settled(true);
+        self.restart_fresh(of_fresh);
+        let Some(map) = &self.map else { return };
         self.queues = map
             .open()
             .iter()
@@ -439,6 +454,7 @@ impl Dispatcher {
                 if from < self.sweep {
                     queue.lag = Some(Lag::new(from));
                 }
+                queue.fresh_lag = self.fresh_begins_at(lo, hi).map(Lag::new);
                 queue
             })
             .collect();
@@ -458,6 +474,7 @@ impl Dispatcher {
             }
         }
         self.marks.advance(&floors);
+        self.advance_fresh_marks();
     }
 
     /// What is known of deliveries now. `clean` only when nothing is under way.
@@ -473,7 +490,7 @@ impl Dispatcher {
             dead: account.dead,
             expired: account.expired,
             dropped: account.dropped,
-            marks: Box::new(*self.marks.all()),
+            marks: self.marks_now(),
         }
     }
 
@@ -559,7 +576,7 @@ impl Dispatcher {
             .collect();
         *locked(&self.metrics.shards) = shards;
         let wall_ms = self.host.clock.wall_ms();
-        let age_ms = self.queues.iter().filter_map(|queue| queue.oldest().map(|slot| slot.age_ms(now))).max();
+        let age_ms = self.queues.iter().flat_map(Queue::oldest).map(|slot| slot.age_ms(now)).max();
         let in_memory = age_ms.map(|age_ms| wall_ms.saturating_sub(age_ms));
         // What was not yet read is at most as old as its segment.
         let on_disk = || {

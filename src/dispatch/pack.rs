@@ -95,8 +95,10 @@ impl Dispatcher {
         let linger = self.options.linger;
         let hurry = self.draining || self.pressed || linger.is_zero() || enough || self.queues[at].backoff.failures() > 0;
         let queue = &self.queues[at];
-        let Some(front) = queue.front() else { return Turn::NotYet };
-        let waited = Duration::from_millis(u64::from(front.waited_ms(now)));
+        if queue.ready_len() == 0 {
+            return Turn::NotYet;
+        }
+        let waited = Duration::from_millis(u64::from(queue.waited_ms(now)));
         let due_in = if hurry { Duration::ZERO } else { linger.saturating_sub(waited) };
         // An aggregate is one record, whatever is in it.
         let records = if self.aggregating() { 1 } else { queue.ready_len() };
@@ -122,7 +124,7 @@ impl Dispatcher {
                 continue;
             }
             queue.limiter.records_now(now);
-            let enough = queue.ready_bytes() >= queue.limiter.record_bytes(self.options.record_bytes_max);
+            let enough = self.queues[at].ready_bytes() >= self.record_ceiling(at);
             match self.turn(at, now, enough) {
                 Turn::Due => due.push(at),
                 Turn::GoesAlong => along.push(at),
@@ -133,6 +135,9 @@ impl Dispatcher {
             return request.0;
         }
         due.append(&mut along);
+        if self.fresh.is_some() {
+            due.sort_by_key(|at| !self.queues[*at].has_fresh());
+        }
         for at in due {
             let room = self.options.request_bytes_max - request.0.billed;
             let next = self.queues[at].front().map_or(0, |slot| slot.entry.len as usize);
@@ -155,7 +160,7 @@ impl Dispatcher {
         let mut span = (u128::MAX, 0);
         let mut first_hash = None;
         let mut single_billed = 0;
-        let ceiling = self.queues[at].limiter.record_bytes(self.options.record_bytes_max);
+        let ceiling = self.record_ceiling(at);
         // Of a record of lines: its bytes, and whether it is one event that must be alone.
         let (mut lines_bytes, mut first_key, mut alone) = (0, 0, false);
         while let Some(seq) = self.queues[at].nth_ready(frames.len()) {
@@ -228,6 +233,9 @@ impl Dispatcher {
                 ready.records += granted;
                 ready.queues.push_back(at);
             }
+        }
+        if self.fresh.is_some() {
+            ready.queues.make_contiguous().sort_by_key(|at| !self.queues[*at].has_fresh());
         }
         ready
     }
