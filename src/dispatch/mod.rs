@@ -31,6 +31,7 @@ pub mod backoff;
 mod expire;
 mod feed;
 pub mod fresh;
+mod hot;
 pub mod limiter;
 pub mod marks;
 pub mod mode;
@@ -448,6 +449,7 @@ impl Dispatcher {
                     queue.limiter = before.limiter.clone();
                     queue.records = before.records;
                     queue.throttled = before.throttled;
+                    queue.hot = before.hot.clone();
                 }
                 let (lo, hi) = queue.lanes();
                 let from = (lo.0..=hi.0).map(|lane| self.marks.of(Lane(lane))).min().unwrap_or_default();
@@ -572,6 +574,7 @@ impl Dispatcher {
                 records: queue.records,
                 throttled: queue.throttled,
                 lagging: queue.lag.is_some(),
+                hot_keys: queue.hot.top(),
             })
             .collect();
         *locked(&self.metrics.shards) = shards;

@@ -17,6 +17,7 @@ use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
 
 use super::backoff::Backoff;
+use super::hot::HotKeys;
 use super::limiter::Limiter;
 use crate::aggregate::HashKeyed;
 use crate::event::{KeyHash, Lane, Position};
@@ -162,6 +163,8 @@ pub struct Queue {
     pub records: u64,
     /// Records throttled, for status.
     pub throttled: u64,
+    /// Its keys, by samples.
+    pub(super) hot: HotKeys,
 }
 
 impl Queue {
@@ -185,6 +188,7 @@ impl Queue {
             drop_unsaved: false,
             records: 0,
             throttled: 0,
+            hot: HotKeys::default(),
         }
     }
 
@@ -321,6 +325,7 @@ impl Queue {
             return;
         }
         side.waiting_bytes += slot.entry.len as usize;
+        self.hot.see(slot.hash, slot.entry.len);
         if slot.behind != NO_CHAIN
             && let Some(last) = self.chains.insert(slot.hash, seq)
         {

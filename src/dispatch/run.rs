@@ -373,6 +373,7 @@ impl Shell {
             self.dispatcher.publish_shards(now);
             self.dispatcher.publish_mode(now);
             self.dispatcher.advise(now);
+            self.dispatcher.tell_hot_keys(now);
         }
     }
 

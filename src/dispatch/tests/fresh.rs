@@ -139,7 +139,7 @@ fn stop_and_start(history: &mut History, mut running: Running) -> Running {
 fn a_clean_stop_with_a_backlog_sends_nothing_twice() {
     for aggregate in [Aggregate::Kpl, Aggregate::Off] {
         let mut stops_ahead = 0;
-        for seed in seeds().take(30) {
+        for seed in seeds().take(12) {
             let mut history = with_backlogs(seed, aggregate, Order::Key);
             history.faults = false;
             let mut running = history.start(Position(0));
@@ -165,7 +165,7 @@ fn a_clean_stop_with_a_backlog_sends_nothing_twice() {
             assert_eq!(history.counted_before + counted(&running.metrics), 0, "seed {seed}: none is counted either");
             history.finish(running);
         }
-        assert!(seeds().count() == 1 || stops_ahead > 10, "{stops_ahead} stops with something ahead");
+        assert!(seeds().count() == 1 || stops_ahead > 5, "{stops_ahead} stops with something ahead");
     }
 }
 
@@ -337,4 +337,45 @@ fn beside_a_large_backlog_events_of_new_keys_take_at_most_twice_as_long_as_witho
         println!("{aggregate:?} {order:?}: {without:?} ms without, {beside:?} ms beside a backlog");
         assert!(beside.0 <= 2 * without.0 && beside.1 <= 2 * without.1, "{aggregate:?} {order:?}: {without:?}, {beside:?}");
     }
+}
+
+#[test]
+fn one_agent_alone_has_the_full_rate_of_its_shards_within_two_seconds() {
+    for (aggregate, bytes) in [(Aggregate::Kpl, 1_000), (Aggregate::Off, 1_000), (Aggregate::Off, 200)] {
+        let mut lab = Lab::new(aggregate, Order::Key);
+        for n in 0..40 {
+            lab.write((0..1_000).map(|key| format!("old-{}", n * 1_000 + key)), bytes);
+        }
+        let full = |lab: &Lab| {
+            let queues = &lab.running.dispatcher.queues;
+            !queues.is_empty() && queues.iter().all(|queue| queue.limiter.rate_bytes() == SHARD_BYTES_PER_SECOND)
+        };
+        let took = (0..10_000).find(|_| {
+            lab.tick(false);
+            full(&lab)
+        });
+        println!("{aggregate:?}, {bytes} bytes: full rate after {took:?} ms");
+        assert!(took.is_some_and(|ms| ms <= 2_000), "{aggregate:?}, {bytes} bytes: {took:?} ms");
+        lab.running.handle.close();
+        lab.running.commit.join().expect("commit thread");
+    }
+}
+
+#[test]
+fn a_key_that_makes_up_much_of_a_shard_is_told_by_its_hash() {
+    let mut lab = Lab::new(Aggregate::Kpl, Order::Key);
+    for n in 0..30 {
+        lab.write((0..1_000).map(|key| if key % 4 == 0 { "hot".to_owned() } else { format!("old-{}", n * 1_000 + key) }), 100);
+        for _ in 0..50 {
+            lab.tick(false);
+        }
+    }
+    lab.running.dispatcher.publish_shards(lab.history.now());
+    let told: Vec<_> = locked(&lab.running.metrics.shards).iter().flat_map(|shard| shard.hot_keys.clone()).collect();
+    // A quarter of all, and more than half of its shard of four.
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!(told[0].hash, format!("{:032x}", KeyHash::of_key("hot").0));
+    assert!((35..=70).contains(&told[0].percent), "{told:?}");
+    lab.running.handle.close();
+    lab.running.commit.join().expect("commit thread");
 }
