@@ -30,7 +30,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use forebay::dispatch::backoff::Backoff;
 use scenarios::Scenario;

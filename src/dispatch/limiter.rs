@@ -63,11 +63,8 @@ const PERIOD_RATE_MAX: f64 = 10.0;
 /// How much faster than before it the cube goes beyond the last throttled rate.
 const BEYOND: f64 = 3.0;
 
-/// An aggregate is no larger than so many seconds of the rate: one that needs many would be refused whole, or starve the others.
-const RECORD_SECONDS: f64 = 1.0;
-
-/// But no smaller: a record is billed and signed whatever is in it.
-const RECORD_BYTES_MIN: usize = 4 << 10;
+/// An aggregate is smaller as the rate is, but no smaller than this: a record is billed and signed whatever is in it.
+const RECORD_BYTES_MIN: usize = 1 << 10;
 
 /// How much of a record's size goes into the mean.
 const COST_WEIGHT: f64 = 0.1;
@@ -176,10 +173,11 @@ impl Limiter {
         if wait > 0.0 { self.filled_at + Duration::from_secs_f64(wait + 1e-6) } else { self.filled_at }
     }
 
-    /// The most that one aggregate should have, of `most` bytes.
+    /// The most that one aggregate should have, of the `most` bytes that it may have at the full rate: so one of 256 KiB is a
+    /// quarter of a second of any rate. A larger one is refused whole, and one that comes seldom learns too little.
     #[must_use]
     pub fn record_bytes(&self, most: usize) -> usize {
-        ((self.rates().0 * RECORD_SECONDS) as usize).max(RECORD_BYTES_MIN).min(most)
+        ((most as f64 * self.share) as usize).max(RECORD_BYTES_MIN).min(most)
     }
 
     /// The shard said it takes no more.
@@ -327,16 +325,16 @@ mod tests {
     }
 
     #[test]
-    fn an_aggregate_has_about_a_second_of_the_rate_and_never_more_than_is_allowed() {
+    fn an_aggregate_is_smaller_as_the_rate_is() {
         let mut limiter = Limiter::new(Duration::ZERO);
         let first = limiter.record_bytes(256 << 10);
-        assert!((20_000..22_000).contains(&first), "of a shard first met: {first}");
+        assert!((5_000..5_500).contains(&first), "of a shard first met: {first}");
         send_until(&mut limiter, Duration::ZERO, Duration::from_secs(2), 200);
-        assert_eq!((limiter.record_bytes(256 << 10), limiter.record_bytes(usize::MAX)), (256 << 10, 1 << 20));
+        assert_eq!((limiter.record_bytes(256 << 10), limiter.record_bytes(1 << 20)), (256 << 10, 1 << 20));
         for second in 1..600 {
             limiter.throttled(Duration::from_secs(second));
         }
-        assert_eq!(limiter.record_bytes(256 << 10), 64 << 10, "a sixteenth of the rate");
+        assert_eq!(limiter.record_bytes(256 << 10), 16 << 10, "a sixteenth of the rate");
         limiter.share = SHARE_MIN;
         assert_eq!((limiter.record_bytes(256 << 10), limiter.record_bytes(1000)), (RECORD_BYTES_MIN, 1000));
     }

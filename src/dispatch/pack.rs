@@ -190,10 +190,12 @@ impl Dispatcher {
                     break;
                 }
                 (lines_bytes, first_key) = (bytes, key);
-            } else if !frames.is_empty() && self.packer.size() + frame_ref.data_len() > ceiling {
-                break;
-            } else if !self.packer.try_add(slot.key_len, || request.key(frame_ref), hash, slot.explicit, frame_ref.data_len()) {
-                break;
+            } else {
+                let enough = !frames.is_empty() && self.packer.size() + frame_ref.data_len() > ceiling;
+                let (key_len, data_len) = (slot.key_len, frame_ref.data_len());
+                if enough || !self.packer.try_add(key_len, || request.key(frame_ref), hash, slot.explicit, data_len) {
+                    break;
+                }
             }
             single_billed = usize::from(slot.key_len) + frame_ref.data_len();
             span = (span.0.min(slot.hash), span.1.max(slot.hash));
