@@ -188,7 +188,7 @@ const SHARDS: u32 = 4;
 impl Lab {
     fn new(aggregate: Aggregate, order: Order) -> Self {
         let mut history = History::new(11, aggregate);
-        history.faults = false;
+        (history.faults, history.late_ms) = (false, LATE_DEFAULT);
         history.options = DispatchOptions {
             order,
             linger: Duration::from_millis(50),
