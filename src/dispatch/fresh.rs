@@ -386,7 +386,7 @@ impl Dispatcher {
         Ok(pending.saturating_sub(settled))
     }
 
-    /// A segment's file was replaced: what was noted of the old one is forgotten.
+    /// A segment's file was replaced or removed: what was noted of the old one is forgotten, and its room on disk is free.
     pub(super) fn forget_read_ahead(&mut self, segment: SegmentId) {
         if let Some(fresh) = &mut self.fresh {
             fresh.cursor.forget(segment);

@@ -503,6 +503,7 @@ impl Dispatcher {
             Ok(removed) => {
                 for segment in &removed {
                     self.cursor.forget(*segment);
+                    self.forget_read_ahead(*segment);
                 }
                 if !removed.is_empty() {
                     shared.space_freed();
