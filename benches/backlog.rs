@@ -9,6 +9,7 @@
 //!
 //! How to run: `cargo bench --bench backlog`, or with options `-- --gib 8`, `--event-bytes 1024`, `--shards 512`, `--dead 64`
 //! (so many of them take nothing until the others have all of theirs), `--aggregate off`,
+//! `--fresh --gib 0.25 --shards 4` (how long events of new keys take beside it, `benches/backlog/fresh.rs`),
 //! `--compress` (zstd, so that a backlog larger than the disk fits it), `--dir PATH` (by default below
 //! `target/`), `--agent PATH`. Frames are written in the real format by the real writer, so that the size is the only thing
 //! that is scaled; what was written is removed at the end. Fails when a promise is broken, or when an event arrives out of
@@ -35,6 +36,8 @@
 mod agent;
 #[path = "common/fill.rs"]
 mod fill;
+#[path = "backlog/fresh.rs"]
+mod fresh;
 #[path = "../tests/common/sink.rs"]
 #[allow(dead_code, unused_imports, reason = "the tests use the rest")]
 mod sink;
@@ -65,6 +68,8 @@ struct Options {
     aggregate: &'static str,
     /// The spool is compressed, so that a backlog larger than the disk fits it.
     compress: bool,
+    /// How long do events of new keys take beside it?
+    fresh: bool,
     dir: PathBuf,
     agent: PathBuf,
 }
@@ -73,8 +78,17 @@ impl Options {
     fn parse() -> Result<Self, String> {
         let agent = PathBuf::from(env!("CARGO_BIN_EXE_forebay"));
         let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("backlog");
-        let mut options =
-            Self { gib: 4.0, event_bytes: 1024, shards: 512, dead: 64, aggregate: "kpl", compress: false, dir, agent };
+        let mut options = Self {
+            gib: 4.0,
+            event_bytes: 1024,
+            shards: 512,
+            dead: 64,
+            aggregate: "kpl",
+            compress: false,
+            fresh: false,
+            dir,
+            agent,
+        };
         let mut arguments = std::env::args().skip(1);
         while let Some(name) = arguments.next() {
             let mut value = || arguments.next().ok_or(format!("{name} needs a value"));
@@ -88,6 +102,7 @@ impl Options {
                 "--dead" => options.dead = value().and_then(|v| v.parse().map_err(|_| wrong(v)))?,
                 "--aggregate" => options.aggregate = if value()? == "off" { "off" } else { "kpl" },
                 "--compress" => options.compress = true,
+                "--fresh" => options.fresh = true,
                 "--dir" => options.dir = value()?.into(),
                 "--agent" => options.agent = value()?.into(),
                 _ => return Err(format!("no option {name}; the head of benches/backlog.rs tells them")),
@@ -164,6 +179,9 @@ fn drain(agent: &mut Agent, dir: &Path, backlog: &Backlog, left: u64, most: &mut
 fn run(options: &Options) -> Result<(), String> {
     fs::remove_dir_all(&options.dir).ok();
     fs::create_dir_all(&options.dir).map_err(|error| format!("{}: {error}", options.dir.display()))?;
+    if options.fresh {
+        return fresh::run(options);
+    }
     let sink_options = sink::Options { shards: options.shards, delay: Duration::from_millis(5), mode: Mode::Check };
     let sink = Sink::start(sink_options).map_err(|error| error.to_string())?;
     (0..options.dead).for_each(|shard| sink.set_dead(shard, true));

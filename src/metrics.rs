@@ -113,6 +113,15 @@ impl Account {
     }
 }
 
+/// A partition key that has much of a shard, as samples tell.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct HotKey {
+    /// MD5 of the key (or its explicit hash key), as 32 hexadecimal digits: the key itself is event data.
+    pub hash: String,
+    /// At least so much of the shard's bytes, percent.
+    pub percent: u8,
+}
+
 /// What `status` and `metrics` tell of one shard.
 #[derive(Clone, Debug, Default)]
 pub struct ShardStatus {
@@ -128,6 +137,8 @@ pub struct ShardStatus {
     pub throttled: u64,
     /// Reads its backlog from disk at present.
     pub lagging: bool,
+    /// Keys that have a tenth or more of what goes there, the hottest first.
+    pub hot_keys: Vec<HotKey>,
 }
 
 /// What `status` and `metrics` tell of a stream as a whole.

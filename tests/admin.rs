@@ -120,6 +120,7 @@ fn busy_stream() -> Arc<StreamMetrics> {
         records: 4,
         throttled: 3,
         lagging,
+        hot_keys: Vec::new(),
     };
     *locked(&metrics.shards) = vec![shard("shardId-000000000000", false), shard("shardId-000000000001", true)];
     metrics.writable.store(true, Ordering::Relaxed);

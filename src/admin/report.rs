@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
 
-use crate::metrics::{Account, Histogram, Limit, ModeStatus, SourceUsage, StreamMetrics, locked};
+use crate::metrics::{Account, Histogram, HotKey, Limit, ModeStatus, SourceUsage, StreamMetrics, locked};
 
 /// What the agent does with new events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -274,6 +274,9 @@ pub struct ShardReport {
     pub throttled: u64,
     /// Reads its backlog from disk at present.
     pub lagging: bool,
+    /// Keys that have a tenth or more of what goes there, the hottest first; left out where none has.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hot_keys: Vec<HotKey>,
 }
 
 impl StreamReport {
@@ -289,6 +292,7 @@ impl StreamReport {
                 records: shard.records,
                 throttled: shard.throttled,
                 lagging: shard.lagging,
+                hot_keys: shard.hot_keys.clone(),
             })
             .collect();
         Self {

@@ -141,6 +141,19 @@ impl Marks {
         ahead.iter().filter(counts).count() as u64
     }
 
+    /// This position is at or past its lane's mark, settled, and has left its queue.
+    #[must_use]
+    pub fn is_settled_ahead(&self, lane: Lane, position: Position) -> bool {
+        self.settled_before.contains(&(position.0, lane))
+            || self.shared.get(&lane).is_some_and(|held| held.settled_ahead.contains(&position.0))
+    }
+
+    /// Tells all positions of that kind; some may be below their lane's mark by now.
+    pub fn each_settled_ahead(&self, mut tell: impl FnMut(Position)) {
+        self.settled_before.iter().for_each(|(position, _)| tell(Position(*position)));
+        self.shared.values().flat_map(|held| &held.settled_ahead).for_each(|position| tell(Position(*position)));
+    }
+
     /// Everything below `to` is settled, in all lanes.
     pub fn raise(&mut self, to: Position) {
         for mark in self.marks.iter_mut() {

@@ -5,9 +5,10 @@
 //!
 //! On-demand streams can be switched at any moment to record distribution AUTO. Then keys and explicit hash keys decide
 //! nothing, consumers drop aggregates that lie in a strange shard, and one key's events lie in many shards: no order can be
-//! kept. There are two witnesses. What Kinesis says, asked at the start and every few minutes with jitter, because an account
-//! has 20 such calls a second for all its streams. And where records land: strangely by a listing made after they did, three
-//! times, and the service is taken to ignore keys, whatever it says, until none has for a while.
+//! kept. There are two witnesses. What Kinesis says, asked at the start (at some moment of the first minute, unless aggregates of
+//! KPL wait for it) and every few minutes with jitter, because an account has 20 such calls a second for all its streams. And
+//! where records land: strangely by a listing made after they did, three times, and the service is taken to ignore keys, whatever
+//! it says, until none has for a while.
 //!
 //! *SAFE-UNLESS-KNOWN*: aggregates of KPL are packed only while keys are known to decide. Not for the sake of the events, which
 //! the landings protect (`answer.rs`), but because a fallback that sets in after the damage is none.
@@ -38,6 +39,10 @@ const RETRY_BASE: Duration = Duration::from_secs(4);
 
 /// See [`RETRY_BASE`].
 const RETRY_MIN: Duration = Duration::from_secs(1);
+
+/// What can wait for its answer asks first within this time, and whoever is told that there were too many questions again: a
+/// thousand agents that start together stay below 20 a second.
+const SPREAD: Duration = Duration::from_secs(60);
 
 /// As `REFRESH`, while Kinesis cannot be reached: when it can, aggregates are wanted soon, and nobody else's calls were taken.
 const AWAY_RETRY_MAX: Duration = Duration::from_secs(30);
@@ -111,6 +116,11 @@ impl Mode {
         }
     }
 
+    /// The answer can wait: the first question is asked at some moment of the next minute.
+    pub fn take_time(&mut self, now: Duration, entropy: &dyn Entropy) {
+        self.not_before = now + entropy.jitter(SPREAD);
+    }
+
     /// Kinesis is to be asked now. Asking counts as asked.
     pub fn ask(&mut self, now: Duration) -> bool {
         if self.asked || now < self.not_before {
@@ -133,10 +143,14 @@ impl Mode {
                 self.not_before = now + REFRESH * 3 / 4 + entropy.jitter(REFRESH / 2);
             }
             Err(error) => {
-                let is_away = matches!(error.class, ErrorClass::Transient | ErrorClass::UnknownOutcome);
-                self.failure = Some(error);
                 let wait = self.backoff.fail(entropy);
-                let wait = if is_away && wait > AWAY_RETRY_MAX { entropy.jitter(AWAY_RETRY_MAX) } else { wait };
+                let wait = match error.class {
+                    ErrorClass::Transient | ErrorClass::UnknownOutcome if wait > AWAY_RETRY_MAX => entropy.jitter(AWAY_RETRY_MAX),
+                    // Too many ask at once: also the second time they would, after waits that begin with seconds.
+                    ErrorClass::Throttle => wait.max(entropy.jitter(SPREAD)),
+                    _ => wait,
+                };
+                self.failure = Some(error);
                 self.not_before = now + RETRY_MIN + wait;
             }
         }
@@ -240,6 +254,13 @@ impl Mode {
 }
 
 impl Dispatcher {
+    /// The first question for the stream's summary need not be asked at once, unless the form of records hangs on it.
+    pub fn take_time(&mut self, now: Duration) {
+        if self.options.aggregate != Aggregate::Kpl {
+            self.mode.take_time(now, self.host.entropy.as_ref());
+        }
+    }
+
     /// Kinesis is to be asked for the stream's summary now. Asking counts as asked.
     pub fn ask_for_summary(&mut self, now: Duration) -> bool {
         self.mode.ask(now)
@@ -255,7 +276,7 @@ impl Dispatcher {
         self.mode.answered(answer, now, self.host.entropy.as_ref());
         if self.mode.keys(now) == Keys::Ignored {
             // Landings do not tell of reshards there.
-            self.map_stale();
+            self.map_stale(now);
         }
         self.publish_mode(now);
     }
@@ -297,7 +318,7 @@ impl Dispatcher {
         if self.landings.len() < LANDINGS_MAX {
             self.landings.push((span, shard.clone()));
         }
-        self.map_stale();
+        self.map_stale(now);
     }
 
     /// Judges such landings, with a map that was listed after them. False: it is too old for one of them.
@@ -420,6 +441,21 @@ mod tests {
             let asked = questions(&refused(class), hour);
             assert!(asked < 60, "{asked} in an hour");
         }
+    }
+
+    #[test]
+    fn where_nothing_hangs_on_it_the_first_question_comes_at_some_moment_of_the_first_minute() {
+        let first = |kpl: bool| {
+            let mut mode = Mode::new(false);
+            if !kpl {
+                mode.take_time(seconds(5), &RealEntropy);
+            }
+            (0..700).find(|n| mode.ask(seconds(5) + Duration::from_millis(n * 100))).expect("within a minute")
+        };
+        assert_eq!(first(true), 0);
+        let mut firsts: Vec<u64> = (0..200).map(|_| first(false)).collect();
+        firsts.sort_unstable();
+        assert!(firsts[20] > 10 && firsts[100] > 150 && firsts[100] < 450 && firsts[199] <= 600, "{firsts:?}");
     }
 
     #[test]

@@ -100,8 +100,10 @@ impl Dispatcher {
         let linger = self.options.linger;
         let hurry = self.draining || self.pressed || linger.is_zero() || enough || self.queues[at].backoff.failures() > 0;
         let queue = &self.queues[at];
-        let Some(front) = queue.front() else { return Turn::NotYet };
-        let waited = Duration::from_millis(u64::from(front.waited_ms(now)));
+        if queue.ready_len() == 0 {
+            return Turn::NotYet;
+        }
+        let waited = Duration::from_millis(u64::from(queue.waited_ms(now)));
         let due_in = if hurry { Duration::ZERO } else { linger.saturating_sub(waited) };
         // An aggregate is one record, whatever is in it.
         let records = if self.aggregating() { 1 } else { queue.ready_len() };
@@ -127,7 +129,7 @@ impl Dispatcher {
                 continue;
             }
             queue.limiter.records_now(now);
-            let enough = queue.ready_bytes() >= self.options.record_bytes_max;
+            let enough = self.queues[at].ready_bytes() >= self.record_ceiling(at);
             match self.turn(at, now, enough) {
                 Turn::Due => due.push(at),
                 Turn::GoesAlong => along.push(at),
@@ -138,6 +140,9 @@ impl Dispatcher {
             return request.0;
         }
         due.append(&mut along);
+        if self.fresh.is_some() {
+            due.sort_by_key(|at| !self.queues[*at].has_fresh());
+        }
         for at in due {
             let room = self.request_bytes().saturating_sub(request.0.billed);
             let next = self.queues[at].front().map_or(0, |slot| slot.entry.len as usize);
@@ -160,6 +165,7 @@ impl Dispatcher {
         let mut span = (u128::MAX, 0);
         let mut first_hash = None;
         let mut single_billed = 0;
+        let ceiling = self.record_ceiling(at);
         // Of a record of lines: its bytes, and whether it is one event that must be alone.
         let (mut lines_bytes, mut first_key, mut alone) = (0, 0, false);
         // Readers do not drop strange lines: by a map older than the last process had, one key's event would land beside the
@@ -199,13 +205,17 @@ impl Dispatcher {
                 let key = if frames.is_empty() { usize::from(slot.key_len) } else { first_key };
                 let bytes = lines_bytes + lines::line_len(frame_ref.data_len());
                 let stray = unproven && first_hash.is_some_and(|first| first != slot.hash);
-                if !frames.is_empty() && (alone || stray || key + bytes > self.options.record_bytes_max) {
+                if !frames.is_empty() && (alone || stray || key + bytes > ceiling) {
                     alone = false;
                     break;
                 }
                 (lines_bytes, first_key) = (bytes, key);
-            } else if !self.packer.try_add(slot.key_len, || request.key(frame_ref), hash, slot.explicit, frame_ref.data_len()) {
-                break;
+            } else {
+                let enough = !frames.is_empty() && self.packer.size() + frame_ref.data_len() > ceiling;
+                let (key_len, data_len) = (slot.key_len, frame_ref.data_len());
+                if enough || !self.packer.try_add(key_len, || request.key(frame_ref), hash, slot.explicit, data_len) {
+                    break;
+                }
             }
             single_billed = usize::from(slot.key_len) + frame_ref.data_len();
             span = (span.0.min(slot.hash), span.1.max(slot.hash));
@@ -245,6 +255,9 @@ impl Dispatcher {
                 ready.records += granted;
                 ready.queues.push_back(at);
             }
+        }
+        if self.fresh.is_some() {
+            ready.queues.make_contiguous().sort_by_key(|at| !self.queues[*at].has_fresh());
         }
         ready
     }

@@ -3,6 +3,7 @@
 //! promises by name. One seed is one history: `FOREBAY_SEED=7 cargo test dispatch::tests` runs that one alone.
 
 mod expiry;
+mod fresh;
 mod poison;
 mod storms;
 
@@ -229,6 +230,10 @@ struct History {
     list_denied_rounds: u32,
     /// Requests answered so far.
     answered: u64,
+    /// Age at which an event makes its shard late, ms: then a backlog is dealt with.
+    late_ms: u64,
+    /// Rounds in which fresh events went ahead.
+    went_ahead: u64,
 }
 
 struct Running {
@@ -291,6 +296,9 @@ impl History {
             list_denied: false,
             list_denied_rounds: 0,
             answered: 0,
+            // A quarter of all histories have fresh events that go ahead.
+            late_ms: if seed % 4 == 3 { 50 } else { fresh::LATE_DEFAULT },
+            went_ahead: 0,
         }
     }
 
@@ -324,6 +332,7 @@ impl History {
         let letters = Arc::new(letters);
         let known = letters.store().unsettled(false).expect("read letters");
         let mut dispatcher = dispatcher;
+        dispatcher.late_ms = self.late_ms;
         dispatcher.keep_letters(letters, &known).expect("read");
         // Alone, or one of up to eight that share the memory.
         dispatcher.share_memory(&Budgets::of_one_in(1 + self.seed as usize % 8));
@@ -461,6 +470,7 @@ impl History {
             running.under_way.push((request, now));
         }
         assert!(running.under_way.len() <= self.options.requests_max, "requests under way");
+        self.went_ahead += u64::from(running.dispatcher.queues.iter().any(|queue| queue.side_len(true) > 0));
         let under_way = running.dispatcher.queues.iter().map(|queue| queue.under_way).max().unwrap_or(0);
         self.under_way_most = self.under_way_most.max(under_way);
         let account = *running.metrics.account.lock().expect("not poisoned");
