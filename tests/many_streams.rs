@@ -42,7 +42,7 @@ fn setup(dir: &tempfile::TempDir, names: &[&str], shards: usize) -> (Setup, BTre
 
 fn client(setup: &Setup, source: &str, tag: &str, padding: usize) -> Client {
     let keys = (0..64).map(|n| format!("{source}-{tag}-{n}")).collect();
-    Client::new(&setup.socket(), keys, padding, 500, 3).with_source(source)
+    Client::new(&setup.socket(), keys, padding, 500, 3).for_source(source)
 }
 
 fn stream(agent: &Agent, name: &str) -> Value {

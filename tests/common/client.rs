@@ -85,7 +85,7 @@ impl Client {
 
     /// Names the source in its hello.
     #[allow(dead_code, reason = "most agents have one source")]
-    pub fn with_source(mut self, name: &str) -> Self {
+    pub fn for_source(mut self, name: &str) -> Self {
         self.source = Some(name.to_owned());
         self
     }
