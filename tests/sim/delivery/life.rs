@@ -10,7 +10,7 @@
 //! in tasks; here nothing does, since the dispatcher is a state machine.
 //!
 //! Failure: [`Outcome::verdict`] names the promise. Absent on purpose: misfortunes of the disk (`tests/sim.rs` has those),
-//! HTTP and the SDK (`tests/kinesis_wire.rs`), expiry and poison (`src/dispatch/tests`).
+//! HTTP and the SDK (`tests/kinesis_wire.rs`), expiry, and letters that cannot be written (`src/dispatch/tests`).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
