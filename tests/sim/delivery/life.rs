@@ -123,6 +123,8 @@ pub struct Life {
     counted_before: u64,
     /// A power cut may have taken the note of what was sent, and with it the count of what is sent again.
     note_lost: bool,
+    /// The marks that were found last are older ones of a clean stop.
+    misled: bool,
     stopped: bool,
     listed: bool,
     worked: (Duration, u32),
