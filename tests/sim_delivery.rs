@@ -1,6 +1,6 @@
 //! Seeded lives of delivery: the real spool and dispatcher against a simulated stream, in simulated time.
 //!
-//! Place: `sim/delivery/life.rs` is one life, `service.rs` the stream, `judge.rs` its consumers and the promises. A few hundred
+//! Place: `sim/delivery/life.rs` is one life, `service.rs` the stream, `judge.rs` its consumers and the promises. Two thousand
 //! seeds run here; `FOREBAY_SIM_SEEDS=from..to` runs others. `tests/sim.rs` is the same for the disk, with a stream that is good.
 
 #[path = "sim/delivery/away.rs"]

@@ -99,6 +99,7 @@ impl Life {
             side: VecDeque::new(),
             counted_before: 0,
             note_lost: false,
+            misled: false,
             stopped: false,
             listed: false,
             worked: (Duration::ZERO, 0),

@@ -82,6 +82,10 @@ impl Life {
         } else if n >> 8 & 7 == 1 && self.may_lose_marks(Kind::LedgerSetBack) && self.store.len() > 1 {
             self.service.meet("ledger set back");
             self.store.pop_back();
+            // Those of an earlier clean stop say that nothing was sent since, and nobody can know better.
+            let found = self.store.back().and_then(|bytes| Checkpoint::decode(bytes));
+            self.misled = found.is_some_and(|found| found.clean);
+            self.note_lost |= self.misled;
         }
         self.counted_before += process.counted();
         let unanswered = self.calls.values().filter(|call| call.process == process.number && !call.answered);
@@ -104,7 +108,7 @@ impl Life {
         let loaded = self.store.back().and_then(|bytes| Checkpoint::decode(bytes));
         let process = Process::start(self.processes, &self.host(), self.segment_bytes, self.options.clone(), loaded);
         self.keep(process.marks.encode());
-        self.judge.restarted(&process.marks, process.after_clean)?;
+        self.judge.restarted(&process.marks, process.after_clean && !std::mem::take(&mut self.misled))?;
         let account = process.account();
         self.tell(|| format!("start: {account:?}"));
         self.process = Some(process);

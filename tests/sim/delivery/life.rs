@@ -10,7 +10,7 @@
 //! in tasks; here nothing does, since the dispatcher is a state machine.
 //!
 //! Failure: [`Outcome::verdict`] names the promise. Absent on purpose: misfortunes of the disk (`tests/sim.rs` has those),
-//! HTTP and the SDK (`tests/kinesis_wire.rs`), expiry and poison (`src/dispatch/tests`).
+//! HTTP and the SDK (`tests/kinesis_wire.rs`), expiry, and letters that cannot be written (`src/dispatch/tests`).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -123,6 +123,8 @@ pub struct Life {
     counted_before: u64,
     /// A power cut may have taken the note of what was sent, and with it the count of what is sent again.
     note_lost: bool,
+    /// The marks that were found last are older ones of a clean stop.
+    misled: bool,
     stopped: bool,
     listed: bool,
     worked: (Duration, u32),

@@ -1,4 +1,4 @@
-//! Hundreds of seeded lives of delivery, and the proof that they met what they are about.
+//! Thousands of seeded lives of delivery, and the proof that they met what they are about.
 //!
 //! `many_lives_keep_every_promise_and_meet_every_misfortune` runs the standard set; with `FOREBAY_SIM_SEEDS=from..to` any
 //! other, on all cores, with progress and every failing seed printed. `FOREBAY_SIM_SEEDS=17..18` repeats one life and prints
