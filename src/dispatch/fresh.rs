@@ -398,10 +398,11 @@ impl Dispatcher {
             || self.fresh.as_ref().is_some_and(|fresh| fresh.marks.is_settled_ahead(lane, position))
     }
 
-    /// What went ahead is settled past the marks, as far as is known.
-    pub(super) fn fresh_settled_past_marks(&self) -> bool {
-        let all = |marks: &Marks| marks.settled_ahead(Position(0), Position(u64::MAX)) > 0;
-        !self.ahead.is_empty() || self.fresh.as_ref().is_some_and(|fresh| all(&fresh.marks))
+    /// What went ahead may be settled past these marks: its lanes are not known.
+    pub(super) fn went_past(&self, marks: &[Position; LANES]) -> bool {
+        let lowest = marks.iter().min().copied().unwrap_or_default();
+        self.ahead.last().is_some_and(|last| last >= lowest)
+            || self.fresh.as_ref().is_some_and(|fresh| fresh.marks.settled_ahead(lowest, Position(u64::MAX)) > 0)
     }
 
     /// All that is settled though the saved marks are not past it, for the next start, and the events that are pending. What ended

@@ -523,7 +523,7 @@ impl Dispatcher {
         let settled = |slot: &Slot| slot.state == SlotState::Settled && slot.position >= marks[slot.lane().index()];
         self.queues.iter().flat_map(|queue| queue.slots(false).chain(queue.slots(true))).any(settled)
             || self.marks.settled_ahead(Position(0), Position(u64::MAX)) > 0
-            || self.fresh_settled_past_marks()
+            || self.went_past(marks)
     }
 
     /// What is known of deliveries now. `clean` only when nothing is under way, and nothing past the marks may be stored that

@@ -79,6 +79,16 @@ impl Ahead {
         Position(self.blocks.last_key_value().map_or(0, |(last, _)| (last + 1) * BLOCK))
     }
 
+    /// The last position.
+    #[must_use]
+    pub fn last(&self) -> Option<Position> {
+        let in_block = |(block, words): (&u64, &Box<[u64; 64]>)| {
+            let (word, bits) = words.iter().enumerate().rev().find(|(_, bits)| **bits != 0)?;
+            Some(Position(block * BLOCK + word as u64 * 64 + u64::from(63 - bits.leading_zeros())))
+        };
+        self.blocks.iter().rev().find_map(in_block)
+    }
+
     /// Forgets blocks that lie wholly below `to`.
     pub fn forget_below(&mut self, to: Position) {
         while let Some(first) = self.blocks.first_entry().filter(|first| (first.key() + 1) * BLOCK <= to.0) {
