@@ -216,7 +216,7 @@ def tell(records, events, status, tap):
     dropped = [one for one in records if dropped_events([one])]
     refused = sum(put.shard is None for put in tap.puts)
     print(
-        f"        {len(records)} records; the KCL's rule drops {len(dropped)} with {len(dropped_events(records))} events;"
+        f"        {status['account']['accepted']} events in {len(records)} records; the KCL's rule drops {len(dropped)} with {len(dropped_events(records))} events;"
         f" {len(events) - len({event.data for event in events})} arrivals repeat another; the agent counted {status['duplicated']};"
         f" {refused} of {len(tap.puts)} records were refused by the server in {tap.requests} requests"
     )
