@@ -9,6 +9,7 @@
 //!
 //! How to run: `cargo bench --bench backlog`, or with options `-- --gib 8`, `--event-bytes 1024`, `--shards 512`, `--dead 64`
 //! (so many of them take nothing until the others have all of theirs), `--aggregate off`,
+//! `--fresh --gib 0.25 --shards 4` (how long events of new keys take beside it, `benches/backlog/fresh.rs`),
 //! `--compress` (zstd, so that a backlog larger than the disk fits it), `--dir PATH` (by default below
 //! `target/`), `--agent PATH`. Frames are written in the real format by the real writer, so that the size is the only thing
 //! that is scaled; what was written is removed at the end. Fails when a promise is broken, or when an event arrives out of
@@ -33,6 +34,10 @@
 #[path = "../tests/common/agent.rs"]
 #[allow(dead_code, reason = "the tests use the rest")]
 mod agent;
+#[path = "common/fill.rs"]
+mod fill;
+#[path = "backlog/fresh.rs"]
+mod fresh;
 #[path = "../tests/common/sink.rs"]
 #[allow(dead_code, unused_imports, reason = "the tests use the rest")]
 mod sink;
@@ -45,16 +50,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use agent::{Agent, Setup};
+use fill::{Backlog, SEGMENT_BYTES, fill, spool_options};
 use forebay::coding::{Coding, KeyRing};
 use forebay::event::{KeyHash, Position};
 use forebay::host::Host;
-use forebay::spool::frame::{self, FRAME_HEADER_BYTES};
-use forebay::spool::{SpoolOptions, open, prepare, segments_dir};
-use sink::{Mode, NUMBER_BASE, Sink};
+use forebay::spool::{open, segments_dir};
+use sink::{Mode, Sink};
 
-const SEGMENT_BYTES: u64 = forebay::limits::SEGMENT_BYTES_DEFAULT;
 const RSS_ABOVE_IDLE_MAX: u64 = 128 << 20;
-const USERS: u64 = 20_000;
 
 #[derive(Clone, Debug)]
 struct Options {
@@ -65,6 +68,8 @@ struct Options {
     aggregate: &'static str,
     /// The spool is compressed, so that a backlog larger than the disk fits it.
     compress: bool,
+    /// How long do events of new keys take beside it?
+    fresh: bool,
     dir: PathBuf,
     agent: PathBuf,
 }
@@ -73,8 +78,17 @@ impl Options {
     fn parse() -> Result<Self, String> {
         let agent = PathBuf::from(env!("CARGO_BIN_EXE_forebay"));
         let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("backlog");
-        let mut options =
-            Self { gib: 4.0, event_bytes: 1024, shards: 512, dead: 64, aggregate: "kpl", compress: false, dir, agent };
+        let mut options = Self {
+            gib: 4.0,
+            event_bytes: 1024,
+            shards: 512,
+            dead: 64,
+            aggregate: "kpl",
+            compress: false,
+            fresh: false,
+            dir,
+            agent,
+        };
         let mut arguments = std::env::args().skip(1);
         while let Some(name) = arguments.next() {
             let mut value = || arguments.next().ok_or(format!("{name} needs a value"));
@@ -88,6 +102,7 @@ impl Options {
                 "--dead" => options.dead = value().and_then(|v| v.parse().map_err(|_| wrong(v)))?,
                 "--aggregate" => options.aggregate = if value()? == "off" { "off" } else { "kpl" },
                 "--compress" => options.compress = true,
+                "--fresh" => options.fresh = true,
                 "--dir" => options.dir = value()?.into(),
                 "--agent" => options.agent = value()?.into(),
                 _ => return Err(format!("no option {name}; the head of benches/backlog.rs tells them")),
@@ -97,62 +112,8 @@ impl Options {
     }
 }
 
-/// What was written.
-struct Backlog {
-    events: u64,
-    /// Of these, for the shards that are dead at first.
-    stuck: u64,
-    frame_bytes: u64,
-}
-
-fn spool_options(dir: &Path) -> SpoolOptions {
-    SpoolOptions { stream: "events".into(), dir: dir.to_owned(), max_bytes: u64::MAX, segment_bytes: SEGMENT_BYTES }
-}
-
 fn host(options: &Options) -> Host {
     Coding { compress: options.compress, keys: KeyRing::default() }.host(&Host::real())
-}
-
-/// Numbered events of many users, as the doors would have written them.
-fn fill(options: &Options, dir: &Path, sink: &Sink) -> Backlog {
-    let host = host(options);
-    prepare(&host, &spool_options(dir)).expect("an empty directory");
-    let mut writer = open(&host, &spool_options(dir), Position(0), &Arc::default()).expect("an empty spool").writer;
-    let text = "x".repeat(options.event_bytes.saturating_sub(50));
-    let mut backlog = Backlog { events: 0, stuck: 0, frame_bytes: 0 };
-    let keys: Vec<(String, KeyHash, bool)> = (0..USERS)
-        .map(|user| {
-            let key = format!("u{user:06}");
-            let hash = KeyHash::of_key(&key);
-            let stuck = sink.shards().of_hash(hash.0) < options.dead;
-            (key, hash, stuck)
-        })
-        .collect();
-    let mut bytes = 0.0;
-    let mut number = NUMBER_BASE;
-    let mut batches = [Vec::with_capacity(5 << 20)];
-    while bytes < options.gib * f64::from(1 << 30) {
-        number += 1;
-        for (key, hash, stuck) in &keys {
-            let data = format!(r#"{{"userId":"{key}","n":{number},"text":"{text}"}}"#);
-            let before = batches[0].len();
-            frame::encode(&mut batches[0], key, *hash, false, data.as_bytes());
-            backlog.frame_bytes = (batches[0].len() - before) as u64;
-            assert_eq!(backlog.frame_bytes, (FRAME_HEADER_BYTES + key.len() + data.len()) as u64);
-            backlog.events += 1;
-            backlog.stuck += u64::from(*stuck);
-            if batches[0].len() >= 4 << 20 {
-                bytes += batches[0].len() as f64;
-                writer.commit(&mut batches).expect("a good disk");
-                batches[0].clear();
-            }
-        }
-    }
-    if !batches[0].is_empty() {
-        writer.commit(&mut batches).expect("a good disk");
-    }
-    writer.seal();
-    backlog
 }
 
 /// Bytes of all files of the segments directory, and how many there are.
@@ -218,6 +179,9 @@ fn drain(agent: &mut Agent, dir: &Path, backlog: &Backlog, left: u64, most: &mut
 fn run(options: &Options) -> Result<(), String> {
     fs::remove_dir_all(&options.dir).ok();
     fs::create_dir_all(&options.dir).map_err(|error| format!("{}: {error}", options.dir.display()))?;
+    if options.fresh {
+        return fresh::run(options);
+    }
     let sink_options = sink::Options { shards: options.shards, delay: Duration::from_millis(5), mode: Mode::Check };
     let sink = Sink::start(sink_options).map_err(|error| error.to_string())?;
     (0..options.dead).for_each(|shard| sink.set_dead(shard, true));
@@ -240,7 +204,8 @@ fn run(options: &Options) -> Result<(), String> {
     let setup = setup_in("full");
     let dir = setup.dir.join("spool/events");
     let begin = Instant::now();
-    let backlog = fill(options, &dir, &sink);
+    let stuck = |hash: KeyHash| sink.shards().of_hash(hash.0) < options.dead;
+    let backlog = fill(&host(options), &dir, options.gib * f64::from(1 << 30), options.event_bytes, stuck);
     let (bytes, files) = disk_used(&dir);
     println!(
         "backlog: {} events, {} MiB of frames, {} MiB in {files} segments, {} events for the {} of {} shards that are dead; written in {:.1?}",

@@ -30,12 +30,14 @@ use crate::admin::{self, AdminState};
 use crate::checkpoint::{Checkpoint, MarkStore, SledMarks};
 use crate::coding::{Coding, CodingError, KeyError};
 use crate::config::{Config, OnFull, StreamConfig, SyncClass};
+use crate::dispatch::fresh::ahead::Ahead;
 use crate::dispatch::run::{Ended, Event, Inbox, Parts, SentLog};
 use crate::dispatch::{DispatchOptions, Dispatcher, run};
 use crate::event::{LANES, Position};
 use crate::host::{self, Host};
 use crate::ingest::{Source, Sources, http, unix};
 use crate::kinesis::KinesisApi;
+use crate::limits::Budgets;
 use crate::metrics::{StreamMetrics, locked};
 use crate::spool::cursor::Cursor;
 use crate::spool::dead::desk::DeadLetters;
@@ -318,6 +320,8 @@ fn start_stream(config: &Config, stream: &StreamConfig, own: Host, api: Arc<dyn 
     let durable = loaded.as_ref().map_or(Position(0), |checkpoint| checkpoint.durable);
     let opened = spool::open(host, &options, durable, &metrics).map_err(failed)?;
     opened.handle.set_policy(Policy::of(&config.spool));
+    let budgets = Budgets::of_one_in(config.streams.len());
+    opened.handle.share_memory(&budgets);
     if config.spool.sync != SyncClass::Always {
         tracing::warn!(
             stream = stream.name,
@@ -350,6 +354,10 @@ fn start_stream(config: &Config, stream: &StreamConfig, own: Host, api: Arc<dyn 
     let shared = Arc::clone(opened.handle.shared());
     let mut cursor = Cursor::new(Arc::clone(&shared), Arc::clone(&host.files));
     let pending = count_pending(&mut cursor, &checkpoint.marks).map_err(|error| io("reading", &dir, error))?;
+    let ahead_path = dir.join("ledger.ahead");
+    // Read while the checkpoint is the one that it was written beside.
+    let ahead = Ahead::take(host, &ahead_path, &checkpoint);
+    let pending = ahead.as_ref().map_or(pending, |(_, then)| pending.min(*then));
     checkpoint = Checkpoint { clean: false, durable: next, dead: checkpoint.dead + opened.damaged_events, ..checkpoint };
     // What was found dead is known from now on, and what was durable stays so.
     if let Err(error) = store.save(&checkpoint) {
@@ -388,6 +396,10 @@ fn start_stream(config: &Config, stream: &StreamConfig, own: Host, api: Arc<dyn 
 
     let mut dispatcher =
         Dispatcher::new(DispatchOptions::of(stream), host.clone(), cursor, Arc::clone(&metrics), &checkpoint, resent_below);
+    dispatcher.share_memory(&budgets);
+    if let Some((ahead, _)) = ahead {
+        dispatcher.know_settled(ahead);
+    }
     let dead_dir = spool::dead_dir(&dir);
     let letters = DeadLetters::open(host, &dead_dir, config.spool.dead_max_bytes, &metrics).map_err(failed)?;
     let letters = Arc::new(letters);
@@ -403,6 +415,7 @@ fn start_stream(config: &Config, stream: &StreamConfig, own: Host, api: Arc<dyn 
         checkpoint_interval: config.spool.checkpoint_interval,
         segment_bytes: config.spool.segment_bytes,
         sent_log,
+        ahead: ahead_path,
         stream: stream.name.clone(),
     };
     let (inbox, dispatch) = run::start(parts).map_err(StartError::Threads)?;

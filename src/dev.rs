@@ -14,7 +14,10 @@
 //! at least 24); at 1 MB/s that still is 3.6 GB, so this is for development and demonstration.
 //!
 //! Failure: a port that is taken, a stream name that Kinesis would refuse. Absent on purpose: on-demand streams,
-//! AUTO distribution, child shards in answers, and everything else that ferrokinesis 0.7.0 does not know.
+//! AUTO distribution, child shards in answers, and everything else that ferrokinesis 0.7.0 does not know, but for records
+//! over 1 MiB, which `large` sees to.
+
+mod large;
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -130,7 +133,8 @@ impl DevKinesis {
             aws_region: REGION.into(),
             ..StoreOptions::default()
         });
-        let gate = Gate { store: store.clone(), turn: Arc::new(Mutex::new(())) };
+        let paid = options.enforce_limits.then(large::Paid::default);
+        let gate = Gate { store: store.clone(), turn: Arc::new(Mutex::new(())), paid };
         let router: Router = ferrokinesis::create_router(store)
             .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
             .layer(middleware::from_fn_with_state(gate.clone(), one_at_a_time));
@@ -182,6 +186,14 @@ impl DevKinesis {
         self.gate.create_stream(name, shards).await
     }
 
+    /// Sets the largest record that a stream takes (UpdateMaxRecordSize), KiB: 1,024, as a new stream has it, to 10,240.
+    ///
+    /// # Errors
+    /// Another number, or a stream that does not exist.
+    pub async fn set_record_kib_max(&self, name: &str, kib: u32) -> Result<(), DevError> {
+        self.gate.set_record_kib_max(name, kib).await
+    }
+
     /// How the first stream is reached.
     #[must_use]
     pub fn target(&self) -> Target {
@@ -218,6 +230,8 @@ impl Drop for DevKinesis {
 struct Gate {
     store: Store,
     turn: Arc<Mutex<()>>,
+    /// Where rates are enforced: what large records cost.
+    paid: Option<large::Paid>,
 }
 
 impl fmt::Debug for Gate {
@@ -240,6 +254,18 @@ impl Gate {
         let outcome = dispatch(&self.store, Operation::CreateStream, request).await;
         outcome.map_err(|error| DevError::Refused(error.body.message.unwrap_or(error.body.error_type)))?;
         self.settle().await;
+        drop(turn);
+        Ok(())
+    }
+
+    async fn set_record_kib_max(&self, name: &str, kib: u32) -> Result<(), DevError> {
+        let refused = |error: ferrokinesis::error::KinesisErrorResponse| {
+            DevError::Refused(error.body.message.unwrap_or(error.body.error_type))
+        };
+        let turn = self.turn.lock().await;
+        let arn = self.store.get_stream(name).await.map_err(refused)?.stream_arn;
+        let request = serde_json::json!({"StreamARN": arn, "MaxRecordSizeInKiB": kib});
+        dispatch(&self.store, Operation::UpdateMaxRecordSize, request).await.map_err(refused)?;
         drop(turn);
         Ok(())
     }
@@ -282,9 +308,15 @@ async fn one_at_a_time(State(gate): State<Gate>, request: Request, next: Next) -
     let Ok(body) = to_bytes(body, BODY_BYTES_MAX).await else {
         return StatusCode::PAYLOAD_TOO_LARGE.into_response();
     };
-    let request = Request::from_parts(parts, Body::from(body));
+    let call = large::call(&parts.headers).unwrap_or_default().to_owned();
     let turn = gate.turn.lock().await;
-    let response = next.run(request).await;
+    if let Some(response) = large::put(&gate.store, gate.paid.as_ref(), &call, &body).await {
+        return response;
+    }
+    let mut response = next.run(Request::from_parts(parts, Body::from(body))).await;
+    if call == "DescribeStreamSummary" {
+        response = large::tell(&gate.store, response).await;
+    }
     if changes_shards {
         gate.settle().await;
     }

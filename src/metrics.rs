@@ -8,11 +8,12 @@
 //! `admin`'s.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::checkpoint::Checkpoint;
 use crate::kinesis::StreamSummary;
+use crate::limits::{RECORD_BYTES_MAX, event_bytes_of};
 
 /// Bucket bounds, in seconds, of all latency histograms; +Inf is implied.
 pub const LATENCY_BOUNDS_SECONDS: [f64; 18] = [
@@ -112,6 +113,15 @@ impl Account {
     }
 }
 
+/// A partition key that has much of a shard, as samples tell.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct HotKey {
+    /// MD5 of the key (or its explicit hash key), as 32 hexadecimal digits: the key itself is event data.
+    pub hash: String,
+    /// At least so much of the shard's bytes, percent.
+    pub percent: u8,
+}
+
 /// What `status` and `metrics` tell of one shard.
 #[derive(Clone, Debug, Default)]
 pub struct ShardStatus {
@@ -127,6 +137,8 @@ pub struct ShardStatus {
     pub throttled: u64,
     /// Reads its backlog from disk at present.
     pub lagging: bool,
+    /// Keys that have a tenth or more of what goes there, the hottest first.
+    pub hot_keys: Vec<HotKey>,
 }
 
 /// What `status` and `metrics` tell of a stream as a whole.
@@ -169,6 +181,8 @@ pub struct StreamMetrics {
     pub delivery_seconds: Histogram,
     /// PutRecords by outcome: `ok`, `partial`, or an error class' name.
     pub put_requests: Mutex<BTreeMap<&'static str, u64>>,
+    /// Records go one by one, because PutRecords is denied and PutRecord is not.
+    pub put_singly: AtomicBool,
     /// Records stored.
     pub put_records: AtomicU64,
     /// Bytes stored: data and keys.
@@ -181,6 +195,9 @@ pub struct StreamMetrics {
     pub shards: Mutex<Vec<ShardStatus>>,
     /// What is known of the stream as a whole.
     pub mode: Mutex<ModeStatus>,
+    /// The largest record that the stream is known to take, bytes; 0 while that is not known. Set by
+    /// [`StreamMetrics::set_record_bytes_max`].
+    record_bytes_max: AtomicUsize,
     /// What the user could do for more events a second; empty when there is nothing to say.
     pub advice: Mutex<String>,
     /// Why the stream is paused, empty when it is not. Shown by status and readiness' body.
@@ -209,6 +226,18 @@ pub struct StreamMetrics {
 }
 
 impl StreamMetrics {
+    /// Notes the largest record that the stream takes, bytes, as Kinesis said last.
+    pub fn set_record_bytes_max(&self, bytes: usize) {
+        self.record_bytes_max.store(bytes, Ordering::Relaxed);
+    }
+
+    /// The largest event that the stream is known to take with any key, bytes. Every stream takes one of
+    /// [`EVENT_BYTES_MAX`](crate::limits::EVENT_BYTES_MAX).
+    #[must_use]
+    pub fn event_bytes_max(&self) -> usize {
+        event_bytes_of(self.record_bytes_max.load(Ordering::Relaxed).max(RECORD_BYTES_MAX))
+    }
+
     /// Notes that there is no room, and why; or that there is again.
     pub fn set_full(&self, limit: Option<Limit>) {
         self.full_by.store(limit.map_or(0, |limit| limit as u8), Ordering::Relaxed);

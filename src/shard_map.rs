@@ -98,6 +98,11 @@ impl ShardMap {
         self.lanes[lane.index()]
     }
 
+    /// Lanes that several shards share.
+    pub fn shared_lanes(&self) -> impl Iterator<Item = Lane> {
+        (0..LANES as u16).map(Lane).filter(|lane| self.lane(*lane) == LaneShard::Several)
+    }
+
     /// Index of the open shard that takes a hash.
     #[must_use]
     pub fn shard_of(&self, hash: KeyHash) -> usize {

@@ -120,6 +120,7 @@ fn busy_stream() -> Arc<StreamMetrics> {
         records: 4,
         throttled: 3,
         lagging,
+        hot_keys: Vec::new(),
     };
     *locked(&metrics.shards) = vec![shard("shardId-000000000000", false), shard("shardId-000000000001", true)];
     metrics.writable.store(true, Ordering::Relaxed);
@@ -235,7 +236,7 @@ async fn status_tells_every_stream_in_the_promised_shape() {
                     "sources": {"we/b": {"bytes": 2_048, "quota_bytes": 8_192, "full": false}},
                 },
                 "dead_letters": {"held": 3, "bytes": 512, "stuck_reason": "full"},
-                "put": {"requests": {"ok": 7, "throttle": 1}, "records": 8, "bytes": 9_000, "payload_units": 8, "throttled": 6},
+                "put": {"singly": false, "requests": {"ok": 7, "throttle": 1}, "records": 8, "bytes": 9_000, "payload_units": 8, "throttled": 6},
                 "mode": {
                     "status": "ACTIVE", "capacity": "on_demand", "encryption": "kms", "record_bytes_max": 1_048_576,
                     "keys": "decide", "aggregate": "kpl", "is_fallback": false, "reason": "",

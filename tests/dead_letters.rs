@@ -156,6 +156,85 @@ fn letters_appear_survive_kills_and_are_listed_retried_and_purged_with_aggregate
 }
 
 #[test]
+fn a_retry_says_of_which_letters_the_order_of_keys_is_lost_of_which_it_holds_and_of_which_nobody_knows() {
+    let dir = temporary();
+    let sink = real::sink(1, 2);
+    let mut setup = Setup::new(BINARY, dir.path(), sink.endpoint(), "off");
+    setup.spool = "segment_bytes = \"8MiB\"\ncheckpoint_interval = \"20ms\"".to_owned();
+    setup.stream = "linger = \"5ms\"\nttl = \"2s\"".to_owned();
+    sink.set_all_dead(true);
+    let client = |keys: &[&str]| Client::new(&setup.socket(), keys.iter().map(|key| (*key).to_owned()).collect(), 10, 50, 1);
+    let mut agent = Agent::start(&setup);
+    client(&["gone-on", "ended"]).run(&Pace::of(20));
+    agent.wait_for("letters", |agent| agent.account().expired == 20);
+
+    // The shard waits a while after so many refusals, and what comes until then dies too.
+    sink.set_all_dead(false);
+    let mut probe = client(&["probe"]);
+    for made in 1.. {
+        probe.run(&Pace::of(made));
+        agent.wait_for("its end", |agent| agent.account().pending == 0);
+        if agent.account().delivered > 0 {
+            break;
+        }
+    }
+    // One of the keys goes on, and that is delivered.
+    client(&["gone-on"]).run(&Pace::of(3));
+    agent.wait_drained();
+    let of_key = |key: &str| -> BTreeSet<u64> {
+        letters(&setup).iter().filter(|(_, letter)| letter["key"] == key).map(|(n, _)| *n).collect()
+    };
+    let (ended, gone_on) = (of_key("ended"), of_key("gone-on"));
+    assert_eq!(ended.len() + gone_on.len(), 20);
+    // Half of one key's first: what came back of a key does not stand in the way of its next.
+    let half: Vec<String> = ended.iter().take(ended.len() / 2).map(u64::to_string).collect();
+    let half: Vec<&str> = half.iter().map(String::as_str).collect();
+    let out = good(&setup, &[&["retry", "--json"], &half[..]].concat());
+    let told: Value = serde_json::from_str(&out).expect("JSON");
+    assert_eq!(told["order"], serde_json::json!({"kept": half.len(), "behind": 0, "unknown": 0, "behind_numbers": []}));
+    agent.wait_drained();
+    let out = good(&setup, &["retry", "--key", "ended"]);
+    let left = ended.len() - half.len();
+    assert!(
+        out.contains(&format!("\n  {left} dead letters in the order of their keys")) && !out.contains("cannot be kept"),
+        "{out}"
+    );
+
+    let first = gone_on.first().expect("some").to_string();
+    let out = good(&setup, &["retry", &first]);
+    let lost = format!(
+        "the order of their keys cannot be kept for 1 dead letter: later events of these keys are delivered, or wait before them: {first}\n"
+    );
+    assert!(out.contains(&lost), "{out}");
+    agent.wait_drained();
+
+    // What came after is settled, and its files go.
+    let mut filler = Client::new(&setup.socket(), (0..50).map(|n| format!("filler-{n}")).collect(), 60_000, 50, 1);
+    filler.run(&Pace::of(300));
+    agent.wait_drained();
+    agent.wait_for("files to go", |agent| {
+        agent.status().expect("a status")["streams"][0]["spool"]["bytes"].as_u64() < Some(9 << 20)
+    });
+    assert!(agent.terminate().success());
+    let out = good(&setup, &["retry", "--key", "gone-on", "--json"]);
+    let told: Value = serde_json::from_str(&out).expect("JSON");
+    let unknown = gone_on.len() - 1;
+    assert_eq!(
+        (&told["retried"], &told["order"]["unknown"], &told["order"]["kept"]),
+        (&unknown.into(), &unknown.into(), &0.into()),
+        "{told}"
+    );
+    let mut agent = Agent::start(&setup);
+    agent.wait_drained();
+    let mut seen: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+    for (key, number) in real::arrived(&sink) {
+        seen.entry(key).or_default().push(number);
+    }
+    assert!(seen["ended"].is_sorted() && seen["ended"].len() == ended.len(), "{seen:?}");
+    assert!(agent.terminate().success());
+}
+
+#[test]
 fn what_is_younger_than_ttl_is_delivered() {
     let dir = temporary();
     let (sink, setup) = start(dir.path(), "off", "1h");

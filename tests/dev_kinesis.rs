@@ -219,6 +219,51 @@ async fn the_largest_request_is_taken() {
 }
 
 #[tokio::test]
+async fn a_record_is_judged_by_its_streams_limit_with_its_key_and_ten_mib_make_a_request() {
+    let dev = DevKinesis::start(options(1)).await.unwrap();
+    let client = dev.client();
+    let of = |bytes: usize| PutEntry { partition_key: "key".into(), explicit_hash_key: None, data: vec![b'x'; bytes - 3] };
+    assert_eq!(client.summary().await.unwrap().record_bytes_max, Some(1 << 20));
+    client.put_records(vec![of(1 << 20)]).await.unwrap();
+    let error = client.put_records(vec![entry("a", "1"), of((1 << 20) + 1)]).await.unwrap_err();
+    assert!(error.class == ErrorClass::Poison && error.names_a_record(), "{error}");
+
+    dev.set_record_kib_max("clicks", 10_240).await.unwrap();
+    assert_eq!(client.summary().await.unwrap().record_bytes_max, Some(10 << 20));
+    assert!(client.put_records(vec![of((10 << 20) + 1)]).await.is_err());
+    let sizes = [(10 << 20) - 4, 3 << 20, 100, (6 << 20) + 7, 5 << 20, 5 << 20];
+    for entries in [
+        vec![entry("a", "1"), of(sizes[0] - 2)],
+        vec![of(sizes[1]), of(sizes[2]), of(sizes[3])],
+        vec![of(sizes[4]), of(sizes[5])],
+    ] {
+        let count = entries.len();
+        let outcomes = client.put_records(entries).await.unwrap();
+        assert!(outcomes.len() == count && outcomes.iter().all(|one| matches!(one, EntryOutcome::Stored { .. })), "{outcomes:?}");
+    }
+    let error = client.put_records(vec![of(5 << 20), of((5 << 20) + 1)]).await.unwrap_err();
+    assert_eq!(error.class, ErrorClass::Poison, "{error}");
+    let arrivals = read_to_tip(&mut consumer(&dev, ReadFrom::TrimHorizon)).await.unwrap();
+    let lengths: Vec<usize> = arrivals.iter().map(|arrival| arrival.events[0].data.len()).collect();
+    let wanted = [1 << 20, 4, sizes[0] - 2, sizes[1], sizes[2], sizes[3], sizes[4], sizes[5]].map(|bytes: usize| bytes - 3);
+    assert_eq!(lengths, wanted);
+    dev.stop().await;
+}
+
+#[tokio::test]
+async fn a_shard_pays_for_a_large_record_before_it_takes_another_where_rates_are_enforced() {
+    let dev = DevKinesis::start(DevOptions { enforce_limits: true, ..options(1) }).await.unwrap();
+    dev.set_record_kib_max("clicks", 10_240).await.unwrap();
+    let large = || PutEntry { partition_key: "key".into(), explicit_hash_key: None, data: vec![b'x'; 9 << 20] };
+    let client = dev.client();
+    let first = client.put_records(vec![large()]).await.unwrap();
+    assert!(matches!(first[0], EntryOutcome::Stored { .. }), "{first:?}");
+    let second = client.put_records(vec![large()]).await.unwrap();
+    assert!(matches!(&second[0], EntryOutcome::Failed(error) if error.class == ErrorClass::Throttle), "{second:?}");
+    dev.stop().await;
+}
+
+#[tokio::test]
 async fn limits_are_enforced_record_by_record_when_asked() {
     let dev = DevKinesis::start(DevOptions { enforce_limits: true, ..options(1) }).await.unwrap();
     let client = dev.client();

@@ -15,7 +15,7 @@ mod service;
 mod world;
 
 use forebay::dispatch::backoff::Backoff;
-use service::{Control, LIST_SHARDS_PER_SECOND};
+use service::{Control, DESCRIBE_PER_SECOND, LIST_SHARDS_PER_SECOND};
 use world::Dice;
 
 #[test]
@@ -53,4 +53,13 @@ fn a_thousand_agents_that_start_at_once_list_the_shards_within_the_limit() {
 fn a_thousand_agents_at_a_tenth_of_that_limit_all_have_their_listing_within_a_minute() {
     let calls = control::until_answered(&[0.0; 1_000], Backoff::of_listing(), Control::new(100.0), &Dice::new(1));
     assert!(calls.refused > 0 && calls.done_seconds < 60.0, "{calls:?}");
+}
+
+#[test]
+fn a_thousand_agents_that_start_at_once_spread_their_questions_for_the_summary_over_a_minute() {
+    let calls = control::summaries(1_000, false, Control::new(DESCRIBE_PER_SECOND), &Dice::new(1));
+    // Seventeen a second on average; chance makes a few seconds fuller than twenty.
+    assert!(calls.refused <= 50 && calls.most_per_second <= 40 && calls.done_seconds < 120.0, "{calls:?}");
+    let calls = control::summaries(1_000, true, Control::new(DESCRIBE_PER_SECOND), &Dice::new(1));
+    assert!(calls.refused < 1_200 && calls.done_seconds < 180.0, "where the form of records hangs on it: {calls:?}");
 }

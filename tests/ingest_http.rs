@@ -18,7 +18,7 @@ use doors::{Stop, World, config, keyed, soon, until};
 use forebay::config::SourceConfig;
 use forebay::ingest::Sources;
 use forebay::ingest::http::{HttpOptions, bind};
-use forebay::limits::EVENT_BYTES_MAX;
+use forebay::limits::{EVENT_BYTES_CEILING, EVENT_BYTES_MAX, INGEST_BYTES_MAX};
 use http_body_util::{BodyExt as _, Full};
 use hyper::{HeaderMap, Request};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -274,6 +274,36 @@ async fn an_only_event_that_is_rejected_is_an_error() {
     let listed = door.post("/ingest", JSON, "[{\"other\":1}]").await;
     assert_eq!((listed.status, &listed.json["accepted"]), (200, &json!(0)));
     assert_eq!((world.rejected("no_key"), world.rejected("too_large")), (2, 1));
+    door.end().await;
+}
+
+#[tokio::test]
+async fn an_event_of_10_mib_is_taken_once_its_stream_is_known_to_take_it_and_its_memory_is_admitted() {
+    let mut world = World::stalled();
+    let open = SourceConfig { max_event_bytes: EVENT_BYTES_CEILING, ..config("web") };
+    let door = Door::open(Sources::new([world.source(&open)])).await;
+    let mut large = b"{\"userId\":\"u\",\"x\":\"".to_vec();
+    large.resize(EVENT_BYTES_CEILING - 2, b'x');
+    large.extend_from_slice(b"\"}");
+    let refused = door.post("/ingest", JSON, large.clone()).await;
+    assert_eq!(refused.status, 413, "{refused:?}");
+    assert!(refused.error().contains("MaxRecordSizeInKiB"), "{refused:?}");
+    world.metrics.set_record_bytes_max(10 << 20);
+    let lines = [&b"{\"userId\":\"first\"}\n"[..], &large, b"\n{\"userId\":\"last\"}\n"].concat();
+    let taken = async {
+        until("three events wait for the disk", || world.handle.gathered() == 3).await;
+        // What is held for them is what they take: so little is left that this cannot be had.
+        let left = INGEST_BYTES_MAX - EVENT_BYTES_CEILING;
+        let held: Vec<_> = (0..left >> 20).map(|_| world.handle.try_admit(1 << 20)).collect::<Result<_, _>>().unwrap();
+        assert!(world.handle.try_admit(1 << 20).is_err(), "the event's memory was admitted");
+        drop(held);
+        world.go();
+    };
+    let (answer, ()) = tokio::join!(door.post("/ingest", "application/x-ndjson", lines), taken);
+    assert_eq!((answer.status, &answer.json["accepted"]), (200, &json!(3)), "{answer:?}");
+    let lengths: Vec<usize> = world.events().iter().map(|(_, data)| data.len()).collect();
+    assert_eq!(lengths, [18, EVENT_BYTES_CEILING, 17]);
+    assert_eq!(world.rejected("too_large"), 1);
     door.end().await;
 }
 

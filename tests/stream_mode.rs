@@ -141,6 +141,47 @@ fn without_the_right_to_read_the_mode_kpl_sends_single_events_and_says_which_rig
 }
 
 #[test]
+fn with_a_policy_that_allows_put_record_alone_everything_arrives_in_order_and_status_says_what_to_allow() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (sink, setup, mut agent) = start(&dir, "off", "", |sink| sink.deny("PutRecords", true));
+    let mut client = client(&setup, "user");
+    client.run(&Pace::of(EVENTS / 4));
+    agent.wait_drained();
+    let singly = |agent: &Agent| agent.status().expect("a status")["streams"][0]["put"]["singly"].as_bool();
+    agent.wait_for("status to tell", |agent| singly(agent) == Some(true));
+    let (code, text, err) = real::forebay(&["status", "--config", setup.file().to_str().expect("UTF-8")]);
+    assert!(code == 0 && text.contains("sent by PutRecord, which is slower; allow kinesis:PutRecords"), "{text}{err}");
+    assert!(agent.get("/metrics").expect("metrics").1.contains("forebay_put_singly{stream=\"events\"} 1"));
+    let mut seen: BTreeMap<String, u64> = BTreeMap::new();
+    for (key, number) in (0..SHARDS).flat_map(|shard| read_as_kcl(&sink, shard).0) {
+        assert_eq!(number, seen.insert(key, number).unwrap_or(0) + 1, "KEY-ORDER");
+    }
+    assert_eq!(seen, made(&client));
+    // What the agent knows, check tells.
+    let mut check = real::command(&["check", "--config", setup.file().to_str().expect("UTF-8")]);
+    let (_, text, err) = real::outcome(check.envs(setup.env.iter().cloned()).output().expect("the binary runs"));
+    assert!(text.contains("! agent         running, and PutRecords is denied"), "{text}{err}");
+    assert!(agent.terminate().success());
+}
+
+#[test]
+fn where_the_shards_may_not_be_listed_events_arrive_and_check_warns_in_the_voice_of_the_agent() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (sink, setup, mut agent) = start(&dir, "kpl", "", |sink| sink.deny("ListShards", true));
+    let mut client = client(&setup, "user");
+    client.run(&Pace::of(EVENTS / 4));
+    agent.wait_drained();
+    assert_eq!(aggregates(&sink), 0, "one event a record");
+    assert!(mode(&agent)["reason"].as_str().is_some_and(|text| text.contains("allow kinesis:ListShards")), "{}", mode(&agent));
+    let mut check = real::command(&["check", "--config", setup.file().to_str().expect("UTF-8")]);
+    let (code, text, err) = real::outcome(check.envs(setup.env.iter().cloned()).output().expect("the binary runs"));
+    assert_eq!(code, 0, "it works: {text}{err}");
+    assert!(text.contains("! shards        kinesis:ListShards is not allowed: one event a record is sent"), "{text}");
+    assert!(text.contains("\"Action\":[\"kinesis:ListShards\"]"), "{text}");
+    assert!(agent.terminate().success());
+}
+
+#[test]
 fn lines_are_read_back_by_whoever_splits_them_each_key_in_order_and_in_its_shard() {
     let dir = tempfile::tempdir().expect("a directory");
     let (sink, setup, mut agent) = start(&dir, "lines", "", |_| {});

@@ -2,7 +2,9 @@
 //!
 //! Place: beside `world.rs`, as this has nothing to do with shards' rates. Waits after a refusal are the program's own
 //! [`Backoff`]. When the first call is made follows the dispatcher: at once at a start (`ask_for_map` of
-//! `src/dispatch/mod.rs`), and after a reshard with the first record that lands elsewhere than predicted.
+//! `src/dispatch/mod.rs`), and after a reshard within half a second of the first record that lands elsewhere than predicted.
+//!
+//! Questions for the stream's summary are asked by the program's own [`Mode`].
 //!
 //! Absent on purpose: answers that are slow or old.
 
@@ -11,6 +13,8 @@ use std::collections::BinaryHeap;
 use std::time::Duration;
 
 use forebay::dispatch::backoff::Backoff;
+use forebay::dispatch::mode::Mode;
+use forebay::kinesis::{ErrorClass, PutError, StreamSummary};
 
 use crate::service::Control;
 use crate::world::Dice;
@@ -46,13 +50,60 @@ pub fn until_answered(first: &[f64], backoff: Backoff, mut service: Control, dic
             queue.push(Reverse((now + backoffs[agent].fail(dice), agent)));
         }
     }
-    // In any span of a second, not only from one full second to the next.
-    let mut begin = 0;
+    calls.most_per_second = most_per_second(&times);
+    calls
+}
+
+/// In any span of a second, not only from one full second to the next.
+fn most_per_second(times: &[Duration]) -> u64 {
+    let (mut begin, mut most) = (0, 0);
     for (end, at) in times.iter().enumerate() {
         while *at - times[begin] >= Duration::from_secs(1) {
             begin += 1;
         }
-        calls.most_per_second = calls.most_per_second.max((end + 1 - begin) as u64);
+        most = most.max(end + 1 - begin);
     }
+    most as u64
+}
+
+/// So many agents start at once and ask what the stream's summary is, until each was answered once. `at_once`: the form of their
+/// records hangs on it.
+#[must_use]
+pub fn summaries(agents: usize, at_once: bool, mut service: Control, dice: &Dice) -> Calls {
+    let mut modes: Vec<Option<Mode>> = (0..agents).map(|_| Some(Mode::new(false))).collect();
+    if !at_once {
+        modes.iter_mut().flatten().for_each(|mode| mode.take_time(Duration::ZERO, dice));
+    }
+    let refusal = || PutError { class: ErrorClass::Throttle, code: "LimitExceededException".to_owned(), message: String::new() };
+    let summary = || StreamSummary {
+        arn: String::new(),
+        status: "ACTIVE".to_owned(),
+        on_demand: None,
+        ignores_keys: None,
+        record_bytes_max: None,
+        key: None,
+    };
+    let (mut times, mut now) = (Vec::new(), Duration::ZERO);
+    let mut calls = Calls { made: 0, refused: 0, most_per_second: 0, done_seconds: 0.0 };
+    while modes.iter().any(Option::is_some) {
+        for held in &mut modes {
+            let Some(mode) = held.as_mut() else { continue };
+            if !mode.ask(now) {
+                continue;
+            }
+            times.push(now);
+            calls.made += 1;
+            if service.takes(now) {
+                mode.answered(Ok(summary()), now, dice);
+                calls.done_seconds = now.as_secs_f64();
+                *held = None;
+            } else {
+                mode.answered(Err(refusal()), now, dice);
+                calls.refused += 1;
+            }
+        }
+        now += Duration::from_millis(20);
+    }
+    calls.most_per_second = most_per_second(&times);
     calls
 }

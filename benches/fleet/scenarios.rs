@@ -87,12 +87,20 @@ fn scenario(name: &'static str, shards: usize, groups: Vec<Group>, steady: Vec<(
     let seconds = steady.last().map_or(0, |span| span.1);
     Scenario {
         name,
-        setup: Setup { shards, record_bytes: 600, metering: Metering::Bucket, groups, seconds, seed: 1 },
+        setup: Setup { shards, record_bytes: 600, aggregate_bytes: None, metering: Metering::Bucket, groups, seconds, seed: 1 },
         steady,
         leave_at: None,
         load: 1.0,
         is_contended: true,
     }
+}
+
+/// Agents that pack events of 600 bytes into aggregates, at one shard.
+fn aggregated(name: &'static str, agents: usize, seconds: usize) -> Scenario {
+    // 1 MiB/s.
+    let mut scenario = scenario(name, 1, vec![crowd(agents, 1.3, 1747.0, Pattern::Poisson)], vec![(300, seconds)]);
+    scenario.setup.aggregate_bytes = Some(256 << 10);
+    scenario
 }
 
 /// All of them.
@@ -119,6 +127,8 @@ pub fn full() -> Vec<Scenario> {
         one("one-shard-bursty", BURSTS),
         one_shard_churn(),
         by_bytes,
+        aggregated("one-shard-aggregates", 50, 1800),
+        aggregated("one-shard-aggregates-of-10", 10, 1800),
         by_seconds,
         idle,
         few,
@@ -152,5 +162,10 @@ pub fn short() -> Vec<Scenario> {
     let come = Group { agents: 20, joins: (200.0, 201.0), leaves: (500.0, 501.0), ..stay };
     let mut churn = scenario("short-joins-and-leaves", 4, vec![stay, come], vec![(60, 200), (300, 500), (570, 700)]);
     churn.leave_at = Some(500);
-    vec![hundred("short-poisson", Pattern::Poisson), hundred("short-bursty", BURSTS), churn]
+    vec![
+        hundred("short-poisson", Pattern::Poisson),
+        hundred("short-bursty", BURSTS),
+        churn,
+        aggregated("short-aggregates", 20, 1500),
+    ]
 }

@@ -113,6 +113,9 @@ pub struct Setup {
     pub shards: usize,
     /// Bytes of a record on average, key included; each between half and one and a half of it.
     pub record_bytes: usize,
+    /// What is written are events, of which a record takes as many as fit its ceiling: at most so many bytes, and less at a low
+    /// rate. One record of each agent at a shard is under way at a time.
+    pub aggregate_bytes: Option<usize>,
     /// Of the service.
     pub metering: Metering,
     /// Who takes part.
@@ -149,13 +152,23 @@ pub struct Trace {
     pub backlog: u64,
     /// Shards.
     pub shards: usize,
+    /// Of many events each: of the shards' limits only bytes bind.
+    pub aggregated: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Happens {
     Wake,
-    Lands { count: u32 },
-    Answered { stored: u32, throttled: u32 },
+    /// So many records of so many events each.
+    Lands {
+        count: u32,
+        events: u32,
+    },
+    Answered {
+        stored: u32,
+        throttled: u32,
+        events: u32,
+    },
 }
 
 #[derive(Debug)]
@@ -210,6 +223,8 @@ struct Lane {
     /// While none waits, when the next arrives.
     arrives: Duration,
     wakes: Duration,
+    /// An aggregate is under way.
+    under_way: bool,
 }
 
 /// The machine of it.
@@ -283,6 +298,7 @@ impl<'a> World<'a> {
             present: agents.iter().map(|agent| (agent.from.as_secs_f64(), agent.until.as_secs_f64())).collect(),
             backlog: 0,
             shards: setup.shards,
+            aggregated: setup.aggregate_bytes.is_some(),
         };
         let mut world = Self {
             setup,
@@ -306,6 +322,7 @@ impl<'a> World<'a> {
                 counted: agent.written_for(from.as_secs_f64()),
                 arrives: from,
                 wakes: Duration::MAX,
+                under_way: false,
             });
             world.await_arrival(at);
             let first = world.lanes[at].arrives;
@@ -366,25 +383,27 @@ impl<'a> World<'a> {
                 self.turn(at);
             }
             Happens::Wake => {}
-            Happens::Lands { count } => {
+            Happens::Lands { count, events } => {
                 let shard = at % self.setup.shards;
                 let second = &mut self.trace.seconds[now.as_secs() as usize];
                 let mut stored = 0;
                 for _ in 0..count {
-                    let bytes = (self.setup.record_bytes as f64 * (0.5 + self.dice.unit())) as usize;
+                    let each = if events > 1 { 1.0 } else { 0.5 + self.dice.unit() };
+                    let bytes = (self.setup.record_bytes as f64 * each) as usize * events as usize;
                     if self.shards[shard].takes(now, bytes) {
                         stored += 1;
                         second.bytes += bytes as u64;
                     }
                 }
-                second.stored += u64::from(stored);
-                second.throttled += u64::from(count - stored);
-                self.trace.by_agent[now.as_secs() as usize][at / self.setup.shards] += stored;
+                second.stored += u64::from(stored * events);
+                second.throttled += u64::from((count - stored) * events);
+                self.trace.by_agent[now.as_secs() as usize][at / self.setup.shards] += stored * events;
                 let back = now + Duration::from_millis(5 + self.dice.next_u64() % 11);
-                self.arrange(at, back, Happens::Answered { stored, throttled: count - stored });
+                self.arrange(at, back, Happens::Answered { stored, throttled: count - stored, events });
             }
-            Happens::Answered { stored, throttled } => {
+            Happens::Answered { stored, throttled, events } => {
                 let lane = &mut self.lanes[at];
+                lane.under_way = false;
                 for _ in 0..throttled {
                     if lane.not_before <= now {
                         lane.not_before = now + lane.backoff.fail(&self.dice);
@@ -404,7 +423,7 @@ impl<'a> World<'a> {
                         lane.counted = self.agents[at / self.setup.shards].written_for(now.as_secs_f64());
                         lane.since = now.saturating_sub(LINGER);
                     }
-                    lane.backlog += throttled;
+                    lane.backlog += throttled * events;
                 }
                 self.turn(at);
             }
@@ -419,6 +438,10 @@ impl<'a> World<'a> {
         }
         self.count_arrivals(at);
         let lane = &mut self.lanes[at];
+        if lane.under_way {
+            // Its answer is the next turn.
+            return;
+        }
         if lane.backlog == 0 {
             let arrives = lane.arrives;
             return self.wake(at, arrives + LINGER);
@@ -430,17 +453,23 @@ impl<'a> World<'a> {
             let when = due.max(allowed);
             return self.wake(at, when);
         }
-        let mut count = 0;
-        while (count as usize) < granted && lane.limiter.has_bytes() {
+        let (mut count, mut events) = (0, 1);
+        if let Some(most) = self.setup.aggregate_bytes {
+            let fits = lane.limiter.record_bytes(most) / self.setup.record_bytes;
+            (count, events) = (1, (fits as u32).clamp(1, lane.backlog));
+            lane.limiter.spend(self.setup.record_bytes * events as usize, 1);
+            lane.under_way = true;
+        }
+        while !lane.under_way && (count as usize) < granted && lane.limiter.has_bytes() {
             // The lane spends the mean where the shard weighs each record: sizes differ, and the sums do not.
             lane.limiter.spend(self.setup.record_bytes, 1);
             count += 1;
         }
-        lane.backlog -= count;
+        lane.backlog -= count * events;
         // What is left has waited as long, nearly.
         let when = lane.limiter.ready_at(lane.backlog.max(1) as usize).max(lane.not_before);
         let out = now + Duration::from_millis(5 + self.dice.next_u64() % 11);
-        self.arrange(at, out, Happens::Lands { count });
+        self.arrange(at, out, Happens::Lands { count, events });
         if self.lanes[at].backlog == 0 {
             self.await_arrival(at);
             let arrives = self.lanes[at].arrives;
@@ -460,6 +489,7 @@ impl Trace {
         let stored: u64 = seconds.iter().map(|second| second.stored).sum();
         let bytes: u64 = seconds.iter().map(|second| second.bytes).sum();
         let by_records = stored as f64 / (SHARD_RECORDS_PER_SECOND as f64 * capacity);
+        let by_records = if self.aggregated { 0.0 } else { by_records };
         by_records.max(bytes as f64 / (SHARD_BYTES_PER_SECOND as f64 * capacity))
     }
 

@@ -258,6 +258,11 @@ impl Out<'_, '_> {
             "1 while one event a record is sent instead of aggregates, because keys are ignored or nobody could say; /status tells.",
             |reading| f64::from(u8::from(reading.report.mode.is_fallback)),
         )?;
+        self.gauge(
+            "forebay_put_singly",
+            "1 while each record is sent by a PutRecord of its own, which is slower, because PutRecords is denied.",
+            |reading| f64::from(u8::from(reading.report.put.singly)),
+        )?;
         self.counter("forebay_throttled", "Records that a shard refused for its rate; each was sent again.", |reading| {
             reading.report.put.throttled
         })

@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
 
-use crate::metrics::{Account, Histogram, Limit, ModeStatus, SourceUsage, StreamMetrics, locked};
+use crate::metrics::{Account, Histogram, HotKey, Limit, ModeStatus, SourceUsage, StreamMetrics, locked};
 
 /// What the agent does with new events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -163,6 +163,9 @@ pub struct DeadReport {
 /// What went to Kinesis since the start of the process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PutReport {
+    /// Each record by a PutRecord of its own, which is slower: PutRecords is denied.
+    #[serde(default)]
+    pub singly: bool,
     /// PutRecords by outcome: `ok`, `partial`, or an error class' name.
     pub requests: BTreeMap<String, u64>,
     /// Records stored.
@@ -271,6 +274,9 @@ pub struct ShardReport {
     pub throttled: u64,
     /// Reads its backlog from disk at present.
     pub lagging: bool,
+    /// Keys that have a tenth or more of what goes there, the hottest first; left out where none has.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hot_keys: Vec<HotKey>,
 }
 
 impl StreamReport {
@@ -286,6 +292,7 @@ impl StreamReport {
                 records: shard.records,
                 throttled: shard.throttled,
                 lagging: shard.lagging,
+                hot_keys: shard.hot_keys.clone(),
             })
             .collect();
         Self {
@@ -313,6 +320,7 @@ impl StreamReport {
                 stuck_reason: locked(&metrics.dead_reason).clone(),
             },
             put: PutReport {
+                singly: metrics.put_singly.load(Ordering::Relaxed),
                 requests: owned(&locked(&metrics.put_requests)),
                 records: metrics.put_records.load(Ordering::Relaxed),
                 bytes: metrics.put_bytes.load(Ordering::Relaxed),

@@ -60,7 +60,7 @@ pub struct DeadFilter {
     /// All of them, or all that the other filters leave
     #[arg(long)]
     pub all: bool,
-    /// expired, damaged or poison
+    /// expired, damaged, poison or too_large
     #[arg(long, value_name = "REASON", value_parser = reason())]
     pub reason: Option<Reason>,
     /// Of this partition key
@@ -114,6 +114,7 @@ pub struct DeadShowArgs {
   forebay dead retry --reason expired --limit 100
 
 A retried event gets a new position, so it comes behind later events of its key that are in the spool or already delivered.
+Where there are such events, and where that cannot be known any more, it is said, with the letters' numbers.
 Its age begins anew, so that ttl does not take it again at once. accepted counts it a second time, as dead or expired did
 once: the totals only grow, and they balance. Damaged letters cannot be retried.")]
 pub struct DeadRetryArgs {

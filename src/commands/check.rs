@@ -9,6 +9,9 @@
 //! is removed. Failure: a question that gets no answer is a finding too ("could not tell"), never an end. Exit code 1
 //! when a finding says that delivery would fail; warnings and what could not be told leave it 0.
 //!
+//! An agent that runs on this configuration is asked too (its admin listener): it alone knows what binds its rate, and what it
+//! was refused. Without one, nothing is said of it.
+//!
 //! Absent on purpose: any part in the agent's life. A check that fails or is refused stops nothing.
 
 mod local;
@@ -20,6 +23,7 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
+use crate::admin::report::StreamReport;
 use crate::cli::CheckArgs;
 use crate::config::Loaded;
 use crate::exit::Exit;
@@ -129,10 +133,20 @@ pub async fn run(args: &CheckArgs, loaded: &Loaded) -> ExitCode {
     let mut sections = vec![Section { stream: None, findings: here }];
     if !args.local {
         // Each stream has its own limits of time; side by side, one that hangs delays no other.
-        let asked: Vec<_> = config.streams.iter().cloned().map(|stream| tokio::spawn(stream::check(stream))).collect();
+        let largest = |stream: &str| {
+            config.sources.iter().filter(|source| source.stream == stream).map(|source| source.max_event_bytes).max().unwrap_or(0)
+        };
+        let asked = config.streams.iter().map(|stream| tokio::spawn(stream::check(stream.clone(), largest(&stream.name))));
+        let asked: Vec<_> = asked.collect();
+        let running = match config.listen.admin {
+            Some(admin) => super::status::fetch(admin).await.ok().map(|(_, report)| report),
+            None => None,
+        };
         for (stream, asked) in config.streams.iter().zip(asked) {
-            let findings =
+            let mut findings =
                 asked.await.unwrap_or_else(|error| vec![Finding::unknown("stream", format!("the check broke off: {error}"))]);
+            let of_it = running.iter().flat_map(|report| &report.streams).find(|report| report.name == stream.name);
+            findings.extend(of_it.map(judge_agent).unwrap_or_default());
             sections.push(Section { stream: Some(stream.name.clone()), findings });
         }
     }
@@ -146,6 +160,25 @@ pub async fn run(args: &CheckArgs, loaded: &Loaded) -> ExitCode {
             Exit::Failed.into()
         }
     }
+}
+
+/// What the agent that runs here knows of a stream, and asking AWS does not tell.
+fn judge_agent(report: &StreamReport) -> Vec<Finding> {
+    const ABOUT: &str = "agent";
+    let mut findings = Vec::new();
+    if !report.advice.is_empty() {
+        findings.push(Finding::warning(ABOUT, format!("running, and held back: {}", report.advice)));
+    }
+    if report.put.singly {
+        findings.push(Finding::warning(ABOUT, format!("running, and {}", super::status::SINGLY)));
+    }
+    if !report.paused_reason.is_empty() {
+        findings.push(Finding::warning(ABOUT, format!("running, and delivery is paused: {}", report.paused_reason)));
+    }
+    if findings.is_empty() {
+        findings.push(Finding::ok(ABOUT, "running, and nothing holds its delivery back"));
+    }
+    findings
 }
 
 fn json(sections: &[Section], failed: bool) -> String {

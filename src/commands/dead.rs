@@ -6,16 +6,19 @@
 //! would, through the same recovery.
 //!
 //! Data and keys of events are printed because a person asks for them here; they are escaped for terminals, and never
-//! logged. A retried event comes behind all that its key received meanwhile; this is said in the help.
+//! logged. A retried event comes behind all that its key received meanwhile; where that breaks the order of a key, and where it
+//! cannot be known, it is said (`order`).
 //!
 //! Failure: one sentence on stderr with the place and the remedy, exit code 1; a wrong question 64. What was done before an
 //! error stays done, and is told.
+
+mod order;
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _};
 use std::net::SocketAddr;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,18 +30,20 @@ use hyper::{Request, StatusCode};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
+use self::order::Order;
 use super::status::{StatusError, call, count};
 use super::{asked, print};
 use crate::admin::dead::{Ask, PURGE, RETRY};
 use crate::agent::spool_dir;
 use crate::cli::{DeadArgs, DeadCommand, DeadFilter};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::event::Position;
 use crate::exit::Exit;
 use crate::host::{DirLock, Host};
 use crate::spool::append::{self, AppendError, Appender, WithoutMarks};
 use crate::spool::dead::desk::{DeadLetters, Done, Selection};
 use crate::spool::dead::{DeadStore, Letter};
+use crate::spool::inspect::{InspectError, SpoolDir};
 use crate::spool::{self, OpenError, SpoolOptions};
 
 /// The longest one ask of a running agent may take: it waits for its disk.
@@ -106,7 +111,14 @@ fn places(args: &DeadArgs, config: &Config) -> Told<Vec<Place>> {
     let mut found = Vec::new();
     for name in &names {
         let dir = spool_dir(root, name);
-        if let Some(stream) = stream_of(&dir) {
+        let stream = match SpoolDir::open(&Host::real(), &dir) {
+            Ok(spool) => Some(spool.stream().to_owned()),
+            Err(InspectError::NoDirectory(_) | InspectError::NotASpool(_)) => None,
+            // Among the spools other things may lie, a socket for one.
+            Err(InspectError::Open(OpenError::Io { error, .. })) if error.kind() == io::ErrorKind::NotADirectory => None,
+            Err(error) => return Err(failed(error.to_string())),
+        };
+        if let Some(stream) = stream {
             let coding = config.coding(&stream).map_err(|error| (Exit::Configuration, error.to_string()))?;
             found.push(Place { stream, dir, host: coding.host(&Host::real()) });
         }
@@ -116,15 +128,6 @@ fn places(args: &DeadArgs, config: &Config) -> Told<Vec<Place>> {
         return Err(failed(format!("{what} lies in {} (spool.dir); name another place with --spool-dir", root.display())));
     }
     Ok(found)
-}
-
-/// Whose spool a directory is, by its `format` file.
-fn stream_of(dir: &Path) -> Option<String> {
-    let file = Host::real().files.open(&dir.join("format")).ok()?;
-    let mut bytes = vec![0; file.len().ok()?.min(4096) as usize];
-    file.read_exact_at(&mut bytes, 0).ok()?;
-    let text = String::from_utf8(bytes).ok()?;
-    text.lines().find_map(|line| line.strip_prefix("stream ")).map(str::to_owned)
 }
 
 fn only_one(args: &DeadArgs, config: &Config) -> Told<Place> {
@@ -171,7 +174,7 @@ fn list(args: &DeadArgs, config: &Config, filter: &DeadFilter, limit: u64, as_js
                 return ControlFlow::Break(());
             }
             if shown == 0 && !as_json {
-                out.push_str("number   reason   died                  attempts  bytes   key                   data\n");
+                out.push_str("number   reason    died                  attempts  bytes   key                   data\n");
             }
             shown += 1;
             out.push_str(&if as_json {
@@ -199,7 +202,7 @@ fn list(args: &DeadArgs, config: &Config, filter: &DeadFilter, limit: u64, as_js
 fn line(letter: &Letter, several: bool, stream: &str) -> String {
     let preview: String = String::from_utf8_lossy(&letter.data).chars().take(PREVIEW_CHARS).collect();
     let mut text = format!(
-        "{:<8} {:<8} {:<21} {:>8}  {:>6}  {:<20}  {}",
+        "{:<8} {:<9} {:<21} {:>8}  {:>6}  {:<20}  {}",
         letter.number,
         letter.reason.label(),
         time(letter.died_ms),
@@ -338,6 +341,10 @@ async fn change(
     if let Ok(style) = ProgressStyle::with_template("{bar:40} {human_pos}/{human_len} letters") {
         bar.set_style(style);
     }
+    // Found out before the first comes back.
+    let stream = config.streams.iter().find(|stream| stream.name == place.stream);
+    let ordered = stream.is_none_or(|stream| stream.order == config::Order::Key);
+    let order = (what == Change::Retry && ordered).then(|| Order::look(&place, &selection, limit));
     let mut agent = Worker::open(args, config, &place)?;
     let mut total = Done::default();
     let error = loop {
@@ -358,7 +365,7 @@ async fn change(
     };
     bar.finish_and_clear();
     agent.close();
-    tell(&place, what, &total, error.as_deref(), as_json)?;
+    tell(&place, what, &total, order.as_ref(), error.as_deref(), as_json)?;
     match error {
         Some(error) => Err(failed(error)),
         None if total.refused > 0 => Err(failed(format!("{} that cannot be retried stay", dead_letters(total.refused)))),
@@ -366,17 +373,20 @@ async fn change(
     }
 }
 
-fn tell(place: &Place, what: Change, total: &Done, error: Option<&str>, as_json: bool) -> Told<()> {
+fn tell(place: &Place, what: Change, total: &Done, order: Option<&Order>, error: Option<&str>, as_json: bool) -> Told<()> {
     let verb = if what == Change::Retry { "retried" } else { "purged" };
     let text = if as_json {
-        json!({"stream": place.stream, verb: total.done, "refused": total.refused, "refusals": total.refusals, "error": error})
-            .to_string()
-            + "\n"
+        let mut object = json!({"stream": place.stream, verb: total.done, "refused": total.refused, "refusals": total.refusals, "error": error});
+        if let Some(order) = order {
+            object["order"] = order.json();
+        }
+        object.to_string() + "\n"
     } else {
         let mut text = format!("{verb} {} of stream {}\n", dead_letters(total.done), place.stream);
         for refusal in &total.refusals {
             writeln!(text, "  {} stays: {}", refusal.number, refusal.reason).expect("writing to a String does not fail");
         }
+        text.push_str(&order.map(Order::text).unwrap_or_default());
         text
     };
     print(&text).map_err(|error| failed(format!("cannot write to stdout: {error}")))

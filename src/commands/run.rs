@@ -96,6 +96,7 @@ mod dev {
     use super::{Arc, AwsKinesis, Config, Exit, ExitCode, Host, RunArgs, Signal, serve};
     use crate::dev::{ACCESS_KEY_ID, DevKinesis, DevOptions, SECRET_ACCESS_KEY};
     use crate::kinesis::aws::Target;
+    use crate::limits::{KEY_BYTES_MAX, MARGIN_BYTES, RECORD_BYTES_MAX};
 
     pub(super) async fn run(args: &RunArgs, config: Config, terminate: Signal, interrupt: Signal) -> ExitCode {
         // On a fresh machine nothing of the chosen place exists yet, and the socket may stand in it.
@@ -116,6 +117,16 @@ mod dev {
         };
         for stream in &config.streams[1..] {
             if let Err(error) = kinesis.create_stream(&plain(&stream.name), args.dev_shards).await {
+                eprintln!("forebay run --dev: stream {}: {error}", stream.name);
+                return Exit::Failed.into();
+            }
+        }
+        for stream in &config.streams {
+            // Each takes what its sources may take.
+            let sources = config.sources.iter().filter(|source| source.stream == stream.name);
+            let largest = sources.map(|source| source.max_event_bytes).max().unwrap_or(0);
+            let kib = (largest + KEY_BYTES_MAX + MARGIN_BYTES).div_ceil(1024).max(RECORD_BYTES_MAX / 1024) as u32;
+            if let Err(error) = kinesis.set_record_kib_max(&plain(&stream.name), kib).await {
                 eprintln!("forebay run --dev: stream {}: {error}", stream.name);
                 return Exit::Failed.into();
             }

@@ -17,7 +17,7 @@ use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-use crate::admin::report::{AgentState, LatencyReport, StatusReport, StreamReport};
+use crate::admin::report::{AgentState, LatencyReport, ShardReport, StatusReport, StreamReport};
 
 /// The longest the whole exchange may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -27,6 +27,10 @@ pub(super) const ANSWER_BYTES_MAX: usize = 16 << 20;
 
 /// Shards printed for each stream; `--json` has all.
 const SHARDS_SHOWN_MAX: usize = 32;
+
+/// What is told while it is so.
+pub(super) const SINGLY: &str =
+    "PutRecords is denied, so each record is sent by PutRecord, which is slower; allow kinesis:PutRecords";
 
 /// What the command line asks for.
 #[derive(Clone, Debug)]
@@ -223,7 +227,7 @@ fn render_stream(out: &mut String, stream: &StreamReport) -> fmt::Result {
                 count(shard.queued_events),
                 count(shard.records),
                 count(shard.throttled),
-                (if shard.lagging { "reads from disk" } else { "" }).to_owned(),
+                remarks(shard),
             ]
         }));
         write_table(out, &rows, 1)?;
@@ -232,6 +236,13 @@ fn render_stream(out: &mut String, stream: &StreamReport) -> fmt::Result {
         }
     }
     Ok(())
+}
+
+/// What else there is to say of a shard.
+fn remarks(shard: &ShardReport) -> String {
+    let lags = shard.lagging.then(|| "reads from disk".to_owned());
+    let hot = shard.hot_keys.first().map(|key| format!("{} % or more is one key (MD5 {})", key.percent, key.hash));
+    lags.into_iter().chain(hot).collect::<Vec<_>>().join("; ")
 }
 
 fn state_of(stream: &StreamReport) -> String {
@@ -259,6 +270,9 @@ fn state_of(stream: &StreamReport) -> String {
     }
     if !stream.mode.reason.is_empty() {
         states.push(stream.mode.reason.clone());
+    }
+    if stream.put.singly {
+        states.push(SINGLY.to_owned());
     }
     if !stream.paused_reason.is_empty() {
         states.push(format!("delivery is paused: {}", stream.paused_reason));

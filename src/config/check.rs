@@ -15,6 +15,7 @@ use super::{
     StreamConfig, SyncClass,
 };
 use crate::coding::KeySource;
+use crate::limits;
 
 /// Segments that must fit a source's quota. Its events in the newest segment stay there however well they are delivered; with
 /// room for another one it can always go on.
@@ -57,6 +58,7 @@ pub(crate) fn check(in_force: &InForce, problems: &mut Vec<Problem>) {
         check_stream(stream, problems);
     }
     check_sources(&sources, &streams, problems);
+    check_event_sizes(&sources, &streams, problems);
     for source in &sources {
         check_quota(source, in_force.one(SectionKind::Spool), problems);
     }
@@ -153,6 +155,25 @@ fn check_sources(sources: &[&Section], streams: &[&Section], problems: &mut Vec<
         let wrong =
             format!("missing; with {} streams, say which source feeds which: [[source]] with name and stream", streams.len());
         problems.push(Problem::new("source", wrong).allowed(format!("stream = one of {known}")));
+    }
+}
+
+/// The largest event of a source must fit a request to its stream, whatever its key: else it could be taken and never sent.
+fn check_event_sizes(sources: &[&Section], streams: &[&Section], problems: &mut Vec<Problem>) {
+    for source in sources.iter().filter(|source| source.sound(&["stream", "max_event_bytes"])) {
+        let of_it = |stream: &&&Section| source.text("stream").is_some_and(|name| stream.word("name") == name);
+        let Some(stream) = streams.iter().find(of_it).filter(|stream| stream.sound(&["name", "request_bytes_max"])) else {
+            continue;
+        };
+        let (event, request) = (source.bytes("max_event_bytes"), stream.bytes("request_bytes_max"));
+        let key = limits::KEY_BYTES_MAX as u64;
+        if event + key > request {
+            let at = place(stream.kind, stream.index, "request_bytes_max");
+            let [most, needed] = [request - key, event + key].map(super::units::show_bytes);
+            let wrong = format!("such an event with the longest key does not fit a request ({at})");
+            let allowed = format!("at most \"{most}\", or a request_bytes_max of \"{needed}\" or more");
+            problems.push(source.problem("max_event_bytes", wrong).allowed(allowed));
+        }
     }
 }
 

@@ -443,7 +443,7 @@ pub struct SourceConfig {
     pub partition_key_fallback: KeyFallback,
     /// Write keys that open this source; empty: open to whoever reaches the listener.
     pub keys: Vec<Secret>,
-    /// Largest event. Default and most: `limits::EVENT_BYTES_MAX`.
+    /// Largest event. Default `limits::EVENT_BYTES_MAX`, most `limits::EVENT_BYTES_CEILING`; fits a request of its stream.
     pub max_event_bytes: usize,
     /// Bytes that this source's undelivered events may take of the spool. `None`: all of it.
     pub spool_quota: Option<u64>,

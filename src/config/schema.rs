@@ -221,14 +221,11 @@ const MIB: u64 = 1 << 20;
 /// Bytes that the path of a Unix socket may take: `sun_path` is 108 with its final zero (unix(7)).
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 
-/// Largest setting for a request: where the newer quota is in force, PutRecords takes 10 MiB.
-const REQUEST_BYTES_CEILING: usize = 2 * limits::REQUEST_BYTES_MAX - limits::MARGIN_BYTES;
-
 const _: () = {
     // The largest record that can be configured fits the smallest request that can be configured,
-    // and two of the largest requests fit what may be under way.
+    // and the largest fits what may be under way.
     assert!(limits::RECORD_BYTES_MAX - limits::MARGIN_BYTES <= MIB as usize);
-    assert!(REQUEST_BYTES_CEILING <= limits::IN_FLIGHT_BYTES_MAX);
+    assert!(limits::REQUEST_BYTES_CEILING <= limits::IN_FLIGHT_BYTES_MAX);
 };
 
 static PATH: Rule = Rule { allowed: "a path", holds: |path| !path.is_empty() && !path.contains('\0') };
@@ -423,7 +420,7 @@ static STREAM: [Key; 16] = [
     ),
     key(
         "request_bytes_max",
-        Kind::Bytes { min: MIB, max: REQUEST_BYTES_CEILING as u64 },
+        Kind::Bytes { min: MIB, max: limits::REQUEST_BYTES_CEILING as u64 },
         Fallback::Toml("\"5119KiB\""),
         "Ceiling of one PutRecords request; above 5MiB only where the account has the newer quota.",
     ),
@@ -478,9 +475,10 @@ static SOURCE: [Key; 9] = [
     key("keys_file", Kind::SecretsFile { of: "keys" }, Fallback::Unset, "A file with one write key a line, instead of `keys`."),
     key(
         "max_event_bytes",
-        Kind::Bytes { min: 1, max: limits::EVENT_BYTES_MAX as u64 },
+        Kind::Bytes { min: 1, max: limits::EVENT_BYTES_CEILING as u64 },
         Fallback::Toml("\"1022KiB\""),
-        "The largest event taken; more would not fit a Kinesis record with the longest key.",
+        "The largest event taken; the default is what fits any Kinesis record with the longest key. More is taken while Kinesis says \
+         that the stream takes such records (MaxRecordSizeInKiB), and needs a request_bytes_max that holds it.",
     ),
     key(
         "spool_quota",

@@ -140,7 +140,7 @@ impl Dispatcher {
                     self.queues[sent.queue].under_way -= 1;
                     self.delivered(sent.queue, seqs, tally);
                 } else {
-                    self.map_stale();
+                    self.map_stale(now);
                     self.held.push(Held { queue: sent.queue, seqs: seqs.to_vec(), span: sent.span, shard });
                 }
                 None
@@ -277,8 +277,12 @@ impl Dispatcher {
 
     /// Lets settled slots at the front go, and tells the marks.
     pub(super) fn pop_settled(&mut self, at: usize) {
-        while let Some(slot) = self.queues[at].pop_settled() {
+        while let Some(slot) = self.queues[at].pop_settled(false) {
             self.marks.settled(slot.lane(), slot.position);
+            self.main_settled(slot.position);
+        }
+        while let Some(slot) = self.queues[at].pop_settled(true) {
+            self.fresh_settled(slot.lane(), slot.position);
         }
     }
 }

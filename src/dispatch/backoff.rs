@@ -28,10 +28,10 @@ impl Backoff {
         Self::new(Duration::from_millis(100), Duration::from_secs(10))
     }
 
-    /// That of asking for the shards.
+    /// That of asking for the shards. An account's calls are counted by the second: sooner there is nothing to be had.
     #[must_use]
     pub const fn of_listing() -> Self {
-        Self::new(Duration::from_millis(200), Duration::from_secs(30))
+        Self::new(Duration::from_secs(1), Duration::from_secs(30))
     }
 
     /// One more failure: the wait before the next try.

@@ -23,7 +23,7 @@ use std::time::Duration;
 use super::Dispatcher;
 use super::outgoing::Outgoing;
 use super::queue::{Slot, SlotState};
-use crate::event::Lane;
+use crate::event::{Lane, Position};
 use crate::kinesis::PutError;
 use crate::metrics::{Account, locked};
 use crate::spool::dead::desk::DeadLetters;
@@ -39,7 +39,7 @@ const BATCH_BYTES_GOOD: usize = 64 << 10;
 const BATCH_GAP: Duration = Duration::from_millis(100);
 
 /// How long letters that could not be written wait before the next try.
-const RETRY_WAIT: Duration = Duration::from_secs(1);
+pub(super) const RETRY_WAIT: Duration = Duration::from_secs(1);
 
 /// An episode of dropping is over when nothing was dropped for so long.
 const EPISODE_GAP: Duration = Duration::from_secs(60);
@@ -72,10 +72,10 @@ impl Ending {
         }
     }
 
-    fn of(letter: &Letter) -> Self {
+    pub(super) fn of(letter: &Letter) -> Self {
         match letter.reason {
             Reason::Expired => Self::Expired(letter.number),
-            Reason::Damaged | Reason::Poison => Self::Dead(Some(letter.number)),
+            Reason::Damaged | Reason::Poison | Reason::TooLarge => Self::Dead(Some(letter.number)),
         }
     }
 }
@@ -115,6 +115,13 @@ pub(super) struct Endings {
     episode: Option<(Duration, u64)>,
 }
 
+impl Endings {
+    /// Where letters go, if they are kept.
+    pub(super) fn letters(&self) -> Option<Arc<DeadLetters>> {
+        self.letters.clone()
+    }
+}
+
 impl Dispatcher {
     /// From now on events become letters there. `known` are those letters whose events the checkpoint may not have passed:
     /// their events are not sent, and are counted as what they are instead of as pending.
@@ -152,8 +159,8 @@ impl Dispatcher {
 
     /// What a checkpoint with the marks of now may count as dead, expired and dropped.
     pub(super) fn counted_at_marks(&mut self) -> Account {
-        let marks = &self.marks;
-        self.endings.ended.retain(|(position, lane), _| *position >= marks.of(*lane).0);
+        let marks = self.marks_now();
+        self.endings.ended.retain(|(position, lane), _| *position >= marks[lane.index()].0);
         let mut ahead = Account::default();
         self.endings.ended.values().for_each(|ending| ending.count(&mut ahead));
         let first = self.endings.ended.values().filter_map(|ending| ending.letter()).min();
@@ -169,6 +176,11 @@ impl Dispatcher {
             dropped: account.dropped.saturating_sub(ahead.dropped),
             ..account
         }
+    }
+
+    /// Positions of events that ended and that the marks of the last checkpoint have not passed.
+    pub(super) fn ended_ahead(&self) -> Vec<Position> {
+        self.endings.ended.keys().map(|(position, _)| Position(*position)).collect()
     }
 
     /// The last checkpoint was saved: letters that nothing needs any more may leave the disk.
@@ -213,17 +225,19 @@ impl Dispatcher {
             }
             let queue = &self.queues[at];
             let begun = due.len();
-            for (seq, slot) in queue.numbered() {
-                let age = slot.age_ms(now);
-                if age < ttl_ms {
-                    next_in = Some(next_in.map_or(ttl_ms - age, |soonest| soonest.min(ttl_ms - age)));
-                    break;
-                }
-                if slot.state == SlotState::Waiting {
-                    due.push((at, seq));
-                    bytes += slot.entry.len as usize;
-                    if bytes >= BATCH_BYTES_MAX {
+            for fresh in [false, true] {
+                for (seq, slot) in queue.numbered(fresh) {
+                    let age = slot.age_ms(now);
+                    if age < ttl_ms {
+                        next_in = Some(next_in.map_or(ttl_ms - age, |soonest| soonest.min(ttl_ms - age)));
                         break;
+                    }
+                    if slot.state == SlotState::Waiting {
+                        due.push((at, seq));
+                        bytes += slot.entry.len as usize;
+                        if bytes >= BATCH_BYTES_MAX {
+                            break;
+                        }
                     }
                 }
             }
@@ -273,7 +287,7 @@ impl Dispatcher {
     }
 
     /// These events that wait have ended so.
-    fn end(&mut self, at: usize, seqs: &[u64], endings: impl Iterator<Item = Ending>) {
+    pub(super) fn end(&mut self, at: usize, seqs: &[u64], endings: impl Iterator<Item = Ending>) {
         let mut counted = Account::default();
         for (seq, ending) in seqs.iter().zip(endings) {
             let slot = self.queues[at].slot(*seq);
@@ -291,7 +305,7 @@ impl Dispatcher {
     }
 
     /// The letter that a slot's event becomes: expired, or damaged if it cannot be read back.
-    fn letter_of(&mut self, slot: &Slot) -> io::Result<Letter> {
+    pub(super) fn letter_of(&mut self, slot: &Slot) -> io::Result<Letter> {
         let mut read = Outgoing::new(0);
         let found = self.frame(slot, &mut read)?;
         let died_ms = self.wall_ms;
@@ -387,7 +401,7 @@ impl Dispatcher {
         Ok(())
     }
 
-    fn room_for(letters: &DeadLetters, bytes: u64) -> io::Result<()> {
+    pub(super) fn room_for(letters: &DeadLetters, bytes: u64) -> io::Result<()> {
         if letters.store().has_room(bytes) {
             return Ok(());
         }
@@ -463,14 +477,17 @@ impl Dispatcher {
         }
         let all = self.cursor.shared().table.all();
         let Some((_newest, older)) = all.split_last() else { return Ok(true) };
-        if older.iter().any(|segment| segment.covered_by(self.marks.all())) {
+        let marks = self.marks_now();
+        if older.iter().any(|segment| segment.covered_by(&marks)) {
             return Ok(true);
         }
         let Some(segment) = older.first() else { return Ok(true) };
         let mut dropped = 0;
         for at in 0..self.queues.len() {
-            let of_it = self.queues[at].numbered().take_while(|(_, slot)| slot.segment == segment.id);
-            let waiting: Vec<u64> = of_it.filter(|(_, slot)| slot.state == SlotState::Waiting).map(|(seq, _)| seq).collect();
+            let queue = &self.queues[at];
+            let of_it = |fresh| queue.numbered(fresh).take_while(|(_, slot)| slot.segment == segment.id);
+            let waiting = of_it(false).chain(of_it(true)).filter(|(_, slot)| slot.state == SlotState::Waiting);
+            let waiting: Vec<u64> = waiting.map(|(seq, _)| seq).collect();
             if waiting.is_empty() {
                 continue;
             }
@@ -479,7 +496,7 @@ impl Dispatcher {
             self.end(at, &waiting, waiting.iter().map(|_| Ending::Dropped));
         }
         self.note_dropped(segment.id, dropped, now);
-        let under_way = |queue: &super::Queue| queue.oldest().is_some_and(|slot| slot.segment == segment.id);
+        let under_way = |queue: &super::Queue| queue.oldest().any(|slot| slot.segment == segment.id);
         if self.queues.iter().any(under_way) {
             return Ok(false);
         }
@@ -488,23 +505,23 @@ impl Dispatcher {
         if self.map.is_some() {
             self.advance_marks();
         }
-        let pending = self.cursor.pending(segment, self.marks.all())?;
-        let rest = pending.saturating_sub(self.marks.settled_ahead(segment.base, end));
+        let rest = self.pending_of(segment)?;
         locked(&self.metrics.account).dropped += rest;
         let unswept = self.sweep < end;
         self.sweep = self.sweep.max(end);
         for queue in &mut self.queues {
-            let behind = queue.lag.as_mut().filter(|lag| lag.from < end);
-            queue.drop_unsaved |= unswept || behind.is_some();
-            if let Some(lag) = behind {
+            queue.drop_unsaved |= unswept;
+            for lag in [&mut queue.lag, &mut queue.fresh_lag].into_iter().flatten().filter(|lag| lag.from < end) {
+                queue.drop_unsaved = true;
                 *lag = super::Lag::new(end);
             }
         }
+        self.raise_fresh(end);
         if self.map.is_some() {
             self.advance_marks();
         }
         self.marks.raise(end);
-        debug_assert!(segment.covered_by(self.marks.all()), "nothing of it is left");
+        debug_assert!(segment.covered_by(&self.marks_now()), "nothing of it is left");
         self.note_dropped(segment.id, rest, now);
         Ok(true)
     }

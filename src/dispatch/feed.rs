@@ -3,8 +3,9 @@
 //! Place: part of the [`Dispatcher`]; called by `poll`. Bounded in each call, so that answers are not kept
 //! waiting by a long backlog.
 //!
-//! *IN-ORDER-FEED*: a queue gets its events in position order. It takes part in the sweep, or lags and reads on
-//! its own from the first position it did not get; it joins again when it has read up to the sweep.
+//! *IN-ORDER-FEED*: each side of a queue gets its events in position order. It takes part in its sweep, or lags and reads on
+//! its own from the first position it did not get; it joins again when it has read up to the sweep. Which side an event is
+//! for is decided by its position and key alone (`fresh.rs`), so that who meets it again decides alike.
 
 use std::io;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use std::time::Duration;
 
 use super::queue::{Lag, NO_CHAIN, Slot, SlotState};
 use super::{Dispatcher, Queue};
-use crate::event::{KeyHash, Position};
+use crate::event::{KeyHash, Lane, Position};
 use crate::spool::cursor::Damaged;
 use crate::spool::frame::Frame;
 use crate::spool::gather::Chunk;
@@ -25,14 +26,6 @@ const SWEEP_BYTES_MAX: usize = 4 << 20;
 /// Bytes swept between two looks at what all queues hold.
 const SWEEP_STEP_BYTES: usize = 512 << 10;
 
-/// What may be sent at once, over all queues, beyond which the sweep waits: half of what may be under
-/// way, and well within the window, so that it is still in memory when it is packed.
-const SWEEP_TARGET_BYTES: usize = 8 << 20;
-
-/// Frame bytes that may wait in all queues: what the window can hold, so that it is still in memory when its turn
-/// comes. Only what a shard that takes nothing holds for long is read again.
-const WAITING_BYTES_MAX: usize = crate::limits::WINDOW_BYTES_MAX * 5 / 8;
-
 /// Bytes read for one lagging queue in one call.
 const LAG_BYTES: usize = 256 << 10;
 
@@ -40,11 +33,18 @@ impl Dispatcher {
     /// Fills the queues, as far as it keeps requests full. True when there is more to feed at once.
     pub(super) fn feed(&mut self, now: Duration) -> bool {
         let mut more = false;
+        self.look_for_backlog(now);
+        match self.feed_fresh(now) {
+            Ok(again) => more |= again,
+            Err(error) => self.cannot_read(&error, now),
+        }
         for at in 0..self.queues.len() {
-            if self.queues[at].lag.is_some() && self.hungry(at) {
-                match self.feed_lagging(at, now) {
-                    Ok(again) => more |= again,
-                    Err(error) => self.cannot_read(&error, now),
+            for fresh in [true, false] {
+                if self.lag_of(at, fresh).is_some() && self.hungry(at, fresh) {
+                    match self.feed_lagging(at, fresh, now) {
+                        Ok(again) => more |= again,
+                        Err(error) => self.cannot_read(&error, now),
+                    }
                 }
             }
         }
@@ -73,18 +73,18 @@ impl Dispatcher {
     /// work for all; and neither a dead shard's full queue (it may not send) nor a hot key's long chain (a queue
     /// counts up to twice its share) keeps the sweep from going on for the others.
     fn wants_more(&mut self, now: Duration) -> bool {
-        let (_, share) = self.share();
+        let (_, share) = self.share(false);
         let (mut usable, mut ready) = (0, 0);
         let mut starving = false;
         let mut starves_at: Option<Duration> = None;
-        self.slots_held = 0;
-        self.bytes_waiting = 0;
+        self.held_by = Default::default();
         for at in 0..self.queues.len() {
             let queue = &self.queues[at];
-            self.slots_held += queue.len();
-            self.bytes_waiting += queue.waiting_bytes();
+            for (fresh, held) in [false, true].into_iter().zip(&mut self.held_by) {
+                *held = (held.0 + queue.side_len(fresh), held.1 + queue.side_waiting_bytes(fresh));
+            }
             let may_send_at = queue.not_before.max(queue.limiter.ready_at(1));
-            let starves = queue.lag.is_none() && self.hungry(at);
+            let starves = queue.lag.is_none() && self.hungry(at, false);
             if may_send_at <= now {
                 usable += queue.waiting_bytes().min(2 * share);
                 ready += queue.ready_bytes();
@@ -97,8 +97,8 @@ impl Dispatcher {
             // An empty queue has nothing that would wake us when its shard takes records again.
             self.wake(at);
         }
-        self.pressed = ready >= SWEEP_TARGET_BYTES;
-        starving && usable < SWEEP_TARGET_BYTES
+        self.pressed = ready >= self.sweep_target_bytes();
+        starving && usable < self.sweep_target_bytes()
     }
 
     pub(super) fn cannot_read(&mut self, error: &io::Error, now: Duration) {
@@ -106,29 +106,58 @@ impl Dispatcher {
         self.wake(now + Duration::from_secs(1));
     }
 
-    /// An equal share of the slots, and of the bytes that may wait.
-    fn share(&self) -> (usize, usize) {
-        let queues = self.queues.len().max(1);
-        ((self.options.slots_max / queues).max(16), WAITING_BYTES_MAX / queues)
+    /// What may be sent at once, over all queues, beyond which the sweep waits: a good half of what may be under way, and well
+    /// within the window, so that it is still in memory when it is packed.
+    fn sweep_target_bytes(&self) -> usize {
+        self.budgets.in_flight_bytes / 5 * 3
     }
 
-    /// The queue holds what it may: its share, or more as long as there is enough for all.
-    fn is_full(&self, at: usize) -> bool {
-        let (slots, bytes) = self.share();
+    /// Frame bytes that may wait in all queues: what the window can hold, so that it is still in memory when its turn comes.
+    /// Only what a shard that takes nothing holds for long is read again.
+    fn waiting_bytes_max(&self) -> usize {
+        self.budgets.window_bytes / 8 * 5
+    }
+
+    /// What all queues together may hold on one side: slots, and bytes that wait. While there is a fresh side, a quarter is its.
+    fn budget(&self, fresh: bool) -> (usize, usize) {
+        let quarters = match (self.fresh.is_some(), fresh) {
+            (false, _) => 4,
+            (true, false) => 3,
+            (true, true) => 1,
+        };
+        (self.options.slots_max / 4 * quarters, self.waiting_bytes_max() / 4 * quarters)
+    }
+
+    /// A queue's equal share of that.
+    fn share(&self, fresh: bool) -> (usize, usize) {
+        let queues = self.queues.len().max(1);
+        let (slots, bytes) = self.budget(fresh);
+        ((slots / queues).max(16), bytes / queues)
+    }
+
+    /// The queue's side holds what it may: its share, or more as long as there is enough for all.
+    fn is_full(&self, at: usize, fresh: bool) -> bool {
+        let ((slots, bytes), (slots_all, bytes_all)) = (self.share(fresh), self.budget(fresh));
+        let held = self.held_by[usize::from(fresh)];
+        let slots = if held.0 < slots_all { slots.max(slots_all / 4) } else { slots };
+        let bytes = if held.1 < bytes_all { bytes.max(bytes_all / 4) } else { bytes };
         let queue = &self.queues[at];
-        let slots = if self.slots_held < self.options.slots_max { slots.max(self.options.slots_max / 4) } else { slots };
-        let bytes = if self.bytes_waiting < WAITING_BYTES_MAX { bytes.max(WAITING_BYTES_MAX / 4) } else { bytes };
         // One event always has room.
-        queue.len() >= slots || queue.waiting_bytes() > bytes
+        queue.side_len(fresh) >= slots || queue.side_waiting_bytes(fresh) > bytes
     }
 
     /// It has little left to send. Events in chains count: they come as their keys' turns do.
-    fn hungry(&self, at: usize) -> bool {
-        let (slots, bytes) = self.share();
+    fn hungry(&self, at: usize, fresh: bool) -> bool {
+        let (slots, bytes) = self.share(fresh);
         let queue = &self.queues[at];
-        queue.waiting_bytes() < (bytes / 2).min(2 * self.options.record_bytes_max)
-            && !self.is_full(at)
-            && queue.len() < slots.max(32)
+        queue.side_waiting_bytes(fresh) < (bytes / 2).min(2 * self.options.record_bytes_max)
+            && !self.is_full(at, fresh)
+            && queue.side_len(fresh) < slots.max(32)
+    }
+
+    fn lag_of(&mut self, at: usize, fresh: bool) -> &mut Option<Lag> {
+        let queue = &mut self.queues[at];
+        if fresh { &mut queue.fresh_lag } else { &mut queue.lag }
     }
 
     /// Hands out one chunk, of so many bytes (1 at least); 0 when all that is durable was handed out.
@@ -146,9 +175,13 @@ impl Dispatcher {
             end = Position(frame.position().0 + 1);
             if frame.position() >= self.sweep {
                 let at = self.queue_of(frame.hash());
-                if self.queues[at].lag.is_none() {
+                if self.queues[at].lag.is_none() && !self.is_fresh(frame.position(), frame.hash()) {
                     let entry = Entry { offset: chunk.offset + offset as u32, len: frame.len() as u32 };
-                    self.enqueue(at, &frame, &chunk, number, offset, entry, now);
+                    if self.waits_for_fresh(at, frame.position()) {
+                        self.queues[at].lag = Some(Lag::new(frame.position()));
+                    } else {
+                        self.enqueue(at, false, &frame, &chunk, number, offset, entry, now);
+                    }
                 }
             }
             offset += frame.len();
@@ -158,14 +191,15 @@ impl Dispatcher {
         Ok(offset.max(1))
     }
 
-    fn queue_of(&self, hash: KeyHash) -> usize {
+    pub(super) fn queue_of(&self, hash: KeyHash) -> usize {
         self.map.as_ref().map_or(0, |map| map.shard_of(hash))
     }
 
     #[expect(clippy::too_many_arguments, reason = "a slot's origin has that many parts, and two callers")]
-    fn enqueue(
+    pub(super) fn enqueue(
         &mut self,
         at: usize,
+        fresh: bool,
         frame: &Frame<'_>,
         chunk: &Chunk,
         number: u32,
@@ -174,15 +208,14 @@ impl Dispatcher {
         now: Duration,
     ) {
         let position = frame.position();
-        let full = self.is_full(at);
+        let full = self.is_full(at, fresh);
         let chaining = self.chaining();
-        let queue = &mut self.queues[at];
-        if full && queue.lag.is_none() {
-            queue.lag = Some(Lag::new(position));
+        let lag = self.lag_of(at, fresh);
+        if full && lag.is_none() {
+            *lag = Some(Lag::new(position));
             return;
         }
-        let lane = frame.hash().lane();
-        if !self.marks.enqueue(lane, position) {
+        if !self.is_outstanding(frame.hash().lane(), position, fresh) {
             return;
         }
         let received_ms = chunk.created_ms + u64::from(frame.time_ms());
@@ -201,7 +234,7 @@ impl Dispatcher {
             behind: if chaining { 0 } else { NO_CHAIN },
             attempts: 0,
         };
-        queue.push(slot);
+        self.queues[at].push(slot, fresh);
     }
 
     /// A frame that no longer checks takes its place in the order of its lane: it is found out again when it is packed.
@@ -213,13 +246,29 @@ impl Dispatcher {
             return;
         }
         self.sweep = Position(position.0 + 1);
-        if self.queues[at].lag.is_none() {
-            self.enqueue_dead(at, damaged, position, now);
+        if self.queues[at].lag.is_none() && !self.is_fresh_damaged(&damaged) {
+            if self.waits_for_fresh(at, position) {
+                self.queues[at].lag = Some(Lag::new(position));
+            } else {
+                self.enqueue_dead(at, false, damaged, position, now);
+            }
         }
     }
 
-    fn enqueue_dead(&mut self, at: usize, damaged: Damaged, position: Position, now: Duration) {
-        if !self.marks.enqueue(damaged.lane, position) {
+    /// It is to be enqueued now; false when it is settled already.
+    fn is_outstanding(&mut self, lane: Lane, position: Position, fresh: bool) -> bool {
+        if position < self.known_below && self.ahead.contains(position) {
+            return false;
+        }
+        let marks = match &mut self.fresh {
+            Some(held) if fresh => held.marks_mut(),
+            _ => &mut self.marks,
+        };
+        marks.enqueue(lane, position)
+    }
+
+    pub(super) fn enqueue_dead(&mut self, at: usize, fresh: bool, damaged: Damaged, position: Position, now: Duration) {
+        if !self.is_outstanding(damaged.lane, position, fresh) {
             return;
         }
         let slot = Slot {
@@ -237,22 +286,24 @@ impl Dispatcher {
             behind: NO_CHAIN,
             attempts: 0,
         };
-        self.queues[at].push(slot);
+        self.queues[at].push(slot, fresh);
     }
 
     /// Reads on in the lanes of a shard that lags. True when there is more to read at once.
-    fn feed_lagging(&mut self, at: usize, now: Duration) -> io::Result<bool> {
-        let Some(mut lag) = self.queues[at].lag.take() else { return Ok(false) };
-        let outcome = self.read_lag(at, &mut lag, now);
-        let joined = matches!(outcome, Ok(Some(())));
+    fn feed_lagging(&mut self, at: usize, fresh: bool, now: Duration) -> io::Result<bool> {
+        let Some(mut lag) = self.lag_of(at, fresh).take() else { return Ok(false) };
+        let outcome = self.read_lag(at, fresh, &mut lag, now);
+        let joined = matches!(outcome, Ok(Some(true)));
         if !joined {
-            self.queues[at].lag = Some(lag);
+            *self.lag_of(at, fresh) = Some(lag);
         }
-        outcome.map(|joined| joined.is_none() && self.hungry(at))
+        outcome.map(|end| end.is_none() && self.hungry(at, fresh))
     }
 
-    /// `Some` when it has read up to the sweep.
-    fn read_lag(&mut self, at: usize, lag: &mut Lag, now: Duration) -> io::Result<Option<()>> {
+    /// `Some(true)` when it has read up to the sweep, `Some(false)` when what comes next must wait for the fresh side.
+    fn read_lag(&mut self, at: usize, fresh: bool, lag: &mut Lag, now: Duration) -> io::Result<Option<bool>> {
+        let sweep = if fresh { self.fresh_sweep() } else { self.sweep };
+        let end = if fresh { sweep } else { self.main_may_read_to(at, sweep) };
         let (first_lane, last_lane) = self.queues[at].lanes();
         let number = self.window.next();
         let mut bytes = Vec::new();
@@ -262,22 +313,22 @@ impl Dispatcher {
         let mut failed = None;
         let mut dead = Vec::new();
         while bytes.len() < LAG_BYTES {
-            let Some((id, end)) = lag.segment else {
+            let Some((id, segment_end)) = lag.segment else {
                 // The next segment that may hold something of ours.
-                let found = self.cursor.shared().table.holding(lag.from).filter(|segment| segment.base < self.sweep);
-                let Some(segment) = found.filter(|_| lag.from < self.sweep) else {
-                    joined = Some(());
+                let found = self.cursor.shared().table.holding(lag.from).filter(|segment| segment.base < end);
+                let Some(segment) = found.filter(|_| lag.from < end) else {
+                    joined = Some(end == sweep);
                     break;
                 };
                 if held.is_some() {
                     // One chunk is of one segment.
                     break;
                 }
-                let end = segment.extent().end;
+                let segment_end = segment.extent().end;
                 // Nothing was read yet: a chunk is of one segment, and its segment is listed first.
                 lag.entries = self.cursor.lane_frames(&segment, first_lane, last_lane)?;
                 lag.entries.reverse();
-                lag.segment = Some((segment.id, end));
+                lag.segment = Some((segment.id, segment_end));
                 continue;
             };
             let segment = match &held {
@@ -288,14 +339,14 @@ impl Dispatcher {
                     None => {
                         // Removed meanwhile: all in it was settled.
                         lag.segment = None;
-                        lag.from = lag.from.max(end);
+                        lag.from = lag.from.max(segment_end);
                         continue;
                     }
                 },
             };
             let Some((lane, entry)) = lag.entries.last().copied() else {
                 lag.segment = None;
-                lag.from = lag.from.max(end);
+                lag.from = lag.from.max(segment_end);
                 if bytes.is_empty() {
                     held = None;
                 }
@@ -314,12 +365,13 @@ impl Dispatcher {
             if whole {
                 let frame = Frame::parse(&bytes[start..]).expect("read_frame checked it");
                 let position = frame.position();
-                if position >= self.sweep {
+                if position >= end {
                     bytes.truncate(start);
-                    joined = Some(());
+                    joined = Some(end == sweep);
                     break;
                 }
-                let ours = position >= lag.from && self.queue_of(frame.hash()) == at;
+                let ours =
+                    position >= lag.from && self.queue_of(frame.hash()) == at && self.is_fresh(position, frame.hash()) == fresh;
                 if ours {
                     slots.push((start, entry));
                 } else {
@@ -334,14 +386,17 @@ impl Dispatcher {
                         break;
                     }
                 };
-                if position >= self.sweep {
-                    joined = Some(());
+                if position >= end {
+                    joined = Some(end == sweep);
                     break;
                 }
                 // One that lies behind what was read before is settled already.
                 if position >= lag.from {
                     lag.from = Position(position.0 + 1);
-                    dead.push((slots.len(), Damaged { segment: id, entry, lane, position }, position));
+                    let damaged = Damaged { segment: id, entry, lane, position };
+                    if self.is_fresh_damaged(&damaged) == fresh {
+                        dead.push((slots.len(), damaged, position));
+                    }
                 }
             }
             lag.entries.pop();
@@ -351,17 +406,17 @@ impl Dispatcher {
         let mut dead = dead.into_iter().peekable();
         for (n, (start, entry)) in slots.iter().enumerate() {
             while let Some((_, damaged, position)) = dead.next_if(|(before, _, _)| *before <= n) {
-                self.enqueue_dead(at, damaged, position, now);
+                self.enqueue_dead(at, fresh, damaged, position, now);
             }
             if let Some(frame) = Frame::parse(&chunk.bytes[*start..]) {
                 // The queue's lag is taken out while it is fed, which would let `enqueue` begin another.
-                self.queues[at].lag = Some(Lag::new(lag.from));
-                self.enqueue(at, &frame, &chunk, number, *start, *entry, now);
-                self.queues[at].lag = None;
+                *self.lag_of(at, fresh) = Some(Lag::new(lag.from));
+                self.enqueue(at, fresh, &frame, &chunk, number, *start, *entry, now);
+                *self.lag_of(at, fresh) = None;
             }
         }
         for (_, damaged, position) in dead {
-            self.enqueue_dead(at, damaged, position, now);
+            self.enqueue_dead(at, fresh, damaged, position, now);
         }
         self.window.push(Arc::new(chunk));
         failed.map_or(Ok(joined), Err)
@@ -369,7 +424,7 @@ impl Dispatcher {
 
     /// Forgets chunks that no slot refers to.
     pub(super) fn trim_window(&mut self) {
-        let oldest = self.queues.iter().filter_map(Queue::oldest).map(|slot| slot.chunk);
+        let oldest = self.queues.iter().flat_map(Queue::oldest).map(|slot| slot.chunk);
         self.window.forget_unused(oldest);
     }
 }

@@ -63,6 +63,9 @@ const PERIOD_RATE_MAX: f64 = 10.0;
 /// How much faster than before it the cube goes beyond the last throttled rate.
 const BEYOND: f64 = 3.0;
 
+/// An aggregate is smaller as the rate is, but no smaller than this: a record is billed and signed whatever is in it.
+const RECORD_BYTES_MIN: usize = 1 << 10;
+
 /// How much of a record's size goes into the mean.
 const COST_WEIGHT: f64 = 0.1;
 
@@ -145,6 +148,12 @@ impl Limiter {
         self.cost += (cost - self.cost) * COST_WEIGHT;
     }
 
+    /// What was spent was refused for what it is, and cost the shard nothing: its search would otherwise be a debt of minutes.
+    pub fn give_back(&mut self, bytes: usize, records: usize) {
+        self.bytes += bytes as f64;
+        self.records += records as f64;
+    }
+
     /// Records are what it lacks: bytes may be sent, and of records less than half a burst.
     #[must_use]
     pub fn lacks_records(&self) -> bool {
@@ -168,6 +177,13 @@ impl Limiter {
         let wait_records = if self.records >= wanted { 0.0 } else { (wanted - self.records) / rate };
         let wait = wait_bytes.max(wait_records);
         if wait > 0.0 { self.filled_at + Duration::from_secs_f64(wait + 1e-6) } else { self.filled_at }
+    }
+
+    /// The most that one aggregate should have, of the `most` bytes that it may have at the full rate: so one of 256 KiB is a
+    /// quarter of a second of any rate. A larger one is refused whole, and one that comes seldom learns too little.
+    #[must_use]
+    pub fn record_bytes(&self, most: usize) -> usize {
+        ((most as f64 * self.share) as usize).max(RECORD_BYTES_MIN).min(most)
     }
 
     /// The shard said it takes no more.
@@ -306,12 +322,40 @@ mod tests {
 
     #[test]
     fn a_shard_first_met_that_takes_everything_gets_the_full_rate_soon() {
-        for (record_bytes, seconds) in [(200, 1), (4 << 10, 1), (256 << 10, 1), (1 << 20, 3)] {
+        for (record_bytes, seconds) in [(200, 1), (4 << 10, 1), (256 << 10, 1), (1 << 20, 3), (10 << 20, 1)] {
             let mut limiter = Limiter::new(Duration::ZERO);
             assert!(limiter.rate_bytes() < SHARD_BYTES_PER_SECOND / 40, "a crowded shard is met gently");
             send_until(&mut limiter, Duration::ZERO, Duration::from_secs(seconds), record_bytes);
             assert_eq!(limiter.rate_bytes(), SHARD_BYTES_PER_SECOND, "records of {record_bytes} bytes");
         }
+    }
+
+    #[test]
+    fn a_record_larger_than_the_rate_of_a_second_goes_and_is_paid_for_afterwards() {
+        let mut limiter = Limiter::new(Duration::ZERO);
+        send_until(&mut limiter, Duration::ZERO, Duration::from_secs(2), 200);
+        let now = Duration::from_secs(3);
+        assert!(limiter.records_now(now) > 0);
+        limiter.spend(10 << 20, 1);
+        assert_eq!((limiter.records_now(now), limiter.ready_at(1).as_millis()), (0, 12_900));
+        assert!(limiter.records_now(limiter.ready_at(1)) > 0);
+        limiter.give_back(10 << 20, 1);
+        assert!(limiter.records_now(now) > 0, "it was not taken");
+    }
+
+    #[test]
+    fn an_aggregate_is_smaller_as_the_rate_is() {
+        let mut limiter = Limiter::new(Duration::ZERO);
+        let first = limiter.record_bytes(256 << 10);
+        assert!((5_000..5_500).contains(&first), "of a shard first met: {first}");
+        send_until(&mut limiter, Duration::ZERO, Duration::from_secs(2), 200);
+        assert_eq!((limiter.record_bytes(256 << 10), limiter.record_bytes(1 << 20)), (256 << 10, 1 << 20));
+        for second in 1..600 {
+            limiter.throttled(Duration::from_secs(second));
+        }
+        assert_eq!(limiter.record_bytes(256 << 10), 16 << 10, "a sixteenth of the rate");
+        limiter.share = SHARE_MIN;
+        assert_eq!((limiter.record_bytes(256 << 10), limiter.record_bytes(1000)), (RECORD_BYTES_MIN, 1000));
     }
 
     #[test]

@@ -72,7 +72,8 @@ impl Marks {
             shared.outstanding.remove(&position.0);
             shared.settled_ahead.insert(position.0);
         } else {
-            self.marks[lane.index()] = Position(position.0 + 1);
+            let mark = &mut self.marks[lane.index()];
+            *mark = (*mark).max(Position(position.0 + 1));
         }
     }
 
@@ -93,10 +94,26 @@ impl Marks {
             let held = &mut self.marks[lane.index()];
             *held = (*held).max(mark);
         }
+        self.forget_passed();
+    }
+
+    fn forget_passed(&mut self) {
         if !self.settled_before.is_empty() {
             let marks = &self.marks;
             self.settled_before.retain(|(position, lane)| *position >= marks[lane.index()].0);
         }
+    }
+
+    /// Moves the marks up to `firsts`, each lane's first position that is not known to be settled, though settled slots
+    /// before them still stand in their queues behind other lanes' events.
+    pub fn pass(&mut self, firsts: &[Position; LANES]) {
+        for (mark, first) in self.marks.iter_mut().zip(firsts) {
+            *mark = (*mark).max(*first);
+        }
+        for (lane, shared) in &mut self.shared {
+            shared.settled_ahead = shared.settled_ahead.split_off(&self.marks[lane.index()].0);
+        }
+        self.forget_passed();
     }
 
     /// Begins anew with other queues: nothing is outstanding, `settled` are positions that were settled in
@@ -122,6 +139,19 @@ impl Marks {
         ahead.extend(self.shared.iter().flat_map(|(lane, held)| held.settled_ahead.iter().map(|position| (*position, *lane))));
         let counts = |(position, lane): &&(u64, Lane)| (from.0.max(self.of(*lane).0)..to.0).contains(position);
         ahead.iter().filter(counts).count() as u64
+    }
+
+    /// This position is at or past its lane's mark, settled, and has left its queue.
+    #[must_use]
+    pub fn is_settled_ahead(&self, lane: Lane, position: Position) -> bool {
+        self.settled_before.contains(&(position.0, lane))
+            || self.shared.get(&lane).is_some_and(|held| held.settled_ahead.contains(&position.0))
+    }
+
+    /// Tells all positions of that kind; some may be below their lane's mark by now.
+    pub fn each_settled_ahead(&self, mut tell: impl FnMut(Position)) {
+        self.settled_before.iter().for_each(|(position, _)| tell(Position(*position)));
+        self.shared.values().flat_map(|held| &held.settled_ahead).for_each(|position| tell(Position(*position)));
     }
 
     /// Everything below `to` is settled, in all lanes.
@@ -171,6 +201,22 @@ mod tests {
         marks.settled(LANE, Position(2));
         marks.advance(&floors(4));
         assert_eq!(marks.of(LANE), Position(4), "a queue of the lane lags from 4");
+    }
+
+    #[test]
+    fn a_mark_that_passed_settled_slots_does_not_go_back_when_they_leave_their_queue() {
+        let mut marks = Marks::new(Box::new([Position(0); LANES]));
+        assert!(marks.enqueue(LANE, Position(3)) && marks.enqueue(LANE, Position(7)));
+        marks.advance(&floors(10));
+        let mut firsts = floors(10);
+        firsts[LANE.index()] = Position(7);
+        marks.pass(&firsts);
+        assert_eq!(marks.of(LANE), Position(7));
+        marks.settled(LANE, Position(3));
+        assert_eq!(marks.of(LANE), Position(7));
+        marks.settled(LANE, Position(7));
+        marks.advance(&floors(10));
+        assert_eq!(marks.of(LANE), Position(10));
     }
 
     #[test]

@@ -30,10 +30,13 @@ mod answer;
 pub mod backoff;
 mod expire;
 mod feed;
+pub mod fresh;
+mod hot;
 pub mod limiter;
 pub mod marks;
 pub mod mode;
 pub mod outgoing;
+mod oversize;
 mod pack;
 pub mod queue;
 pub mod rewriter;
@@ -51,9 +54,11 @@ use std::time::Duration;
 use self::advice::RecordRate;
 use self::backoff::Backoff;
 use self::expire::Endings;
+use self::fresh::Fresh;
+use self::fresh::ahead::Ahead;
 use self::marks::Marks;
 use self::mode::Mode;
-use self::queue::{Lag, Queue, SlotState};
+use self::queue::{Lag, Queue, Slot, SlotState};
 use self::suspects::{Part, Suspects};
 use self::window::Window;
 use crate::aggregate::Packer;
@@ -62,9 +67,9 @@ use crate::config::{Aggregate, Order, RecordDistribution, StreamConfig};
 use crate::event::{LANES, Lane, Position, ShardId};
 use crate::host::Host;
 use crate::kinesis::{PutError, ShardRange};
-use crate::limits::WINDOW_BYTES_MAX;
+use crate::limits::Budgets;
 use crate::metrics::{ShardStatus, StreamMetrics, locked};
-use crate::shard_map::{LaneShard, ShardMap, even_shards};
+use crate::shard_map::{ShardMap, even_shards};
 use crate::spool::cursor::Cursor;
 
 /// Slots kept in memory for all shards together (64 bytes each); further events stay on disk.
@@ -72,6 +77,12 @@ const SLOTS_MAX: usize = 384 << 10;
 
 /// How long every request fails before status says that delivery is paused: a lost connection alone is not worth it.
 const FAILING_TOLD_AFTER: Duration = Duration::from_secs(3);
+
+/// A contradicted map is listed again within this time: the agents of a fleet hear of a reshard together.
+const STALE_SPREAD: Duration = Duration::from_millis(500);
+
+/// Listings in vain are forgotten when there was none for so long.
+const VAIN_FORGOTTEN_AFTER: Duration = Duration::from_secs(60);
 
 /// Ranges of hashes that stand for shards while those are not known.
 const SHARDS_GUESSED: u32 = 16;
@@ -190,10 +201,22 @@ pub struct Dispatcher {
     /// The first position that the sweep has not handed out.
     sweep: Position,
     window: Window,
-    /// Slots of all queues, as of the last look.
-    slots_held: usize,
-    /// Frame bytes that wait in all queues, as of the last look.
-    bytes_waiting: usize,
+    /// Its part of the memory.
+    budgets: Budgets,
+    /// Slots of all queues, and frame bytes that wait in them, as of the last look: of the main side, of the fresh side.
+    held_by: [(usize, usize); 2],
+    /// While there is a backlog, or what is left of one: which events go ahead of it.
+    fresh: Option<Box<Fresh>>,
+    /// What is settled though its lane's mark is not past it, and was sent ahead or before the last clean stop.
+    ahead: Ahead,
+    /// It was written down for the next process.
+    ahead_is_noted: bool,
+    /// What was settled before the last clean stop lies below.
+    known_below: Position,
+    /// Age at which an event makes its shard late, ms; for tests less than the default.
+    late_ms: u64,
+    /// When it is looked for a backlog next.
+    look_at: Duration,
     /// There is enough for full requests: nothing waits for company.
     pressed: bool,
     packer: Packer,
@@ -252,9 +275,15 @@ impl Dispatcher {
             queues: Vec::new(),
             sweep: checkpoint.marks.iter().max().copied().unwrap_or_default(),
             marks: Marks::new(checkpoint.marks.clone()),
-            window: Window::new(WINDOW_BYTES_MAX),
-            slots_held: 0,
-            bytes_waiting: 0,
+            window: Window::new(Budgets::default().window_bytes),
+            budgets: Budgets::default(),
+            held_by: Default::default(),
+            fresh: None,
+            ahead: Ahead::default(),
+            ahead_is_noted: false,
+            known_below: Position(0),
+            late_ms: fresh::LATE,
+            look_at: Duration::ZERO,
             pressed: false,
             packer,
             requests: HashMap::new(),
@@ -273,6 +302,13 @@ impl Dispatcher {
             endings: Endings::default(),
             suspects: Suspects::default(),
         }
+    }
+
+    /// Gives back what other streams need of the memory. Once, before the first `poll`.
+    pub fn share_memory(&mut self, budgets: &Budgets) {
+        self.budgets = *budgets;
+        self.window = Window::new(budgets.window_bytes);
+        self.options.slots_max /= budgets.parts;
     }
 
     /// The longest an event waits for company.
@@ -312,7 +348,6 @@ impl Dispatcher {
                 return self.map_failed(now);
             }
         };
-        self.map_backoff.succeed();
         self.set_paused(None);
         let same = self.map.as_ref().is_some_and(|held| held.same_open(&map));
         if same {
@@ -322,6 +357,10 @@ impl Dispatcher {
             self.judge_held(false, now);
             if !self.judge_landings(now) {
                 self.map_failed(now);
+            }
+            if matches!(self.map_state, MapState::Fresh) {
+                // It explained nothing: the next one comes later, and ever later.
+                self.map_not_before = now + self.map_backoff.fail(self.host.entropy.as_ref());
             }
         } else {
             self.map_state = MapState::Changed(Box::new(map));
@@ -350,14 +389,23 @@ impl Dispatcher {
         self.install_map(now);
     }
 
+    /// Once for each listing, however many records it does not explain.
     fn map_failed(&mut self, now: Duration) {
+        if matches!(self.map_state, MapState::Wanted) && now < self.map_not_before {
+            return;
+        }
         let wait = self.map_backoff.fail(self.host.entropy.as_ref());
         self.map_not_before = now + wait;
         self.map_state = MapState::Wanted;
     }
 
-    fn map_stale(&mut self) {
+    /// A landing contradicts the map: the shards are listed again, soon, or later where that was in vain before.
+    fn map_stale(&mut self, now: Duration) {
         if matches!(self.map_state, MapState::Fresh) {
+            if now > self.map_not_before + VAIN_FORGOTTEN_AFTER {
+                self.map_backoff.succeed();
+            }
+            self.map_not_before = self.map_not_before.max(now + self.host.entropy.jitter(STALE_SPREAD));
             self.map_state = MapState::Wanted;
         }
     }
@@ -386,10 +434,18 @@ impl Dispatcher {
         if !self.judge_landings(now) {
             self.map_failed(now);
         }
+        self.map_listed();
         if !first {
             self.advance_marks();
         }
         self.restart_queues(now);
+    }
+
+    /// A listing that is older than a landing is as good as none: the waits go on growing.
+    fn map_listed(&mut self) {
+        if matches!(self.map_state, MapState::Fresh) {
+            self.map_backoff.succeed();
+        }
     }
 
     /// Makes all queues anew: each begins at its lanes' marks. Only while no answer is outstanding.
@@ -397,14 +453,14 @@ impl Dispatcher {
         self.forget_suspects();
         let Some(map) = &self.map else { return };
         let old = std::mem::take(&mut self.queues);
-        let settled: Vec<(u64, Lane)> = old
-            .iter()
-            .flat_map(Queue::slots)
-            .filter(|slot| slot.state == SlotState::Settled)
-            .map(|slot| (slot.position.0, slot.lane()))
-            .collect();
-        let shared = (0..LANES as u16).map(Lane).filter(|lane| map.lane(*lane) == LaneShard::Several);
-        self.marks.restart(settled, shared);
+        let settled = |fresh: bool| -> Vec<(u64, Lane)> {
+            let slots = old.iter().flat_map(|queue| queue.slots(fresh)).filter(|slot| slot.state == SlotState::Settled);
+            slots.map(|slot| (slot.position.0, slot.lane())).collect()
+        };
+        self.marks.restart(settled(false), map.shared_lanes());
+        let of_fresh = settled(true);
+        self.restart_fresh(of_fresh);
+        let Some(map) = &self.map else { return };
         self.queues = map
             .open()
             .iter()
@@ -414,12 +470,14 @@ impl Dispatcher {
                     queue.limiter = before.limiter.clone();
                     queue.records = before.records;
                     queue.throttled = before.throttled;
+                    queue.hot = before.hot.clone();
                 }
                 let (lo, hi) = queue.lanes();
                 let from = (lo.0..=hi.0).map(|lane| self.marks.of(Lane(lane))).min().unwrap_or_default();
                 if from < self.sweep {
                     queue.lag = Some(Lag::new(from));
                 }
+                queue.fresh_lag = self.fresh_begins_at(lo, hi).map(Lag::new);
                 queue
             })
             .collect();
@@ -429,6 +487,13 @@ impl Dispatcher {
 
     /// Marks of all lanes, moved up to what is known now.
     fn advance_marks(&mut self) {
+        let floors = self.floors();
+        self.marks.advance(&floors);
+        self.advance_fresh_marks();
+    }
+
+    /// For each lane the first position that was not enqueued yet, on the main side, by every queue of it.
+    fn floors(&self) -> Box<[Position; LANES]> {
         let mut floors = Box::new([self.sweep; LANES]);
         for queue in &self.queues {
             if let Some(lag) = &queue.lag {
@@ -438,24 +503,56 @@ impl Dispatcher {
                 }
             }
         }
-        self.marks.advance(&floors);
+        floors
     }
 
-    /// What is known of deliveries now. `clean` only when nothing is under way.
+    /// Marks of all lanes as far as they can go: also past what is settled behind other lanes' events, as none is after a stop.
+    fn advance_marks_fully(&mut self) {
+        self.advance_marks();
+        let mut firsts = self.floors();
+        let slots = self.queues.iter().flat_map(|queue| queue.slots(false));
+        for slot in slots.filter(|slot| slot.state != SlotState::Settled) {
+            let first = &mut firsts[slot.lane().index()];
+            *first = (*first).min(slot.position);
+        }
+        self.marks.pass(&firsts);
+    }
+
+    /// Events past these marks are settled: behind one that is not, or ahead of a backlog.
+    fn settled_past(&self, marks: &[Position; LANES]) -> bool {
+        let settled = |slot: &Slot| slot.state == SlotState::Settled && slot.position >= marks[slot.lane().index()];
+        self.queues.iter().flat_map(|queue| queue.slots(false).chain(queue.slots(true))).any(settled)
+            || self.marks.settled_ahead(Position(0), Position(u64::MAX)) > 0
+            || self.fresh_settled_past_marks()
+    }
+
+    /// What is known of deliveries now. `clean` only when nothing is under way, and nothing past the marks may be stored that
+    /// the next process does not know of: so it sends nothing again, or counts it.
     pub fn checkpoint(&mut self, stopping: bool) -> Checkpoint {
-        if self.map.is_some() {
-            self.advance_marks();
+        match (self.map.is_some(), stopping) {
+            (true, true) => self.advance_marks_fully(),
+            (true, false) => self.advance_marks(),
+            (false, _) => {}
         }
         let account = self.counted_at_marks();
         let durable = self.cursor.shared().tail.durable();
+        let marks = self.marks_now();
+        let known = self.ahead_is_noted || !self.settled_past(&marks);
+        // An earlier process may have sent what lies past the marks, and this one has not.
+        let sent_before = marks.iter().any(|mark| *mark < self.resent_below);
         Checkpoint {
-            clean: stopping && self.requests.is_empty() && self.held.is_empty(),
+            clean: stopping && self.requests.is_empty() && self.held.is_empty() && known && !sent_before,
             durable,
             dead: account.dead,
             expired: account.expired,
             dropped: account.dropped,
-            marks: Box::new(*self.marks.all()),
+            marks,
         }
+    }
+
+    /// What is settled past the marks of the last checkpoint is written down, so that the next start knows it.
+    pub fn ahead_is_noted(&mut self, noted: bool) {
+        self.ahead_is_noted = noted;
     }
 
     /// A checkpoint was saved: segments that it covers may go.
@@ -465,6 +562,7 @@ impl Dispatcher {
             Ok(removed) => {
                 for segment in &removed {
                     self.cursor.forget(*segment);
+                    self.forget_read_ahead(*segment);
                 }
                 if !removed.is_empty() {
                     shared.space_freed();
@@ -536,11 +634,12 @@ impl Dispatcher {
                 records: queue.records,
                 throttled: queue.throttled,
                 lagging: queue.lag.is_some(),
+                hot_keys: queue.hot.top(),
             })
             .collect();
         *locked(&self.metrics.shards) = shards;
         let wall_ms = self.host.clock.wall_ms();
-        let age_ms = self.queues.iter().filter_map(|queue| queue.oldest().map(|slot| slot.age_ms(now))).max();
+        let age_ms = self.queues.iter().flat_map(Queue::oldest).map(|slot| slot.age_ms(now)).max();
         let in_memory = age_ms.map(|age_ms| wall_ms.saturating_sub(age_ms));
         // What was not yet read is at most as old as its segment.
         let on_disk = || {

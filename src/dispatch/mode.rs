@@ -5,9 +5,10 @@
 //!
 //! On-demand streams can be switched at any moment to record distribution AUTO. Then keys and explicit hash keys decide
 //! nothing, consumers drop aggregates that lie in a strange shard, and one key's events lie in many shards: no order can be
-//! kept. There are two witnesses. What Kinesis says, asked at the start and every few minutes with jitter, because an account
-//! has 20 such calls a second for all its streams. And where records land: strangely by a listing made after they did, three
-//! times, and the service is taken to ignore keys, whatever it says, until none has for a while.
+//! kept. There are two witnesses. What Kinesis says, asked at the start (at some moment of the first minute, unless aggregates of
+//! KPL wait for it) and every few minutes with jitter, because an account has 20 such calls a second for all its streams. And
+//! where records land: strangely by a listing made after they did, three times, and the service is taken to ignore keys, whatever
+//! it says, until none has for a while.
 //!
 //! *SAFE-UNLESS-KNOWN*: aggregates of KPL are packed only while keys are known to decide. Not for the sake of the events, which
 //! the landings protect (`answer.rs`), but because a fallback that sets in after the damage is none.
@@ -24,6 +25,7 @@ use crate::config::{Aggregate, Order};
 use crate::event::ShardId;
 use crate::host::Entropy;
 use crate::kinesis::{ErrorClass, PutError, StreamSummary};
+use crate::limits::RECORD_BYTES_MAX;
 use crate::metrics::{ModeStatus, locked};
 
 /// Time between two questions, give or take a quarter: 1,000 agents ask 3.3 times a second.
@@ -37,6 +39,10 @@ const RETRY_BASE: Duration = Duration::from_secs(4);
 
 /// See [`RETRY_BASE`].
 const RETRY_MIN: Duration = Duration::from_secs(1);
+
+/// What can wait for its answer asks first within this time, and whoever is told that there were too many questions again: a
+/// thousand agents that start together stay below 20 a second.
+const SPREAD: Duration = Duration::from_secs(60);
 
 /// As `REFRESH`, while Kinesis cannot be reached: when it can, aggregates are wanted soon, and nobody else's calls were taken.
 const AWAY_RETRY_MAX: Duration = Duration::from_secs(30);
@@ -110,6 +116,11 @@ impl Mode {
         }
     }
 
+    /// The answer can wait: the first question is asked at some moment of the next minute.
+    pub fn take_time(&mut self, now: Duration, entropy: &dyn Entropy) {
+        self.not_before = now + entropy.jitter(SPREAD);
+    }
+
     /// Kinesis is to be asked now. Asking counts as asked.
     pub fn ask(&mut self, now: Duration) -> bool {
         if self.asked || now < self.not_before {
@@ -132,10 +143,14 @@ impl Mode {
                 self.not_before = now + REFRESH * 3 / 4 + entropy.jitter(REFRESH / 2);
             }
             Err(error) => {
-                let is_away = matches!(error.class, ErrorClass::Transient | ErrorClass::UnknownOutcome);
-                self.failure = Some(error);
                 let wait = self.backoff.fail(entropy);
-                let wait = if is_away && wait > AWAY_RETRY_MAX { entropy.jitter(AWAY_RETRY_MAX) } else { wait };
+                let wait = match error.class {
+                    ErrorClass::Transient | ErrorClass::UnknownOutcome if wait > AWAY_RETRY_MAX => entropy.jitter(AWAY_RETRY_MAX),
+                    // Too many ask at once: also the second time they would, after waits that begin with seconds.
+                    ErrorClass::Throttle => wait.max(entropy.jitter(SPREAD)),
+                    _ => wait,
+                };
+                self.failure = Some(error);
                 self.not_before = now + RETRY_MIN + wait;
             }
         }
@@ -187,10 +202,16 @@ impl Mode {
     }
 
     /// Whether an answer has come, or was waited for long enough.
-    fn is_settled(&self, now: Duration) -> bool {
+    pub(super) fn is_settled(&self, now: Duration) -> bool {
         self.summary.is_some()
             || self.failure.is_some()
             || self.first_asked.is_some_and(|at| now.saturating_sub(at) >= FIRST_ANSWER_WAIT)
+    }
+
+    /// The largest record that the stream takes, bytes, as Kinesis said last; `None` before it did. No stream takes less than
+    /// 1 MiB, and a service that does not tell takes no more.
+    pub(super) fn record_bytes_max(&self) -> Option<usize> {
+        self.summary.as_ref().map(|summary| summary.record_bytes_max.unwrap_or(0).max(RECORD_BYTES_MAX))
     }
 
     /// The form that records may have, of the configured one.
@@ -233,6 +254,13 @@ impl Mode {
 }
 
 impl Dispatcher {
+    /// The first question for the stream's summary need not be asked at once, unless the form of records hangs on it.
+    pub fn take_time(&mut self, now: Duration) {
+        if self.options.aggregate != Aggregate::Kpl {
+            self.mode.take_time(now, self.host.entropy.as_ref());
+        }
+    }
+
     /// Kinesis is to be asked for the stream's summary now. Asking counts as asked.
     pub fn ask_for_summary(&mut self, now: Duration) -> bool {
         self.mode.ask(now)
@@ -248,7 +276,7 @@ impl Dispatcher {
         self.mode.answered(answer, now, self.host.entropy.as_ref());
         if self.mode.keys(now) == Keys::Ignored {
             // Landings do not tell of reshards there.
-            self.map_stale();
+            self.map_stale(now);
         }
         self.publish_mode(now);
     }
@@ -290,7 +318,7 @@ impl Dispatcher {
         if self.landings.len() < LANDINGS_MAX {
             self.landings.push((span, shard.clone()));
         }
-        self.map_stale();
+        self.map_stale(now);
     }
 
     /// Judges such landings, with a map that was listed after them. False: it is too old for one of them.
@@ -337,8 +365,14 @@ impl Dispatcher {
                     self.options.aggregate.name()
                 )
             }
+            known if known.is_empty() && self.map_guessed => {
+                "the shards are not known: what each takes is found by trying; allow kinesis:ListShards".to_owned()
+            }
             known => known,
         };
+        if let Some(bytes) = self.mode.record_bytes_max() {
+            self.metrics.set_record_bytes_max(bytes);
+        }
         let waits = self.options.aggregate == Aggregate::Kpl && !self.mode.is_settled(now);
         let told = ModeStatus {
             summary: self.mode.summary.clone(),
@@ -407,6 +441,21 @@ mod tests {
             let asked = questions(&refused(class), hour);
             assert!(asked < 60, "{asked} in an hour");
         }
+    }
+
+    #[test]
+    fn where_nothing_hangs_on_it_the_first_question_comes_at_some_moment_of_the_first_minute() {
+        let first = |kpl: bool| {
+            let mut mode = Mode::new(false);
+            if !kpl {
+                mode.take_time(seconds(5), &RealEntropy);
+            }
+            (0..700).find(|n| mode.ask(seconds(5) + Duration::from_millis(n * 100))).expect("within a minute")
+        };
+        assert_eq!(first(true), 0);
+        let mut firsts: Vec<u64> = (0..200).map(|_| first(false)).collect();
+        firsts.sort_unstable();
+        assert!(firsts[20] > 10 && firsts[100] > 150 && firsts[100] < 450 && firsts[199] <= 600, "{firsts:?}");
     }
 
     #[test]

@@ -13,13 +13,13 @@ use std::io;
 use std::time::Duration;
 
 use super::outgoing::{FrameRef, Outgoing};
+use super::oversize::{Size, billed_alone};
 use super::queue::Slot;
 use super::{Dispatcher, MapState, Request, Sent};
-use crate::config::Aggregate;
+use crate::config::{Aggregate, Order};
 use crate::event::KeyHash;
-use crate::limits::{IN_FLIGHT_BYTES_MAX, KEY_BYTES_MAX, REQUEST_RECORDS_MAX};
+use crate::limits::{KEY_BYTES_MAX, RECORD_BYTES_MAX, REQUEST_RECORDS_MAX};
 use crate::lines::{self, Line};
-use crate::spool::frame::FRAME_HEADER_BYTES;
 
 /// Whether a queue sends now.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -87,7 +87,12 @@ impl Dispatcher {
         // After a failure of the whole stream, one request at a time tries whether it works again.
         let requests_max = if self.pause.failures() > 0 { 1 } else { self.options.requests_max };
         self.requests.len() < requests_max
-            && (self.billed_under_way == 0 || self.billed_under_way + self.options.request_bytes_max <= IN_FLIGHT_BYTES_MAX)
+            && (self.billed_under_way == 0 || self.billed_under_way + self.request_bytes() <= self.budgets.in_flight_bytes)
+    }
+
+    /// A request is filled so far. A larger record goes alone.
+    fn request_bytes(&self) -> usize {
+        self.options.request_bytes_max.min(self.budgets.request_bytes)
     }
 
     /// Whether the queue's turn has come as far as time goes; wakes later if not.
@@ -95,8 +100,10 @@ impl Dispatcher {
         let linger = self.options.linger;
         let hurry = self.draining || self.pressed || linger.is_zero() || enough || self.queues[at].backoff.failures() > 0;
         let queue = &self.queues[at];
-        let Some(front) = queue.front() else { return Turn::NotYet };
-        let waited = Duration::from_millis(u64::from(front.waited_ms(now)));
+        if queue.ready_len() == 0 {
+            return Turn::NotYet;
+        }
+        let waited = Duration::from_millis(u64::from(queue.waited_ms(now)));
         let due_in = if hurry { Duration::ZERO } else { linger.saturating_sub(waited) };
         // An aggregate is one record, whatever is in it.
         let records = if self.aggregating() { 1 } else { queue.ready_len() };
@@ -122,7 +129,7 @@ impl Dispatcher {
                 continue;
             }
             queue.limiter.records_now(now);
-            let enough = queue.ready_bytes() >= self.options.record_bytes_max;
+            let enough = self.queues[at].ready_bytes() >= self.record_ceiling(at);
             match self.turn(at, now, enough) {
                 Turn::Due => due.push(at),
                 Turn::GoesAlong => along.push(at),
@@ -133,8 +140,11 @@ impl Dispatcher {
             return request.0;
         }
         due.append(&mut along);
+        if self.fresh.is_some() {
+            due.sort_by_key(|at| !self.queues[*at].has_fresh());
+        }
         for at in due {
-            let room = self.options.request_bytes_max - request.0.billed;
+            let room = self.request_bytes().saturating_sub(request.0.billed);
             let next = self.queues[at].front().map_or(0, |slot| slot.entry.len as usize);
             if request.0.len() == REQUEST_RECORDS_MAX || (room < self.options.record_bytes_max.max(next) && !request.0.is_empty())
             {
@@ -155,13 +165,28 @@ impl Dispatcher {
         let mut span = (u128::MAX, 0);
         let mut first_hash = None;
         let mut single_billed = 0;
+        let ceiling = self.record_ceiling(at);
         // Of a record of lines: its bytes, and whether it is one event that must be alone.
         let (mut lines_bytes, mut first_key, mut alone) = (0, 0, false);
+        // Readers do not drop strange lines: by a map older than the last process had, one key's event would land beside the
+        // shard of its earlier ones. So a shard is known to be open before keys share a record there.
+        let unproven = self.options.order == Order::Key && self.queues[at].records == 0;
         while let Some(seq) = self.queues[at].nth_ready(frames.len()) {
             let slot = *self.queues[at].slot(seq);
             if self.is_expired(&slot, now) {
                 // The next batch of letters takes it.
                 break;
+            }
+            if frames.is_empty() {
+                match self.judge_size(at, &slot, now) {
+                    Size::Ended => continue,
+                    Size::Waits => break,
+                    // One that stood behind an event that has ended: the next request is for it.
+                    Size::Fits if !request.is_empty() && request.billed + billed_alone(&slot) > self.request_bytes() => {
+                        break;
+                    }
+                    Size::Fits => {}
+                }
             }
             let found = match self.frame(&slot, request) {
                 // What was planned so far is a record; the next try begins with this event.
@@ -179,13 +204,18 @@ impl Dispatcher {
                 alone = lines::line_of(request.data(frame_ref)) == Line::Alone;
                 let key = if frames.is_empty() { usize::from(slot.key_len) } else { first_key };
                 let bytes = lines_bytes + lines::line_len(frame_ref.data_len());
-                if !frames.is_empty() && (alone || key + bytes > self.options.record_bytes_max) {
+                let stray = unproven && first_hash.is_some_and(|first| first != slot.hash);
+                if !frames.is_empty() && (alone || stray || key + bytes > ceiling) {
                     alone = false;
                     break;
                 }
                 (lines_bytes, first_key) = (bytes, key);
-            } else if !self.packer.try_add(slot.key_len, || request.key(frame_ref), hash, slot.explicit, frame_ref.data_len()) {
-                break;
+            } else {
+                let enough = !frames.is_empty() && self.packer.size() + frame_ref.data_len() > ceiling;
+                let (key_len, data_len) = (slot.key_len, frame_ref.data_len());
+                if enough || !self.packer.try_add(key_len, || request.key(frame_ref), hash, slot.explicit, data_len) {
+                    break;
+                }
             }
             single_billed = usize::from(slot.key_len) + frame_ref.data_len();
             span = (span.0.min(slot.hash), span.1.max(slot.hash));
@@ -226,6 +256,9 @@ impl Dispatcher {
                 ready.queues.push_back(at);
             }
         }
+        if self.fresh.is_some() {
+            ready.queues.make_contiguous().sort_by_key(|at| !self.queues[*at].has_fresh());
+        }
         ready
     }
 
@@ -241,15 +274,20 @@ impl Dispatcher {
                 if self.is_expired(front, now) {
                     break;
                 }
-                let most = (front.entry.len as usize).saturating_sub(FRAME_HEADER_BYTES);
                 if !self.queues[at].limiter.has_bytes() {
                     break;
                 }
-                if request.0.len() == REQUEST_RECORDS_MAX || request.0.billed + most > self.options.request_bytes_max {
+                let slot = *front;
+                match self.judge_size(at, &slot, now) {
+                    Size::Ended => continue,
+                    Size::Waits => break,
+                    Size::Fits => {}
+                }
+                let full = !request.0.is_empty() && request.0.billed + billed_alone(&slot) > self.request_bytes();
+                if request.0.len() == REQUEST_RECORDS_MAX || full {
                     self.turn = at;
                     break 'queues;
                 }
-                let slot = *front;
                 match self.frame(&slot, &mut request.0) {
                     Ok(Some(frame_ref)) => self.pack_single(at, &slot, frame_ref, &mut request),
                     Ok(None) if self.settle_unreadable(at, now) => {}
@@ -296,7 +334,7 @@ impl Dispatcher {
         }
         assert!(outgoing.len() == request.records.len() && outgoing.len() <= REQUEST_RECORDS_MAX, "INSIDE-THE-LIMITS: records");
         assert!(
-            outgoing.billed <= self.options.request_bytes_max.max(crate::limits::RECORD_BYTES_MAX + KEY_BYTES_MAX),
+            outgoing.billed <= self.options.request_bytes_max.max(RECORD_BYTES_MAX + KEY_BYTES_MAX),
             "INSIDE-THE-LIMITS: bytes"
         );
         request.billed = outgoing.billed;

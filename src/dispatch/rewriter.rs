@@ -203,9 +203,11 @@ impl Dispatcher {
             }
         }
         self.cursor.forget(id);
+        self.forget_read_ahead(id);
         for queue in &mut self.queues {
             queue.move_frames(id, moved);
-            if let Some(lag) = queue.lag.as_mut().filter(|lag| lag.segment.is_some_and(|(of, _)| of == id)) {
+            let lags = [&mut queue.lag, &mut queue.fresh_lag].into_iter().flatten();
+            for lag in lags.filter(|lag| lag.segment.is_some_and(|(of, _)| of == id)) {
                 // What was left out is settled, and would only be skipped.
                 lag.entries.retain_mut(|(_, entry)| {
                     copy.moved(entry.offset).is_some_and(|offset| {

@@ -9,7 +9,7 @@
 //!
 //! Failure: a panic in a put task answers as an unknown outcome before it takes the process down.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -199,6 +199,8 @@ pub struct Parts {
     pub segment_bytes: u64,
     /// What was sent since.
     pub sent_log: SentLog,
+    /// Where a clean stop notes what was sent ahead of a backlog.
+    pub ahead: PathBuf,
     /// For the threads' names.
     pub stream: String,
 }
@@ -214,6 +216,21 @@ pub fn start(parts: Parts) -> std::io::Result<(Inbox, JoinHandle<Ended>)> {
     let shell = Shell::new(parts, inbox.clone(), events)?;
     let thread = std::thread::Builder::new().name(name).spawn(move || shell.run())?;
     Ok((inbox, thread))
+}
+
+/// An answer that does not have an outcome for each of the request's records tells nothing.
+///
+/// # Errors
+/// The answer's, or an unknown outcome.
+pub fn matched(answer: Result<Vec<EntryOutcome>, PutError>, records: usize) -> Result<Vec<EntryOutcome>, PutError> {
+    match answer {
+        Ok(outcomes) if outcomes.len() != records => Err(PutError {
+            class: ErrorClass::UnknownOutcome,
+            code: "answer".into(),
+            message: format!("{} outcomes for {records} records", outcomes.len()),
+        }),
+        other => other,
+    }
 }
 
 struct Shell {
@@ -234,6 +251,8 @@ struct Shell {
     next_publish: Duration,
     drain_until: Option<Duration>,
     sent_log: SentLog,
+    ahead: PathBuf,
+    files: Arc<dyn Files>,
     rewriter: Rewriter,
 }
 
@@ -280,11 +299,14 @@ impl Shell {
             next_publish: now,
             drain_until: None,
             sent_log: parts.sent_log,
+            ahead: parts.ahead,
+            files: parts.host.files,
             rewriter,
         })
     }
 
     fn run(mut self) -> Ended {
+        self.dispatcher.take_time(self.clock.monotonic());
         loop {
             let now = self.clock.monotonic();
             self.work(now);
@@ -366,6 +388,8 @@ impl Shell {
             self.dispatcher.publish_shards(now);
             self.dispatcher.publish_mode(now);
             self.dispatcher.advise(now);
+            self.dispatcher.metrics.put_singly.store(self.api.is_singly(), Ordering::Relaxed);
+            self.dispatcher.tell_hot_keys(now);
         }
     }
 
@@ -377,14 +401,7 @@ impl Shell {
             let entries = request.entries();
             drop(request);
             let answer = api.put_records(entries).await;
-            unanswered.answer = Some(match answer {
-                Ok(outcomes) if outcomes.len() != records => Err(PutError {
-                    class: ErrorClass::UnknownOutcome,
-                    code: "answer".into(),
-                    message: format!("{} outcomes for {records} records", outcomes.len()),
-                }),
-                other => other,
-            });
+            unanswered.answer = Some(matched(answer, records));
         });
     }
 
@@ -435,6 +452,17 @@ impl Shell {
         }
     }
 
+    /// Notes what the last checkpoint cannot tell: what is settled past its marks.
+    fn note_ahead(&mut self) {
+        let checkpoint = self.dispatcher.checkpoint(true);
+        let (ahead, pending) = self.dispatcher.settled_ahead();
+        let noted = ahead.save(self.files.as_ref(), &self.ahead, &checkpoint, pending);
+        self.dispatcher.ahead_is_noted(noted.is_ok());
+        if let Err(error) = noted {
+            tracing::warn!(%error, "what was delivered ahead of a backlog could not be noted: the next start sends it again");
+        }
+    }
+
     /// The last checkpoint, and the end.
     fn end(mut self) -> Ended {
         self.rewriter.stop();
@@ -442,6 +470,7 @@ impl Shell {
         let mut clean = false;
         // One may be under way already; the last one must come after it.
         for _ in 0..2 {
+            self.note_ahead();
             self.save(true);
             while self.saving {
                 match self.events.recv_timeout(wait) {

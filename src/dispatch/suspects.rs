@@ -218,8 +218,12 @@ impl Dispatcher {
     fn pack_probe(&mut self, mut part: Part, now: Duration) -> Option<Outgoing> {
         let mut request = self.begin();
         if self.form_of_probes() != Aggregate::Kpl {
-            let units = std::mem::take(&mut part.units).into_iter().flat_map(|unit| self.one_by_one(unit));
-            part.units = units.collect();
+            for unit in std::mem::take(&mut part.units) {
+                let (queue, units) = (unit.queue, self.one_by_one(unit));
+                // Each is a record of its own from now on.
+                self.queues[queue].under_way += units.len() - 1;
+                part.units.extend(units);
+            }
         }
         let mut packed = Vec::new();
         let mut units = std::mem::take(&mut part.units).into_iter();
@@ -322,6 +326,9 @@ impl Dispatcher {
 
     /// A request was refused for its contents.
     pub(super) fn refused(&mut self, request: &mut Request, error: &PutError, now: Duration) {
+        for sent in &request.records {
+            self.queues[sent.queue].limiter.give_back(sent.billed, 1);
+        }
         match request.suspects.take() {
             Some(part) => self.accuse(*part, error, now),
             // What is suspected already will do to find out what is accepted.
@@ -358,6 +365,8 @@ impl Dispatcher {
         error: &PutError,
         now: Duration,
     ) {
+        let sent = &request.records[n];
+        self.queues[sent.queue].limiter.give_back(sent.billed, 1);
         if part.is_none() && self.suspects.will_do() {
             self.failed(request, &request.records[n], error, now);
         } else {

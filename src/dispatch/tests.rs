@@ -3,6 +3,7 @@
 //! promises by name. One seed is one history: `FOREBAY_SEED=7 cargo test dispatch::tests` runs that one alone.
 
 mod expiry;
+mod fresh;
 mod poison;
 mod storms;
 
@@ -18,12 +19,14 @@ use crate::deaggregate::deaggregate;
 use crate::event::KeyHash;
 use crate::host::{Clock, Entropy, mix64};
 use crate::kinesis::{EntryOutcome, ErrorClass, PutEntry, StreamSummary};
+use crate::limits::Budgets;
 use crate::spool::dead::desk::DeadLetters;
 use crate::spool::gather::commit_loop;
 use crate::spool::rewrite::Rewritten;
 use crate::spool::{self, SpoolHandle, SpoolOptions};
 
 mod mode;
+mod oversize;
 mod rewrites;
 
 #[derive(Debug, Default)]
@@ -66,11 +69,23 @@ struct Model {
     auto: Option<u64>,
     /// What a question for the stream's summary is answered with, if not the truth.
     refuses: Option<PutError>,
+    /// The largest record it takes. `None`: 1 MiB, and it does not say.
+    record_bytes_max: Option<usize>,
+    /// Requests that it refused for a larger one.
+    too_large: u32,
 }
 
 impl Model {
     fn new(shards: u32) -> Self {
-        Self { shards: even_shards(shards), stored: HashMap::new(), made: shards, auto: None, refuses: None }
+        Self {
+            shards: even_shards(shards),
+            stored: HashMap::new(),
+            made: shards,
+            auto: None,
+            refuses: None,
+            record_bytes_max: None,
+            too_large: 0,
+        }
     }
 
     fn hash_of(entry: &PutEntry) -> u128 {
@@ -78,7 +93,7 @@ impl Model {
     }
 
     fn store(&mut self, entry: PutEntry) -> ShardId {
-        assert!(entry.partition_key.chars().count() <= 256 && entry.billed_bytes() <= 1 << 20, "INSIDE-THE-LIMITS");
+        assert!(entry.partition_key.chars().count() <= 256 && self.takes(&entry), "INSIDE-THE-LIMITS");
         let hash = match &mut self.auto {
             Some(landed) => {
                 *landed += 1;
@@ -90,6 +105,10 @@ impl Model {
         let id = shard.expect("open shards cover").id.clone();
         self.stored.entry(id.clone()).or_default().push(entry);
         id
+    }
+
+    fn takes(&self, entry: &PutEntry) -> bool {
+        entry.billed_bytes() <= self.record_bytes_max.unwrap_or(1 << 20)
     }
 
     fn child(&mut self, first_hash: u128, last_hash: u128, parents: Vec<ShardId>) {
@@ -132,7 +151,7 @@ impl Model {
             status: "ACTIVE".into(),
             on_demand: Some(true),
             ignores_keys: Some(self.auto.is_some()),
-            record_bytes_max: None,
+            record_bytes_max: self.record_bytes_max,
             key: None,
         })
     }
@@ -211,6 +230,10 @@ struct History {
     list_denied_rounds: u32,
     /// Requests answered so far.
     answered: u64,
+    /// Age at which an event makes its shard late, ms: then a backlog is dealt with.
+    late_ms: u64,
+    /// Rounds in which fresh events went ahead.
+    went_ahead: u64,
 }
 
 struct Running {
@@ -273,6 +296,9 @@ impl History {
             list_denied: false,
             list_denied_rounds: 0,
             answered: 0,
+            // A quarter of all histories have fresh events that go ahead.
+            late_ms: if seed % 4 == 3 { 50 } else { fresh::LATE_DEFAULT },
+            went_ahead: 0,
         }
     }
 
@@ -306,7 +332,10 @@ impl History {
         let letters = Arc::new(letters);
         let known = letters.store().unsettled(false).expect("read letters");
         let mut dispatcher = dispatcher;
+        dispatcher.late_ms = self.late_ms;
         dispatcher.keep_letters(letters, &known).expect("read");
+        // Alone, or one of up to eight that share the memory.
+        dispatcher.share_memory(&Budgets::of_one_in(1 + self.seed as usize % 8));
         let writer = opened.writer;
         let commit = std::thread::spawn(move || commit_loop(&shared, writer));
         Running { handle: opened.handle, commit, dispatcher, metrics, under_way: Vec::new(), listing: None, copy: None }
@@ -349,7 +378,7 @@ impl History {
         let error = |class, code: &str| PutError { class, code: code.into(), message: String::new() };
         let entries = request.entries();
         assert!(
-            entries.len() <= 500 && entries.iter().map(PutEntry::billed_bytes).sum::<usize>() <= 5 << 20,
+            entries.len() <= 500 && entries.iter().map(PutEntry::billed_bytes).sum::<usize>() <= self.options.request_bytes_max,
             "INSIDE-THE-LIMITS"
         );
         self.answered += 1;
@@ -367,6 +396,10 @@ impl History {
             } else {
                 refusal()
             });
+        }
+        if !entries.iter().all(|entry| self.model.takes(entry)) {
+            self.model.too_large += 1;
+            return Err(refusal());
         }
         if poisoned.contains(&true) {
             let outcomes = entries.into_iter().zip(poisoned).map(|(entry, poisoned)| {
@@ -437,6 +470,7 @@ impl History {
             running.under_way.push((request, now));
         }
         assert!(running.under_way.len() <= self.options.requests_max, "requests under way");
+        self.went_ahead += u64::from(running.dispatcher.queues.iter().any(|queue| queue.side_len(true) > 0));
         let under_way = running.dispatcher.queues.iter().map(|queue| queue.under_way).max().unwrap_or(0);
         self.under_way_most = self.under_way_most.max(under_way);
         let account = *running.metrics.account.lock().expect("not poisoned");

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use crate::config::{KeyFallback, Secret, SourceConfig, SyncClass};
 use crate::host::{Entropy, Host};
 use crate::ingest::pointer::{PointerError, Pointers, Scratch};
-use crate::limits::{KEY_BYTES_MAX, KEY_CHARS_MAX};
+use crate::limits::{EVENT_BYTES_MAX, KEY_BYTES_MAX, KEY_CHARS_MAX};
 use crate::metrics::Limit;
 use crate::spool::{Batch, Closed, Permit, SpoolHandle, Tenant};
 
@@ -25,6 +25,8 @@ use crate::spool::{Batch, Closed, Permit, SpoolHandle, Tenant};
 pub enum Reject {
     /// Over the source's `max_event_bytes`.
     TooLarge,
+    /// Over what the stream is known to take.
+    OverStream,
     /// A key was given explicitly, and it is empty.
     EmptyKey,
     /// More than 256 Unicode characters.
@@ -46,7 +48,7 @@ impl Reject {
     #[must_use]
     pub const fn label(self) -> &'static str {
         match self {
-            Self::TooLarge => "too_large",
+            Self::TooLarge | Self::OverStream => "too_large",
             Self::EmptyKey => "empty_key",
             Self::KeyTooLong => "key_too_long",
             Self::KeyNotUtf8 => "key_not_utf8",
@@ -62,6 +64,10 @@ impl Reject {
     pub const fn sentence(self) -> &'static str {
         match self {
             Self::TooLarge => "the event is larger than the source's max_event_bytes",
+            Self::OverStream => {
+                "the event is larger than its stream is known to take (MaxRecordSizeInKiB, which Kinesis tells where \
+                 kinesis:DescribeStreamSummary is allowed and UpdateMaxRecordSize raises)"
+            }
             Self::EmptyKey => "the partition key is empty; it must have 1 to 256 characters",
             Self::KeyTooLong => "the partition key has more than 256 characters",
             Self::KeyNotUtf8 => "the partition key is not UTF-8",
@@ -115,7 +121,7 @@ impl Source {
         self.tenant.name()
     }
 
-    /// Largest event data that it takes, in bytes.
+    /// Largest event data that it takes by its configuration, in bytes. Over [`EVENT_BYTES_MAX`] the stream has its say.
     #[must_use]
     pub fn data_bytes_max(&self) -> usize {
         self.data_bytes_max
@@ -140,14 +146,22 @@ impl Source {
         self.keys.iter().fold(false, |known, secret| known | same_bytes(secret.0.as_bytes(), key.as_bytes()))
     }
 
+    fn judge_size(&self, bytes: usize) -> Result<(), Reject> {
+        if bytes > self.data_bytes_max {
+            Err(Reject::TooLarge)
+        } else if bytes > EVENT_BYTES_MAX && bytes > self.spool.shared().metrics.event_bytes_max() {
+            Err(Reject::OverStream)
+        } else {
+            Ok(())
+        }
+    }
+
     /// Appends one event to `batch`, with the key that the source's pointers or its fallback choose.
     ///
     /// # Errors
     /// The rule that the event breaks; `batch` is then unchanged. The caller counts it ([`Source::count_rejected`]).
     pub fn encode(&self, event: &[u8], batch: &mut Batch) -> Result<(), Reject> {
-        if event.len() > self.data_bytes_max {
-            return Err(Reject::TooLarge);
-        }
+        self.judge_size(event.len())?;
         self.rule.choose(event, |key| batch.push(key, None, event))
     }
 
@@ -156,9 +170,7 @@ impl Source {
     /// # Errors
     /// As [`Source::encode`].
     pub fn encode_keyed(&self, key: &[u8], event: &[u8], batch: &mut Batch) -> Result<(), Reject> {
-        if event.len() > self.data_bytes_max {
-            return Err(Reject::TooLarge);
-        }
+        self.judge_size(event.len())?;
         let key = std::str::from_utf8(key).map_err(|_| Reject::KeyNotUtf8)?;
         check_key(key)?;
         batch.push(key, None, event);

@@ -19,8 +19,8 @@
 //! Failure: a frame that is too large, or whose key is, is skipped by its length and rejected. One whose length
 //! cannot be true (less than its own key, or over [`FRAME_BYTES_SKIPPED_MAX`]) means that the boundary is lost:
 //! nothing after it can be read ([`Item::Lost`]).
-//! *CHUNK-BLIND*: the events do not depend on how the stream was cut into buffers. *CARRY-BOUNDED*: the carry
-//! never exceeds the largest event with its longest key and header.
+//! *CHUNK-BLIND*: the events do not depend on how the stream was cut into buffers. *CARRY-BOUNDED*: the carry,
+//! unused room included, never exceeds the largest event with its longest key and header.
 
 use crate::ingest::Reject;
 use crate::limits::KEY_BYTES_MAX;
@@ -132,6 +132,18 @@ impl Splitter {
         }
     }
 
+    /// Carries `bytes` over, of which the caller knows that they are within the bound.
+    fn carry(&mut self, bytes: &[u8]) {
+        let (held, needed) = (self.carry.capacity(), self.carry.len() + bytes.len());
+        if needed > held {
+            // Doubled, so that little is moved, but not beyond the bound: an event of 10 MiB would take 16.
+            let most = self.data_bytes_max + KEY_BYTES_MAX + FRAME_HEADER_BYTES;
+            let room = (2 * held).min(most).max(needed);
+            self.carry.reserve_exact(room - self.carry.len());
+        }
+        self.carry.extend_from_slice(bytes);
+    }
+
     fn clear_carry(&mut self) {
         self.state = State::Within;
         if self.carry.capacity() > CARRY_BYTES_KEPT {
@@ -153,7 +165,7 @@ impl Splitter {
                         self.state = State::SkipLine;
                         return Some(Item::Rejected(Reject::TooLarge));
                     }
-                    self.carry.extend_from_slice(input);
+                    self.carry(input);
                 }
                 *input = &[];
                 return None;
@@ -171,7 +183,7 @@ impl Splitter {
                     self.clear_carry();
                     return Some(Item::Rejected(Reject::TooLarge));
                 }
-                self.carry.extend_from_slice(bytes);
+                self.carry(bytes);
                 if strip_cr(&self.carry).is_empty() {
                     self.clear_carry();
                     continue;
@@ -243,7 +255,7 @@ impl Splitter {
             return Some(header.event(frame));
         }
         let taken = (whole - self.carry.len()).min(input.len());
-        self.carry.extend_from_slice(&input[..taken]);
+        self.carry(&input[..taken]);
         *input = &input[taken..];
         if self.carry.len() < whole {
             return None;
@@ -373,6 +385,7 @@ mod tests {
             }
             assert!(chunk.is_empty());
             assert!(splitter.carried() <= max + KEY_BYTES_MAX + FRAME_HEADER_BYTES);
+            assert!(splitter.carry.capacity() <= max + KEY_BYTES_MAX + FRAME_HEADER_BYTES, "CARRY-BOUNDED");
         }
         items.extend(splitter.finish().map(own));
         items

@@ -360,6 +360,10 @@ impl KinesisApi for AwsKinesis {
     fn summary(&self) -> BoxFuture<'_, Result<StreamSummary, PutError>> {
         Box::pin(self.describe())
     }
+
+    fn is_singly(&self) -> bool {
+        self.goes_singly()
+    }
 }
 
 impl KinesisReader for AwsKinesis {

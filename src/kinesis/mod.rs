@@ -146,6 +146,11 @@ pub trait KinesisApi: Send + Sync + fmt::Debug {
 
     /// What the service says of the stream: DescribeStreamSummary. One account shares 20 such calls a second.
     fn summary(&self) -> BoxFuture<'_, Result<StreamSummary, PutError>>;
+
+    /// Records go one by one, by PutRecord, because PutRecords is denied.
+    fn is_singly(&self) -> bool {
+        false
+    }
 }
 
 /// A record as a consumer gets it.

@@ -24,7 +24,7 @@ mod keeper;
 mod room;
 mod tail;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -39,7 +39,7 @@ use super::segment::SegmentTable;
 use crate::config::OnFull;
 use crate::event::{KeyHash, Position};
 use crate::host::Host;
-use crate::limits::{BATCH_BYTES, INGEST_BYTES_MAX};
+use crate::limits::{ADMIT_BYTES_MAX, BATCH_BYTES, Budgets, INGEST_BYTES_MAX};
 use crate::metrics::{Limit, PolicyTold, SourceUsage, StreamMetrics, locked};
 
 /// Bytes that one group takes at most: what is measured to saturate a disk; more only adds latency.
@@ -213,6 +213,8 @@ pub struct Shared {
     gathering: Mutex<Gathering>,
     arrived: Condvar,
     budget: Arc<Semaphore>,
+    /// Bytes that are admitted at once at most.
+    admit_bytes_max: AtomicUsize,
     pool: Arc<Pool>,
     /// Segments.
     pub table: Arc<SegmentTable>,
@@ -254,6 +256,7 @@ impl SpoolHandle {
             gathering: Mutex::default(),
             arrived: Condvar::new(),
             budget: Arc::new(Semaphore::new(INGEST_BYTES_MAX)),
+            admit_bytes_max: AtomicUsize::new(ADMIT_BYTES_MAX),
             pool: Arc::default(),
             table,
             tail: HotTail::new(durable),
@@ -280,6 +283,14 @@ impl SpoolHandle {
         let told = PolicyTold { sync: policy.sync.to_string(), on_full: policy.on_full.name() };
         let first = self.shared.policy.set(policy).is_ok() && self.shared.metrics.policy.set(told).is_ok();
         debug_assert!(first, "a policy is set once, before it is needed");
+    }
+
+    /// Gives back what other streams need of the memory. Once, before the doors begin.
+    pub fn share_memory(&self, budgets: &Budgets) {
+        self.shared.budget.forget_permits(INGEST_BYTES_MAX - budgets.ingest_bytes);
+        // The largest event takes its part as a whole, if it must.
+        self.shared.admit_bytes_max.store(ADMIT_BYTES_MAX.min(budgets.ingest_bytes), Ordering::Relaxed);
+        self.shared.tail.set_bytes_max(budgets.hot_tail_bytes);
     }
 
     /// What the spool promises and does.
@@ -353,12 +364,12 @@ impl SpoolHandle {
     }
 
     /// Waits until `bytes` fit the memory budget. This is where backpressure is felt: full spool, full or slow
-    /// disk. At most a quarter of the budget is taken at once, so that one giant does not wait for all others.
+    /// disk. At most [`ADMIT_BYTES_MAX`] is taken at once, so that one giant does not wait for all others.
     ///
     /// # Errors
     /// [`Closed`] when the spool takes nothing more.
     pub async fn admit(&self, bytes: usize) -> Result<Permit, Closed> {
-        let bytes = bytes.clamp(1, INGEST_BYTES_MAX / 4) as u32;
+        let bytes = self.shared.admitted_at_once(bytes);
         let held = Arc::clone(&self.shared.budget).acquire_many_owned(bytes).await.map_err(|_| Closed)?;
         Ok(Permit { held, since: self.shared.host.clock.monotonic() })
     }
@@ -368,7 +379,7 @@ impl SpoolHandle {
     /// # Errors
     /// [`Closed`] when the budget is exhausted or the spool takes nothing more.
     pub fn try_admit(&self, bytes: usize) -> Result<Permit, Closed> {
-        let bytes = bytes.clamp(1, INGEST_BYTES_MAX / 4) as u32;
+        let bytes = self.shared.admitted_at_once(bytes);
         let held = Arc::clone(&self.shared.budget).try_acquire_many_owned(bytes).map_err(|_| Closed)?;
         Ok(Permit { held, since: self.shared.host.clock.monotonic() })
     }
@@ -466,6 +477,10 @@ impl Tenant {
 impl Shared {
     fn gathering(&self) -> MutexGuard<'_, Gathering> {
         locked(&self.gathering)
+    }
+
+    fn admitted_at_once(&self, bytes: usize) -> u32 {
+        bytes.clamp(1, self.admit_bytes_max.load(Ordering::Relaxed)) as u32
     }
 
     fn count_rejected(&self, source: &str, reason: &'static str, events: u64) {

@@ -297,6 +297,13 @@ impl SpoolDir {
         Ok(Self { host, dir: dir.to_owned(), stream, read })
     }
 
+    /// The same spool, its files as `host` has them: with the keys to read them, which who opens it first may not know.
+    #[must_use]
+    pub fn through(self, host: &Host) -> Self {
+        let files = Arc::new(ReadOnly(Arc::clone(&host.files), Arc::clone(&self.read)));
+        Self { host: Host { files, ..host.clone() }, ..self }
+    }
+
     /// The stream whose events it holds.
     #[must_use]
     pub fn stream(&self) -> &str {

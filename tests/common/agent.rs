@@ -34,6 +34,8 @@ pub struct Setup {
     pub spool: String,
     /// More lines for `[[stream]]`.
     pub stream: String,
+    /// More tables: further streams, further sources.
+    pub more: String,
     /// The whole environment beside HOME: credentials, and settings that win over the file (`FOREBAY_SPOOL__DIR`).
     pub env: Vec<(&'static str, String)>,
 }
@@ -43,7 +45,8 @@ impl Setup {
         let (spool, stream) = (String::new(), String::new());
         let env = [("AWS_ACCESS_KEY_ID", "test"), ("AWS_SECRET_ACCESS_KEY", "test"), ("AWS_EC2_METADATA_DISABLED", "true")];
         let env = env.map(|(name, value)| (name, value.to_owned())).to_vec();
-        Self { binary: binary.into(), dir: dir.into(), endpoint, aggregate, spool, stream, env }
+        let more = String::new();
+        Self { binary: binary.into(), dir: dir.into(), endpoint, aggregate, spool, stream, more, env }
     }
 
     pub fn socket(&self) -> PathBuf {
@@ -89,8 +92,8 @@ aggregate = "{aggregate}"
 name = "app"
 stream = "events"
 partition_key = ["/userId"]
-"#,
-            self.spool, self.stream
+{}"#,
+            self.spool, self.stream, self.more
         );
         written.expect("a String takes everything");
         text

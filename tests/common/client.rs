@@ -50,6 +50,8 @@ impl Pace {
 #[derive(Debug)]
 pub struct Client {
     socket: PathBuf,
+    /// Where there are several.
+    source: Option<String>,
     /// Key and how many events of it were made.
     pub keys: Vec<(String, u64)>,
     padding: String,
@@ -68,7 +70,24 @@ impl Client {
     pub fn new(socket: &Path, keys: Vec<String>, padding_bytes: usize, window: usize, seed: u64) -> Self {
         let keys = keys.into_iter().map(|key| (key, 0)).collect();
         let padding = "x".repeat(padding_bytes);
-        Self { socket: socket.into(), keys, padding, window, draws: mix64(seed), made: 0, open: VecDeque::new(), connections: 0 }
+        Self {
+            socket: socket.into(),
+            source: None,
+            keys,
+            padding,
+            window,
+            draws: mix64(seed),
+            made: 0,
+            open: VecDeque::new(),
+            connections: 0,
+        }
+    }
+
+    /// Names the source in its hello.
+    #[allow(dead_code, reason = "most agents have one source")]
+    pub fn for_source(mut self, name: &str) -> Self {
+        self.source = Some(name.to_owned());
+        self
     }
 
     fn draw(&mut self) -> u64 {
@@ -109,7 +128,8 @@ impl Client {
         };
         stream.set_read_timeout(Some(DEADLINE))?;
         stream.set_write_timeout(Some(DEADLINE))?;
-        stream.write_all(b"forebay/1 ack=on\n")?;
+        let source = self.source.as_ref().map(|name| format!(" source={name}")).unwrap_or_default();
+        stream.write_all(format!("forebay/1 ack=on{source}\n").as_bytes())?;
         self.connections += 1;
         Ok(stream)
     }

@@ -186,7 +186,8 @@ pub async fn until(what: &str, ready: impl Fn() -> bool) {
 
 /// Takes all the ingest memory of a spool, and keeps it.
 pub fn exhaust(handle: &SpoolHandle) -> Vec<forebay::spool::Permit> {
-    std::iter::from_fn(|| handle.try_admit(usize::MAX).ok()).collect()
+    let of = |bytes: usize| std::iter::from_fn(move || handle.try_admit(bytes).ok());
+    [usize::MAX, 1 << 20, 1 << 10, 1].into_iter().flat_map(of).collect()
 }
 
 /// A file in the world's directory.

@@ -10,9 +10,10 @@
 //! sequence `"n":` of each partition key without keeping it.
 //!
 //! Failure: a body that cannot be walked is answered 400 and counted in `bad_requests`, which tests assert to be 0.
-//! [`Sink::set_auto`] makes it a stream that ignores keys. Absent on purpose: signatures, TLS, CBOR, reading back, reshards, service limits (`fake_kinesis.rs` has those).
+//! [`Sink::set_auto`] makes it a stream that ignores keys, [`Sink::set_limited`] one whose shards take no more than Kinesis'
+//! do. Absent on purpose: signatures, TLS, CBOR, reading back, reshards (`tests/sim/delivery/service.rs` has those).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -106,8 +107,13 @@ struct Shared {
     dead: Vec<AtomicBool>,
     /// Record distribution AUTO: keys decide nothing.
     auto: AtomicBool,
-    /// DescribeStreamSummary is refused.
-    summary_denied: AtomicBool,
+    /// Each shard takes what a Kinesis shard takes, no more.
+    limited: AtomicBool,
+    rooms: Mutex<Vec<Room>>,
+    /// There is no such stream.
+    missing: AtomicBool,
+    /// Actions that are refused.
+    denied: Mutex<HashSet<String>>,
     /// In [`Mode::Keep`], by shard. One lock a request, so that a request takes effect at one moment.
     kept: Mutex<Vec<Vec<Kept>>>,
     /// In [`Mode::Check`], the last number of each key.
@@ -137,7 +143,10 @@ impl Sink {
             sequence: AtomicU64::new(0),
             dead: (0..options.shards).map(|_| AtomicBool::new(false)).collect(),
             auto: AtomicBool::new(false),
-            summary_denied: AtomicBool::new(false),
+            limited: AtomicBool::new(false),
+            rooms: Mutex::new(vec![Room::default(); options.shards]),
+            missing: AtomicBool::new(false),
+            denied: Mutex::default(),
             kept: Mutex::new(vec![Vec::new(); options.shards]),
             last: Mutex::new(HashMap::new()),
         });
@@ -178,9 +187,34 @@ impl Sink {
         self.shared.auto.store(auto, Ordering::SeqCst);
     }
 
+    /// While set, a shard throttles what is over 1 MiB or 1,000 records a second; a second's worth may come at once.
+    pub fn set_limited(&self, limited: bool) {
+        self.shared.limited.store(limited, Ordering::SeqCst);
+    }
+
+    /// Bytes that each shard stored while it was limited, keys and data.
+    pub fn stored_bytes(&self) -> Vec<u64> {
+        lock(&self.shared.rooms).iter().map(|room| room.stored).collect()
+    }
+
+    /// While set, there is no such stream.
+    pub fn set_missing(&self, missing: bool) {
+        self.shared.missing.store(missing, Ordering::SeqCst);
+    }
+
     /// While set, nobody may read the stream's summary.
     pub fn deny_summary(&self, denied: bool) {
-        self.shared.summary_denied.store(denied, Ordering::SeqCst);
+        self.deny("DescribeStreamSummary", denied);
+    }
+
+    /// While set, nobody may do this (`PutRecords`, `ListShards`).
+    pub fn deny(&self, action: &str, denied: bool) {
+        let mut held = lock(&self.shared.denied);
+        if denied {
+            held.insert(action.to_owned())
+        } else {
+            held.remove(action)
+        };
     }
 
     pub fn stats(&self) -> Stats {
@@ -352,7 +386,36 @@ impl Connection {
         }
         let shared = self.shared.clone();
         let body = &self.input[head.body..head.body + head.len];
+        if shared.missing.load(Ordering::SeqCst) {
+            let error = serde_json::json!({"__type": "ResourceNotFoundException", "message": "Stream not found."});
+            self.answer = error.to_string().into_bytes();
+            return "400 Bad Request";
+        }
+        if lock(&shared.denied).contains(&head.target) {
+            let message = format!("User: test is not authorized to perform: kinesis:{}", head.target);
+            let error = serde_json::json!({"__type": "AccessDeniedException", "message": message});
+            self.answer = error.to_string().into_bytes();
+            return "400 Bad Request";
+        }
         match head.target.as_str() {
+            "PutRecord" => {
+                // As a request of one record, whose outcome is the answer.
+                let mut record: serde_json::Value = serde_json::from_slice(body).expect("JSON");
+                record.as_object_mut().expect("an object").remove("StreamName");
+                let several = serde_json::json!({"Records": [record]}).to_string().into_bytes();
+                shared.counters.requests.fetch_add(1, Ordering::Relaxed);
+                let put = put_records(&shared, &several, &mut self.keys, &mut self.answer);
+                put.expect("the agent's own form");
+                let answer: serde_json::Value = serde_json::from_slice(&self.answer).expect("our own answer");
+                let outcome = &answer["Records"][0];
+                if outcome["ErrorCode"].is_null() {
+                    self.answer = outcome.to_string().into_bytes();
+                    return OK;
+                }
+                let error = serde_json::json!({"__type": outcome["ErrorCode"], "message": outcome["ErrorMessage"]});
+                self.answer = error.to_string().into_bytes();
+                "400 Bad Request"
+            }
             "PutRecords" => {
                 shared.counters.requests.fetch_add(1, Ordering::Relaxed);
                 shared.counters.body_bytes.fetch_add(head.len as u64, Ordering::Relaxed);
@@ -369,12 +432,6 @@ impl Connection {
             "ListShards" => {
                 self.answer = wire::list_shards(&shared.shards);
                 OK
-            }
-            "DescribeStreamSummary" if shared.summary_denied.load(Ordering::SeqCst) => {
-                let message = "User: test is not authorized to perform: kinesis:DescribeStreamSummary";
-                let error = serde_json::json!({"__type": "AccessDeniedException", "message": message});
-                self.answer = error.to_string().into_bytes();
-                "400 Bad Request"
             }
             "DescribeStreamSummary" => {
                 let request: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
@@ -445,6 +502,31 @@ fn parse_head(head: &[u8], body: usize) -> Option<Head> {
     Some(parsed)
 }
 
+/// What a limited shard can take now.
+#[derive(Clone, Copy, Debug, Default)]
+struct Room {
+    /// Room there was at that moment.
+    since: Option<(Instant, f64, f64)>,
+    stored: u64,
+}
+
+impl Room {
+    const BYTES: f64 = 1048576.0;
+    const RECORDS: f64 = 1000.0;
+
+    fn take(&mut self, bytes: usize, now: Instant) -> bool {
+        let (bytes_left, records_left) = self.since.map_or((Self::BYTES, Self::RECORDS), |(since, bytes, records)| {
+            let seconds = now.saturating_duration_since(since).as_secs_f64();
+            ((bytes + seconds * Self::BYTES).min(Self::BYTES), (records + seconds * Self::RECORDS).min(Self::RECORDS))
+        });
+        let has_room = bytes_left >= bytes as f64 && records_left >= 1.0;
+        let taken = if has_room { (bytes as f64, 1.0) } else { (0.0, 0.0) };
+        self.since = Some((now, bytes_left - taken.0, records_left - taken.1));
+        self.stored += taken.0 as u64;
+        has_room
+    }
+}
+
 fn put_records(shared: &Shared, body: &[u8], keys: &mut KeyCache, answer: &mut Vec<u8>) -> Result<(), &'static str> {
     let mut kept = (shared.options.mode == Mode::Keep).then(|| lock(&shared.kept));
     let mut last = (shared.options.mode == Mode::Check).then(|| lock(&shared.last));
@@ -453,12 +535,15 @@ fn put_records(shared: &Shared, body: &[u8], keys: &mut KeyCache, answer: &mut V
     // Under the lock of `kept`, so that times do not go back within a shard.
     let at = Instant::now();
     let first = shared.sequence.fetch_add(512, Ordering::Relaxed);
+    let mut rooms = shared.limited.load(Ordering::Relaxed).then(|| lock(&shared.rooms));
     let walked = wire::each_entry(body, |entry| {
         let shard = match shared.auto.load(Ordering::Relaxed) {
             true => ((first / 512 + stored) % shared.shards.count as u64) as usize,
             false => keys.shard(&shared.shards, &entry)?,
         };
-        if shared.dead[shard].load(Ordering::Relaxed) {
+        let bytes = entry.key.len() + entry.data_len();
+        let has_room = rooms.as_mut().is_none_or(|rooms| rooms[shard].take(bytes, at));
+        if !has_room || shared.dead[shard].load(Ordering::Relaxed) {
             throttled += 1;
             answer.throttled();
             return Ok(());

@@ -82,3 +82,30 @@ fn a_bad_body_is_refused_and_counted() {
     assert_eq!(post(&mut stream, "DeleteStream", "{}").0, 400);
     assert_eq!((sink.stats().bad_requests, sink.stats().records), (1, 1));
 }
+
+#[test]
+fn a_limited_shard_has_room_for_a_second_of_bytes_and_records_and_it_comes_back_with_time() {
+    let begin = Instant::now();
+    let at = |ms| begin + Duration::from_millis(ms);
+    let mut records = Room::default();
+    assert_eq!((0..1500).filter(|_| records.take(1, begin)).count(), 1000);
+    assert_eq!((0..1500).filter(|_| records.take(1, at(100))).count(), 100);
+    assert_eq!((0..1500).filter(|_| records.take(1, at(60_000))).count(), 1000);
+    assert_eq!(records.stored, 2100);
+    let mut bytes = Room::default();
+    assert!(bytes.take(1 << 20, begin) && !bytes.take(1, begin));
+    assert!(!bytes.take(1 << 19, at(499)) && bytes.take(1 << 19, at(501)));
+}
+
+#[test]
+fn a_limited_shard_that_is_full_throttles_and_the_others_do_not() {
+    let sink = sink(4, Mode::Keep);
+    sink.set_limited(true);
+    let mut stream = connect(&sink);
+    let data = "x".repeat((1 << 20) - 3);
+    // MD5("abc") begins with 0x90, MD5("a") with 0x0c.
+    let answer = post(&mut stream, "PutRecords", &put(&[("abc", &data), ("abc", &data), ("a", "1")])).1;
+    assert_eq!(answer["FailedRecordCount"], 1);
+    assert_eq!(answer["Records"][1]["ErrorCode"], "ProvisionedThroughputExceededException");
+    assert_eq!(sink.stored_bytes(), [2, 0, 1 << 20, 0]);
+}

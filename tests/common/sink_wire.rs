@@ -17,6 +17,14 @@ pub struct WireEntry<'a> {
     pub explicit_hash_key: Option<u128>,
 }
 
+impl WireEntry<'_> {
+    /// Bytes of the data, decoded.
+    pub fn data_len(&self) -> usize {
+        let padding = self.data.iter().rev().take_while(|byte| **byte == b'=').count();
+        (self.data.len() - padding) * 3 / 4
+    }
+}
+
 struct Walker<'a> {
     body: &'a [u8],
     at: usize,

@@ -53,6 +53,25 @@ fn what_a_later_version_will_offer_is_named_as_such() {
 }
 
 #[test]
+fn an_event_that_would_not_fit_a_request_is_refused_with_both_remedies() {
+    let with = |event: &str, request: &str| {
+        Maps::file(&format!(
+            "{ONE_STREAM}request_bytes_max = \"{request}\"\n[[source]]\nname = \"s\"\nmax_event_bytes = \"{event}\"\n"
+        ))
+    };
+    assert_eq!(with("10238KiB", "10239KiB").config().sources[0].max_event_bytes, (10 << 20) - 2048);
+    assert_tells(
+        &with("6MiB", "5119KiB").one_problem(),
+        &[
+            "source[0].max_event_bytes = \"6MiB\"",
+            "such an event with the longest key does not fit a request (stream[0].request_bytes_max)",
+            "allowed: at most \"5118KiB\", or a request_bytes_max of \"6145KiB\" or more",
+        ],
+    );
+    assert_tells(&with("10MiB", "10239KiB").one_problem(), &["too large", "allowed: a size from 1B to 10238KiB"]);
+}
+
+#[test]
 fn sync_classes_are_read_told_as_written_and_wrong_ones_refused_with_what_is_allowed() {
     let sync = |text: &str| Maps::file(&format!("{ONE_STREAM}[spool]\nsync = {text}\n"));
     for (text, class, shown) in [

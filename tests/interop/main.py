@@ -55,7 +55,7 @@ def plan(full):
     steps = {}
     for server in servers.ALL:
         steps[f"selftest-{server}"] = (server, lambda s, report, _logs: selftest.run(s, report))
-        for aggregate in ("kpl", "off"):
+        for aggregate in ("kpl", "lines", "off"):
             steps[f"delivers-{aggregate}-{server}"] = (
                 server,
                 lambda s, report, logs, aggregate=aggregate: scenarios.delivers(s, aggregate, report, logs),

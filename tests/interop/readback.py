@@ -55,6 +55,7 @@ class Stored:
     key: str
     data: bytes
     aggregated: bool = False
+    lines: bool = False
     broken: str = ""
     events: list = field(default_factory=list)
 
@@ -130,6 +131,24 @@ def take_apart(shard, record):
         explicit = user.get("explicitHashKey")
         stored.events.append(Event(user["partitionKey"], int(explicit) if explicit else None, base64.b64decode(user["data"])))
     return stored
+
+
+def split_lines(records, expected):
+    """The records of `aggregate = "lines"` taken apart as any consumer would: at each newline, the last one ends the last
+    line. A record that is an event with newlines, byte for byte, is that event. A line's key is the one it was sent with, since
+    the record has only its first event's."""
+    for stored in records:
+        if stored.data in expected:
+            stored.events = [Event(stored.key, None, stored.data)]
+            continue
+        stored.lines = True
+        *lines, rest = stored.data.split(b"\n")
+        if rest:
+            stored.broken = "its last line has no newline"
+        stored.events = [Event(expected.get(line, "?"), None, line) for line in lines]
+        if stored.events and stored.events[0].key != stored.key:
+            stored.broken = "its key is not its first event's"
+    return records
 
 
 def disagreements(records):

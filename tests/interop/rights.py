@@ -75,7 +75,7 @@ def run(cloud, report, _log_dir):
     for taken_away, about, code in [
         (["kinesis:PutRecords"], "writing", 0),
         (["kinesis:PutRecords", "kinesis:PutRecord"], "writing", 1),
-        (["kinesis:ListShards"], "shards", 1),
+        (["kinesis:ListShards"], "shards", 0),
         (["kinesis:DescribeStreamSummary"], "stream", 0),
     ]:
         names = " and ".join(taken_away)

@@ -36,8 +36,8 @@ struct Answers {
     principal: Option<String>,
 }
 
-/// Asks, then judges.
-pub(super) async fn check(config: StreamConfig) -> Vec<Finding> {
+/// Asks, then judges. `event_bytes_max` is the largest event that one of its sources takes.
+pub(super) async fn check(config: StreamConfig, event_bytes_max: usize) -> Vec<Finding> {
     let account = match Account::open(&Target::from(&config)).await {
         Ok(account) => account,
         Err(error) => return vec![Finding::failure("credentials", error.message)],
@@ -52,9 +52,10 @@ pub(super) async fn check(config: StreamConfig) -> Vec<Finding> {
     if let Ok(summary) = &answers.summary {
         findings.push(judge_mode(&config, summary));
         findings.push(judge_encryption(&answers, summary));
-        findings.push(judge_limits(&config, summary));
-    } else if let Some(finding) = judge_unknown_mode(&config) {
-        findings.push(finding);
+        findings.push(judge_limits(&config, event_bytes_max, summary));
+    } else {
+        findings.extend(judge_unknown_mode(&config));
+        findings.extend(judge_unknown_limits(event_bytes_max));
     }
     findings.push(judge_shards(&config, &answers));
     findings.push(judge_writing(&answers));
@@ -222,7 +223,7 @@ fn judge_encryption(answers: &Answers, summary: &StreamSummary) -> Finding {
     }
 }
 
-fn judge_limits(config: &StreamConfig, summary: &StreamSummary) -> Finding {
+fn judge_limits(config: &StreamConfig, event_bytes_max: usize, summary: &StreamSummary) -> Finding {
     const ABOUT: &str = "limits";
     let most = summary.record_bytes_max.unwrap_or(limits::RECORD_BYTES_MAX);
     let shown = show_bytes(most as u64);
@@ -230,11 +231,36 @@ fn judge_limits(config: &StreamConfig, summary: &StreamSummary) -> Finding {
         let ours = show_bytes(config.record_bytes_max as u64);
         return Finding::failure(ABOUT, format!("records up to {shown}, but record_bytes_max is {ours}: make it smaller"));
     }
+    let event = limits::event_bytes_of(most.max(limits::RECORD_BYTES_MAX));
+    if event_bytes_max > event {
+        let [wanted, event] = [event_bytes_max, event].map(|bytes| show_bytes(bytes as u64));
+        let kib = (event_bytes_max + limits::KEY_BYTES_MAX + limits::MARGIN_BYTES).div_ceil(1024);
+        return Finding::warning(
+            ABOUT,
+            format!(
+                "records up to {shown}, but max_event_bytes is {wanted}: events over {event} are refused until the stream's \
+                 MaxRecordSizeInKiB is {kib} (UpdateMaxRecordSize)"
+            ),
+        );
+    }
     let request = show_bytes(config.request_bytes_max as u64);
     if config.request_bytes_max > limits::REQUEST_BYTES_MAX {
         return Finding::warning(ABOUT, format!("records up to {shown}; requests of {request} need the account's newer quota"));
     }
     Finding::ok(ABOUT, format!("records up to {shown}, requests up to {request}"))
+}
+
+/// Nobody says what the stream takes.
+fn judge_unknown_limits(event_bytes_max: usize) -> Option<Finding> {
+    (event_bytes_max > limits::EVENT_BYTES_MAX).then(|| {
+        let [wanted, event] = [event_bytes_max, limits::EVENT_BYTES_MAX].map(|bytes| show_bytes(bytes as u64));
+        Finding::warning(
+            "limits",
+            format!(
+                "max_event_bytes is {wanted}, but as long as the stream's limit cannot be read, events over {event} are refused"
+            ),
+        )
+    })
 }
 
 fn judge_shards(config: &StreamConfig, answers: &Answers) -> Finding {
@@ -250,12 +276,27 @@ fn judge_shards(config: &StreamConfig, answers: &Answers) -> Finding {
                 Aggregate::Off => "one event each",
                 Aggregate::Kpl | Aggregate::Lines => "many events each",
             };
+            let advice = match config.aggregate {
+                Aggregate::Off => format!(
+                    "; of events below {} bytes the records are the limit, which aggregate = \"kpl\" or \"lines\" would lift, for \
+                     consumers that take such records apart",
+                    limits::SHARD_BYTES_PER_SECOND / limits::SHARD_RECORDS_PER_SECOND
+                ),
+                Aggregate::Kpl | Aggregate::Lines => String::new(),
+            };
             let shards = if open == 1 { "1 open shard takes".to_owned() } else { format!("{open} open shards take") };
-            Finding::ok(ABOUT, format!("{shards} {} and {records} records a second, {events}", show_bytes(bytes)))
+            Finding::ok(ABOUT, format!("{shards} {} and {records} records a second, {events}{advice}", show_bytes(bytes)))
         }
         Err(error) if is_denied(error) => {
-            Finding::failure(ABOUT, "kinesis:ListShards is not allowed, and nothing is sent without it")
-                .remedy(whose(answers), Statement::on_stream(&["kinesis:ListShards"], &answers.arn))
+            let aggregates = match config.aggregate {
+                Aggregate::Off => String::new(),
+                other => format!(" instead of aggregate = {:?}", other.name()),
+            };
+            Finding::warning(
+                ABOUT,
+                format!("kinesis:ListShards is not allowed: one event a record is sent{aggregates}, and what each shard takes is found by trying"),
+            )
+            .remedy(whose(answers), Statement::on_stream(&["kinesis:ListShards"], &answers.arn))
         }
         Err(error) => Finding::failure(ABOUT, format!("they could not be listed: {error}")),
     }
@@ -392,7 +433,7 @@ mod tests {
     fn reading_shows_its_own_rights() {
         let (outcome, text) =
             told(&judge_shards(&config(""), &Answers { shards: Err(error("AccessDeniedException")), ..answers() }));
-        assert!(outcome == Outcome::Failure && text.contains("\"Action\":[\"kinesis:ListShards\"]"), "{text}");
+        assert!(outcome == Outcome::Warning && text.contains("\"Action\":[\"kinesis:ListShards\"]"), "{text}");
         let (outcome, text) = told(&judge_stream(&Answers { summary: Err(error("AccessDeniedException")), ..answers() }));
         assert!(outcome == Outcome::Warning && text.contains("\"Action\":[\"kinesis:DescribeStreamSummary\"]"), "{text}");
         let missing = judge_stream(&Answers { summary: Err(error("ResourceNotFoundException")), ..answers() });
@@ -400,6 +441,9 @@ mod tests {
         let (outcome, text) = told(&judge_shards(&config("aggregate = \"kpl\"\n"), &answers()));
         assert_eq!(outcome, Outcome::Ok);
         assert_eq!(text, "2 open shards take 2MiB and 2000 records a second, many events each");
+        let (outcome, text) = told(&judge_shards(&config(""), &answers()));
+        assert_eq!(outcome, Outcome::Ok);
+        assert!(text.contains("one event each; of events below 1048 bytes") && text.contains("\"kpl\""), "{text}");
     }
 
     #[test]
@@ -446,10 +490,23 @@ mod tests {
 
     #[test]
     fn limits_are_compared_with_what_is_configured() {
-        assert_eq!(judge_limits(&config(""), &summary()).outcome, Outcome::Ok);
-        assert_eq!(judge_limits(&config("request_bytes_max = \"9MiB\"\n"), &summary()).outcome, Outcome::Warning);
+        let judged = |text: &str, summary: &StreamSummary| judge_limits(&config(text), limits::EVENT_BYTES_MAX, summary).outcome;
+        assert_eq!(judged("", &summary()), Outcome::Ok);
+        assert_eq!(judged("request_bytes_max = \"9MiB\"\n", &summary()), Outcome::Warning);
         let small = StreamSummary { record_bytes_max: Some(128 << 10), ..summary() };
-        assert_eq!(judge_limits(&config(""), &small).outcome, Outcome::Failure);
+        assert_eq!(judged("", &small), Outcome::Failure);
+    }
+
+    #[test]
+    fn events_that_the_stream_does_not_take_are_told_with_the_number_to_set() {
+        let finding = judge_limits(&config(""), 4 << 20, &summary());
+        assert_eq!(finding.outcome, Outcome::Warning);
+        assert!(finding.text.contains("max_event_bytes is 4MiB") && finding.text.contains("is 4098 "), "{}", finding.text);
+        let raised = StreamSummary { record_bytes_max: Some(4098 << 10), ..summary() };
+        assert_eq!(judge_limits(&config(""), 4 << 20, &raised).outcome, Outcome::Ok);
+        let unknown = judge_unknown_limits(4 << 20).expect("a warning");
+        assert!(unknown.outcome == Outcome::Warning && unknown.text.contains("over 1022KiB are refused"), "{}", unknown.text);
+        assert!(judge_unknown_limits(limits::EVENT_BYTES_MAX).is_none());
     }
 
     #[test]

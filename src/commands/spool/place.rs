@@ -122,7 +122,7 @@ pub(super) async fn find(args: &SpoolPlaceArgs, config: Option<&Config>, host: &
     if let Some(config) = config {
         // With the keys to read it.
         host = config.coding(spool.stream()).map_err(Failed::Key)?.host(&host);
-        spool = SpoolDir::open(&host, &dir).map_err(|error| told(&error))?;
+        spool = spool.through(&host);
     }
     let agent = spools.iter().find(|place| is_same(&place.dir, &dir)).zip(admin);
     let agent = agent.map(|(place, admin)| LiveAgent { admin, stream: place.stream.clone() });

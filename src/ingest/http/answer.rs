@@ -92,7 +92,7 @@ impl Problem {
     /// An only event that was refused.
     pub fn rejected(reject: Reject) -> Self {
         match reject {
-            Reject::TooLarge => Self::too_large(reject.to_string()),
+            Reject::TooLarge | Reject::OverStream => Self::too_large(reject.to_string()),
             _ => Self::bad(reject.to_string()),
         }
     }

@@ -267,14 +267,15 @@ async fn submit_all<'b>(
     context: &Context,
 ) -> Result<Taken, Problem> {
     let mut taken = Taken { receipts: Vec::new(), accepted: 0, rejected: Vec::new() };
-    let mut items = items.enumerate();
+    let mut items = items.enumerate().peekable();
     let mut patience = context.options.admit_timeout;
     loop {
-        let permit = admit(source, body_bytes.min(BATCH_BYTES) + FRAME_OVERHEAD_BYTES, patience, context).await?;
+        // An event larger than a batch is one alone: so a permit covers what lies in its batch.
+        let room = items.peek().map_or(0, |(_, item)| bytes_of(item)).max(BATCH_BYTES);
+        let permit = admit(source, body_bytes.min(room) + FRAME_OVERHEAD_BYTES, patience, context).await?;
         let mut batch = source.batch();
-        let mut more = false;
         let counted = taken.rejected.len();
-        for (index, item) in items.by_ref() {
+        while let Some((index, item)) = items.next_if(|(_, item)| bytes_of(item) <= room) {
             let outcome = match item {
                 Item::Event { data, .. } => match key {
                     Some(key) => source.encode_keyed(key.as_bytes(), data, &mut batch),
@@ -287,10 +288,10 @@ async fn submit_all<'b>(
                 taken.rejected.push((index as u32, reject));
             }
             if batch.len() >= BATCH_BYTES {
-                more = true;
                 break;
             }
         }
+        let more = items.peek().is_some();
         // Bad events come in runs of one reason, most often.
         for run in taken.rejected[counted..].chunk_by(|a, b| a.1 == b.1) {
             source.count_rejected(run[0].1, run.len() as u64);
@@ -303,6 +304,13 @@ async fn submit_all<'b>(
             return Ok(taken);
         }
         patience = context.options.admit_timeout * PATIENCE_FACTOR;
+    }
+}
+
+fn bytes_of(item: &Item<'_>) -> usize {
+    match item {
+        Item::Event { data, .. } => data.len(),
+        Item::Rejected(_) | Item::Lost => 0,
     }
 }
 

@@ -12,9 +12,8 @@
 //! Without room (`spool.on_full`): `block` does not read; `reject` reads, throws away, and has each event told as rejected
 //! where acknowledgements were asked for, so that a plain client cannot block on a full spool.
 //!
-//! *BOUNDED*: an idle connection holds no buffer; an unfinished event above [`PARTIAL_BYTES_FREE`] needs one of
-//! few slots, and its client is closed when it stays silent; while unfinished events take much memory together,
-//! reads are small.
+//! *BOUNDED*: an idle connection holds no buffer; a large unfinished event needs one of few slots (`partials`), and its client
+//! is closed when it stays silent; while unfinished events take much memory together, reads are small.
 //!
 //! The end: at end of file the last event is submitted and all acknowledgements are flushed. At shutdown a
 //! client with acknowledgements is told `bye` after its last `ack`, and what was not acknowledged it sends
@@ -35,7 +34,7 @@ use tokio::time::{sleep, timeout};
 
 use super::UnixOptions;
 use super::acks::{self, Ended, Note};
-use super::partials::{PARTIAL_BYTES_FREE, Partial, Partials, READ_BYTES};
+use super::partials::{Partial, Partials, READ_BYTES};
 use crate::ingest::hello::{HELLO_BYTES_MAX, Hello, Sniff, sniff};
 use crate::ingest::wire::{Item, Splitter};
 use crate::ingest::{DRAIN_GRACE, NoSource, Reject, Shutdown, Source, Sources, Stopped, stopped};
@@ -392,13 +391,11 @@ impl Connection {
         shared: &'s Shared,
         stop: &mut Stopped,
     ) -> Result<(), End> {
-        let large = partial.bytes > PARTIAL_BYTES_FREE;
-        if large && partial.large.is_none() {
-            partial.large = tokio::select! {
-                biased;
-                slot = shared.partials.large.acquire() => slot.ok(),
-                () = &mut *stop => return Err(End::Stopped),
-            };
+        let large = partial.is_large();
+        tokio::select! {
+            biased;
+            () = partial.slots() => {}
+            () = &mut *stop => return Err(End::Stopped),
         }
         if let Some(acks) = &self.acks {
             // This task alone sends, so the room stays until it does.

@@ -85,6 +85,11 @@ impl AwsKinesis {
         }
     }
 
+    /// Records go singly, and that has worked.
+    pub(super) fn goes_singly(&self) -> bool {
+        matches!(*locked(&self.way), Way::Singly { proven: true, .. })
+    }
+
     fn next_try(&self, retries: u32) -> Instant {
         let wait = self.retry_put_records_after.saturating_mul(1 << retries);
         Instant::now() + wait / 2 + RealEntropy.jitter(wait / 2)

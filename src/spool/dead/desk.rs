@@ -195,9 +195,13 @@ impl DeadLetters {
         if letters.is_empty() {
             return Ok(done);
         }
+        // Letters are numbered as events died; their keys want them as they came.
+        letters.sort_by_key(|letter| letter.position);
         let first = write(&letters)?;
-        let removals: Vec<(u64, Removal)> =
+        let mut removals: Vec<(u64, Removal)> =
             (first.0..).zip(&letters).map(|(position, letter)| (letter.number, Removal::Retried(Position(position)))).collect();
+        // Notes of removals are of one file after the other.
+        removals.sort_unstable_by_key(|(number, _)| *number);
         self.note(&removals)?;
         done.done = letters.len() as u64;
         finish(selection, &mut done);

@@ -11,7 +11,7 @@
 //! | 0 | u32 | marker `FBDL`, by which the next letter is found behind damage |
 //! | 4 | u32 | CRC-32 (IEEE) of all that follows in the letter |
 //! | 8 | u32 | length of the whole letter in bytes, this header included |
-//! | 12 | u8 | reason: 1 expired, 2 damaged, 3 poison |
+//! | 12 | u8 | reason: 1 expired, 2 damaged, 3 poison, 4 too large |
 //! | 13 | u8 | flags: 1 explicit hash key |
 //! | 14 | u16 | length of the key in bytes; 0 of a damaged event, whose hash tells its lane only |
 //! | 16 | u16 | length of the detail in bytes |
@@ -71,11 +71,13 @@ pub enum Reason {
     Damaged,
     /// Kinesis refused it for what it is, whatever the company.
     Poison,
+    /// Larger than a record of the stream may be, or than a request.
+    TooLarge,
 }
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Expired, Self::Damaged, Self::Poison];
+    pub const ALL: [Self; 4] = [Self::Expired, Self::Damaged, Self::Poison, Self::TooLarge];
 
     /// As people and JSON have it.
     #[must_use]
@@ -84,6 +86,7 @@ impl Reason {
             Self::Expired => "expired",
             Self::Damaged => "damaged",
             Self::Poison => "poison",
+            Self::TooLarge => "too_large",
         }
     }
 
@@ -98,6 +101,7 @@ impl Reason {
             Self::Expired => 1,
             Self::Damaged => 2,
             Self::Poison => 3,
+            Self::TooLarge => 4,
         }
     }
 

@@ -1,7 +1,7 @@
 //! The hot tail: committed batches that are still in memory, for the dispatcher to take without reading them back.
 //!
 //! Place: `gather` pushes what it committed, the cursor takes. Owner: one lock, held for moments. *BOUNDED*: within
-//! `HOT_TAIL_BYTES_MAX`; what falls out at the old end is on disk. A chunk's buffer goes back to the pool with its last user.
+//! `HOT_TAIL_BYTES_MAX`, or its part of it; what falls out at the old end is on disk. A chunk's buffer goes back to the pool with its last user.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -48,7 +48,7 @@ impl Drop for Chunk {
 
 /// Committed batches that the dispatcher has not taken yet, newest last, within a byte bound; what falls out
 /// at the old end is read from disk instead.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct HotTail {
     state: Mutex<Tail>,
 }
@@ -58,13 +58,19 @@ pub(super) struct Tail {
     chunks: VecDeque<Arc<Chunk>>,
     pub(super) bytes: usize,
     durable: Position,
+    bytes_max: usize,
 }
 
 impl HotTail {
     /// A tail that begins at `durable`.
     #[must_use]
     pub fn new(durable: Position) -> Self {
-        Self { state: Mutex::new(Tail { durable, ..Tail::default() }) }
+        Self { state: Mutex::new(Tail { durable, bytes_max: HOT_TAIL_BYTES_MAX, ..Tail::default() }) }
+    }
+
+    /// Sets the bound.
+    pub(super) fn set_bytes_max(&self, bytes: usize) {
+        self.state().bytes_max = bytes;
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, Tail> {
@@ -85,7 +91,7 @@ impl HotTail {
             tail.chunks.push_back(chunk);
         }
         tail.durable = durable;
-        while tail.bytes > HOT_TAIL_BYTES_MAX {
+        while tail.bytes > tail.bytes_max {
             let Some(oldest) = tail.chunks.pop_front() else { break };
             tail.bytes -= oldest.bytes.capacity();
             dropped.push(oldest);
