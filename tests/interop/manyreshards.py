@@ -239,7 +239,7 @@ def selftest(_server, report, _log_dir):
     speaks("an event in another shard", lambda: differences(kcl.Seen([{**record, "shard": "high"}]).places, kcl.Seen(good).places))
     speaks("an event that only one has", lambda: differences(Counter(), kcl.Seen(good).places))
     event = readback.Event("k", None, b"d")
-    stored = readback.Stored(shards[0], "1", "k", b"", True, "", [event])
+    stored = readback.Stored(shards[0], "1", "k", b"", aggregated=True, events=[event])
     report.equal(name + "an aggregate of a hash that is not in its shard is dropped", dropped_events([stored]), [event])
     report.equal(name + "a split and a merge are two reshards", made([*shards, readback.Shard("all", 0, 9, ["low", "high"])]), 2)
 
