@@ -216,7 +216,7 @@ def tell(records, events, status, tap):
     dropped = [one for one in records if dropped_events([one])]
     refused = sum(put.shard is None for put in tap.puts)
     print(
-        f"        {len(records)} records; the KCL's rule drops {len(dropped)} with {len(dropped_events(records))} events;"
+        f"        {status['account']['accepted']} events in {len(records)} records; the KCL's rule drops {len(dropped)} with {len(dropped_events(records))} events;"
         f" {len(events) - len({event.data for event in events})} arrivals repeat another; the agent counted {status['duplicated']};"
         f" {refused} of {len(tap.puts)} records were refused by the server in {tap.requests} requests"
     )
@@ -239,7 +239,7 @@ def selftest(_server, report, _log_dir):
     speaks("an event in another shard", lambda: differences(kcl.Seen([{**record, "shard": "high"}]).places, kcl.Seen(good).places))
     speaks("an event that only one has", lambda: differences(Counter(), kcl.Seen(good).places))
     event = readback.Event("k", None, b"d")
-    stored = readback.Stored(shards[0], "1", "k", b"", True, "", [event])
+    stored = readback.Stored(shards[0], "1", "k", b"", aggregated=True, events=[event])
     report.equal(name + "an aggregate of a hash that is not in its shard is dropped", dropped_events([stored]), [event])
     report.equal(name + "a split and a merge are two reshards", made([*shards, readback.Shard("all", 0, 9, ["low", "high"])]), 2)
 
