@@ -356,7 +356,7 @@ fn start_stream(config: &Config, stream: &StreamConfig, own: Host, api: Arc<dyn 
     let pending = count_pending(&mut cursor, &checkpoint.marks).map_err(|error| io("reading", &dir, error))?;
     let ahead_path = dir.join("ledger.ahead");
     // Read while the checkpoint is the one that it was written beside.
-    let ahead = Ahead::take(host, &ahead_path, &checkpoint);
+    let ahead = Ahead::take(host, &ahead_path, &checkpoint, next);
     let pending = ahead.as_ref().map_or(pending, |(_, then)| pending.min(*then));
     checkpoint = Checkpoint { clean: false, durable: next, dead: checkpoint.dead + opened.damaged_events, ..checkpoint };
     // What was found dead is known from now on, and what was durable stays so.

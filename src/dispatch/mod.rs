@@ -231,6 +231,8 @@ pub struct Dispatcher {
     /// Since when every request failed as a whole, if the last one did.
     failing_since: Option<Duration>,
     draining: bool,
+    /// No request is begun any more.
+    closed: bool,
     /// Events below this position may have been delivered before a crash.
     resent_below: Position,
     /// The highest position in any request, plus one.
@@ -295,6 +297,7 @@ impl Dispatcher {
             paused_until: Duration::ZERO,
             failing_since: None,
             draining: false,
+            closed: false,
             resent_below,
             sent_high: resent_below,
             wake_at: None,
@@ -320,6 +323,11 @@ impl Dispatcher {
     /// Nothing waits for company any more.
     pub fn drain(&mut self) {
         self.draining = true;
+    }
+
+    /// No request is begun any more: what is under way gets its answers.
+    pub fn close(&mut self) {
+        self.closed = true;
     }
 
     /// A listing of the shards is wanted now. Asking counts as asked.

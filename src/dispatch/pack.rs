@@ -86,7 +86,8 @@ impl Dispatcher {
     fn may_send(&self) -> bool {
         // After a failure of the whole stream, one request at a time tries whether it works again.
         let requests_max = if self.pause.failures() > 0 { 1 } else { self.options.requests_max };
-        self.requests.len() < requests_max
+        !self.closed
+            && self.requests.len() < requests_max
             && (self.billed_under_way == 0 || self.billed_under_way + self.request_bytes() <= self.budgets.in_flight_bytes)
     }
 

@@ -180,6 +180,10 @@ impl SentLog {
     }
 }
 
+/// The end of a drain that is left to the answers, a quarter of it at most, and so much when there is no time at all: so a
+/// stop with a backlog sends nothing twice.
+const DRAIN_ANSWERS_MAX: Duration = Duration::from_secs(1);
+
 /// Everything a stream's delivery runs on.
 #[derive(Debug)]
 pub struct Parts {
@@ -249,7 +253,8 @@ struct Shell {
     pace: Duration,
     next_checkpoint: Duration,
     next_publish: Duration,
-    drain_until: Option<Duration>,
+    /// From when on no request is begun, and until when answers are waited for.
+    drain: Option<(Duration, Duration)>,
     sent_log: SentLog,
     ahead: PathBuf,
     files: Arc<dyn Files>,
@@ -297,7 +302,7 @@ impl Shell {
             pace: pace.min(PACE_MAX),
             next_checkpoint: now + parts.checkpoint_interval,
             next_publish: now,
-            drain_until: None,
+            drain: None,
             sent_log: parts.sent_log,
             ahead: parts.ahead,
             files: parts.host.files,
@@ -310,12 +315,16 @@ impl Shell {
         loop {
             let now = self.clock.monotonic();
             self.work(now);
-            if let Some(until) = self.drain_until
-                && (self.dispatcher.is_settled() && self.dispatcher.under_way() == 0 || now >= until)
-            {
-                return self.end();
+            if let Some((close, until)) = self.drain {
+                if now >= close {
+                    self.dispatcher.close();
+                }
+                let done = self.dispatcher.is_settled() || now >= close;
+                if done && self.dispatcher.under_way() == 0 || now >= until {
+                    return self.end();
+                }
             }
-            if self.drain_until.is_none() && !self.pace.is_zero() {
+            if self.drain.is_none() && !self.pace.is_zero() {
                 // Under load something happens every few microseconds, and looking at all queues each time would be most
                 // of the work, and waking up for it most of the rest. Beside `linger` the pace is nothing.
                 std::thread::sleep(self.pace);
@@ -323,7 +332,8 @@ impl Shell {
                     continue;
                 }
             }
-            let wake = [self.dispatcher.wake_at(), Some(self.next_publish), Some(self.next_checkpoint), self.drain_until];
+            let drain = self.drain.map(|(close, until)| if now < close { close } else { until });
+            let wake = [self.dispatcher.wake_at(), Some(self.next_publish), Some(self.next_checkpoint), drain];
             let wake = wake.into_iter().flatten().min().unwrap_or(now);
             match self.events.recv_timeout(wake.saturating_sub(self.clock.monotonic())) {
                 Ok(event) => self.take(event),
@@ -357,7 +367,14 @@ impl Shell {
             Event::DropOldest => self.dispatcher.drop_oldest(),
             Event::Drain(until) => {
                 // The end of the wait may be asked for before the wait itself has been told.
-                self.drain_until = Some(self.drain_until.map_or(until, |earlier| earlier.min(until)));
+                let answers = match until.saturating_sub(now) {
+                    // Now: what is under way may still be answered.
+                    Duration::ZERO => DRAIN_ANSWERS_MAX,
+                    left => (left / 4).min(DRAIN_ANSWERS_MAX),
+                };
+                let until = until.max(now + answers);
+                let until = self.drain.map_or(until, |(_, earlier)| earlier.min(until));
+                self.drain = Some((until.saturating_sub(answers), until));
                 self.dispatcher.drain();
             }
         }

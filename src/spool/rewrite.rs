@@ -50,7 +50,7 @@ const READ_BYTES: u64 = 256 << 10;
 const GAP_BYTES: u64 = 8 << 10;
 
 /// Disk used for each eight bytes that are pending, from which on segments are rewritten at once.
-pub const PRESSED_EIGHTHS: u64 = 11;
+pub const PRESSED_EIGHTHS: u64 = 10;
 
 /// A rewriting that would not free this part of the file is not worth its writes.
 const WORTH_PARTS: u64 = 8;

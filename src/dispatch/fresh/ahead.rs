@@ -148,9 +148,10 @@ impl Ahead {
     }
 
     /// What was written beside this checkpoint, and how many events were pending then. The file is removed: it tells of one
-    /// stop only. `None` when there is none that is whole and of this checkpoint.
+    /// stop only. `None` when there is none that is whole and of this checkpoint, or when events came after it, of which `next`
+    /// tells: the next position to be given.
     #[must_use]
-    pub fn take(host: &Host, path: &Path, checkpoint: &Checkpoint) -> Option<(Self, u64)> {
+    pub fn take(host: &Host, path: &Path, checkpoint: &Checkpoint, next: Position) -> Option<(Self, u64)> {
         let files = host.files.as_ref();
         let read = || -> io::Result<Vec<u8>> {
             let file = files.open(path)?;
@@ -169,7 +170,7 @@ impl Ahead {
         if let Err(error) = files.remove(path) {
             tracing::warn!(path = %path.display(), %error, "a file that was read once and for all could not be removed");
         }
-        Self::decode(&bytes, checkpoint).filter(|_| checkpoint.clean)
+        Self::decode(&bytes, checkpoint).filter(|_| checkpoint.durable == next)
     }
 }
 
@@ -198,14 +199,14 @@ mod tests {
         positions.into_iter().for_each(|n| ahead.insert(Position(n)));
         let save = || ahead.save(host.files.as_ref(), &path, &clean(9), 7).expect("a good disk");
         save();
-        let (found, pending) = Ahead::take(&host, &path, &clean(9)).expect("a file");
+        let (found, pending) = Ahead::take(&host, &path, &clean(9), Position(9)).expect("a file");
         assert_eq!((&found, pending), (&ahead, 7));
         assert!(positions.into_iter().all(|n| found.contains(Position(n))) && !found.contains(Position(4)));
-        assert!(Ahead::take(&host, &path, &clean(9)).is_none(), "once");
+        assert!(Ahead::take(&host, &path, &clean(9), Position(9)).is_none(), "once");
         save();
-        assert!(Ahead::take(&host, &path, &clean(10)).is_none(), "another checkpoint");
+        assert!(Ahead::take(&host, &path, &clean(10), Position(10)).is_none(), "another checkpoint");
         save();
-        assert!(Ahead::take(&host, &path, &Checkpoint { clean: false, ..clean(9) }).is_none(), "no clean stop");
+        assert!(Ahead::take(&host, &path, &clean(9), Position(10)).is_none(), "an event came since");
         let mut bytes = ahead.encode(&clean(9), 7);
         bytes[100] ^= 1;
         assert!(Ahead::decode(&bytes, &clean(9)).is_none() && Ahead::decode(&bytes[..20], &clean(9)).is_none(), "damaged");

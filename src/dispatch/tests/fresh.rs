@@ -127,7 +127,7 @@ fn stop_and_start(history: &mut History, mut running: Running) -> Running {
     running.handle.close();
     running.commit.join().expect("commit thread");
     let mut running = history.start(Position(0));
-    if let Some((ahead, pending)) = Ahead::take(&history.host, &path, &history.saved) {
+    if let Some((ahead, pending)) = Ahead::take(&history.host, &path, &history.saved, history.saved.durable) {
         let mut account = running.metrics.account.lock().expect("not poisoned");
         account.delivered = account.accepted - pending;
         drop(account);

@@ -81,7 +81,7 @@ const MUST_MEET: [(&str, u64); 34] = [
     ("listing empty", 500),
     ("listing in pages", 2000),
     ("listing of no moment", 20),
-    ("listing stale", 500),
+    ("listing stale", 200),
     ("listing stuck", 200),
     ("listing throttled", 500),
     ("merge", 2000),
