@@ -82,11 +82,10 @@ impl Ahead {
     /// The last position.
     #[must_use]
     pub fn last(&self) -> Option<Position> {
-        let in_block = |(block, words): (&u64, &Box<[u64; 64]>)| {
+        self.blocks.iter().rev().find_map(|(block, words)| {
             let (word, bits) = words.iter().enumerate().rev().find(|(_, bits)| **bits != 0)?;
             Some(Position(block * BLOCK + word as u64 * 64 + u64::from(63 - bits.leading_zeros())))
-        };
-        self.blocks.iter().rev().find_map(in_block)
+        })
     }
 
     /// Forgets blocks that lie wholly below `to`.
@@ -202,6 +201,7 @@ mod tests {
         let (found, pending) = Ahead::take(&host, &path, &clean(9), Position(9)).expect("a file");
         assert_eq!((&found, pending), (&ahead, 7));
         assert!(positions.into_iter().all(|n| found.contains(Position(n))) && !found.contains(Position(4)));
+        assert_eq!(found.last(), Some(Position(1 << 40)));
         assert!(Ahead::take(&host, &path, &clean(9), Position(9)).is_none(), "once");
         save();
         assert!(Ahead::take(&host, &path, &clean(10), Position(10)).is_none(), "another checkpoint");
