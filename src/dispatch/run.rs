@@ -180,8 +180,7 @@ impl SentLog {
     }
 }
 
-/// The end of a drain that is left to the answers, a quarter of it at most, and so much when there is no time at all: so a
-/// stop with a backlog sends nothing twice.
+/// What is under way at the end of a drain has so long for its answers: a stop with a backlog sends nothing twice.
 const DRAIN_ANSWERS_MAX: Duration = Duration::from_secs(1);
 
 /// Everything a stream's delivery runs on.
@@ -367,14 +366,8 @@ impl Shell {
             Event::DropOldest => self.dispatcher.drop_oldest(),
             Event::Drain(until) => {
                 // The end of the wait may be asked for before the wait itself has been told.
-                let answers = match until.saturating_sub(now) {
-                    // Now: what is under way may still be answered.
-                    Duration::ZERO => DRAIN_ANSWERS_MAX,
-                    left => (left / 4).min(DRAIN_ANSWERS_MAX),
-                };
-                let until = until.max(now + answers);
-                let until = self.drain.map_or(until, |(_, earlier)| earlier.min(until));
-                self.drain = Some((until.saturating_sub(answers), until));
+                let close = self.drain.map_or(until, |(earlier, _)| earlier.min(until));
+                self.drain = Some((close, close + DRAIN_ANSWERS_MAX));
                 self.dispatcher.drain();
             }
         }
