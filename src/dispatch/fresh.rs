@@ -5,7 +5,7 @@
 //!
 //! What may go ahead. With `order = "none"`, whatever comes from now on. With `order = "key"`, an event whose key has no older
 //! event pending. Keys are too many to be remembered, and on disk an event's key stands beside its data only: so when a shard
-//! that takes records has been late for [`LATE`], the backlog is read once from its beginning to its end, and its keys are put
+//! that takes records has been late for five seconds, the backlog is read once from its beginning to its end, and its keys are put
 //! into a filter (`filter.rs`). Where that reading meets the end of what is durable is the *split*. From there on the rule is
 //! fixed: an event at or past the split is fresh if the filter does not know its key; all else is in order.
 //!
