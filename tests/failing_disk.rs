@@ -129,6 +129,17 @@ impl World {
         names
     }
 
+    /// Waits until all is delivered, ends the agent, and checks what arrived.
+    fn end(&self, mut agent: Agent, clients: &[Client]) -> End {
+        let account = agent.wait_drained();
+        assert_eq!((account.dead, account.expired, account.dropped), (0, 0, 0));
+        let counted = agent.duplicated();
+        assert!(agent.terminate().success(), "{}", self.setup.log_tail());
+        let repeated = self.check(clients);
+        let made = clients.iter().flat_map(|client| &client.keys).map(|(_, made)| made).sum();
+        End { account, made, repeated, counted }
+    }
+
     /// Each key's events arrived, the first time each in order, and nothing else. Tells how many came again.
     fn check(&self, clients: &[Client]) -> u64 {
         let mut next: BTreeMap<String, u64> = BTreeMap::new();
@@ -150,6 +161,14 @@ impl World {
         }
         repeated
     }
+}
+
+/// How it ended: what the clients made, what arrived again, what the agent counts of that.
+struct End {
+    account: Account,
+    made: u64,
+    repeated: u64,
+    counted: u64,
 }
 
 /// Clients at work on threads, until the body ends; then all they sent is acknowledged.
@@ -197,7 +216,7 @@ fn commits_fail(calls: &str, part: &str, errno: i32, words: &str, kill: bool) {
     let mut agent = Agent::start(&world.setup);
     let mut clients = world.clients();
     let pace = Pace::default();
-    let mut agent = under_load(&mut clients, &pace, || {
+    let agent = under_load(&mut clients, &pace, || {
         agent.wait_for("receipts", |_| pace.acked() > 2000);
         world.backlog(&mut agent, &pace);
         world.fail(calls, part, errno);
@@ -230,12 +249,7 @@ fn commits_fail(calls: &str, part: &str, errno: i32, words: &str, kill: bool) {
         assert!(world.segments().pop() > newest, "what was written after the fault is in a new file");
         agent
     });
-    let account = agent.wait_drained();
-    assert_eq!((account.dead, account.expired, account.dropped), (0, 0, 0));
-    let counted = agent.duplicated();
-    assert!(agent.terminate().success(), "{}", world.setup.log_tail());
-    let repeated = world.check(&clients);
-    let made: u64 = clients.iter().flat_map(|client| &client.keys).map(|(_, made)| made).sum();
+    let End { account, made, repeated, counted } = world.end(agent, &clients);
     println!("{calls} {part} {errno}, killed: {kill}: {made} events, {repeated} repeated, {counted} counted");
     if kill {
         explained(repeated, account.accepted - made, counted);
@@ -279,7 +293,7 @@ fn started_while_failing(calls: &str, part: &str) {
     let mut agent = Agent::start(&world.setup);
     let mut clients = world.clients();
     let pace = Pace::default();
-    let mut agent = under_load(&mut clients, &pace, || {
+    let agent = under_load(&mut clients, &pace, || {
         agent.wait_for("receipts", |_| pace.acked() > 2000);
         world.backlog(&mut agent, &pace);
         let pending = agent.account().pending;
@@ -314,12 +328,7 @@ fn started_while_failing(calls: &str, part: &str) {
         println!("{calls} {part}: started with {pending} pending; {share:.3} of a core while the disk fails");
         agent
     });
-    let account = agent.wait_drained();
-    assert_eq!((account.dead, account.expired, account.dropped), (0, 0, 0));
-    let counted = agent.duplicated();
-    assert!(agent.terminate().success(), "{}", world.setup.log_tail());
-    let repeated = world.check(&clients);
-    let made: u64 = clients.iter().flat_map(|client| &client.keys).map(|(_, made)| made).sum();
+    let End { account, made, repeated, counted } = world.end(agent, &clients);
     explained(repeated, account.accepted - made, counted);
     let mut agent = Agent::start(&world.setup);
     assert_eq!(agent.wait_drained().dead, 0, "{}", world.setup.log_tail());

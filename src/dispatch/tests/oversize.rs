@@ -4,23 +4,11 @@
 //! Place: the histories of `tests.rs`. *INSIDE-THE-LIMITS* is asserted by the model, which refuses a request for a record over
 //! its limit and counts that; *NOTHING-LOST* and *EXACT-ACCOUNT* here: each event arrives, or has its letter with the reason.
 
-use std::ops::ControlFlow;
-
+use super::poison::letters;
 use super::*;
-use crate::spool::dead::{DeadStore, Letter, Reason};
+use crate::spool::dead::{Letter, Reason};
 
 const MIB: usize = 1 << 20;
-
-fn letters(history: &History) -> Vec<Letter> {
-    let mut found = Vec::new();
-    let view = DeadStore::view(&history.host, &spool::dead_dir(history.dir.path())).expect("a view");
-    let visited = view.visit(0, &mut |letter, _| {
-        found.push(letter);
-        ControlFlow::Continue(())
-    });
-    visited.expect("a good disk");
-    found
-}
 
 /// A spool with events of 40 keys, of which some are as large as told, in between small ones. The agent that took them died
 /// before it sent anything.

@@ -16,7 +16,8 @@ pub(super) fn holds_poison(entry: &PutEntry) -> bool {
     content.members().iter().any(|event| event.data.ends_with(b"POISON"))
 }
 
-fn letters(history: &History) -> Vec<Letter> {
+/// The dead letters on disk.
+pub(super) fn letters(history: &History) -> Vec<Letter> {
     let mut found = Vec::new();
     let view = DeadStore::view(&history.host, &spool::dead_dir(history.dir.path())).expect("a view");
     let visited = view.visit(0, &mut |letter, _| {
