@@ -32,7 +32,7 @@ use crate::coding::{Coding, CodingError, KeyError};
 use crate::config::{Config, OnFull, StreamConfig, SyncClass};
 use crate::dispatch::fresh::ahead::Ahead;
 use crate::dispatch::run::{Ended, Event, Inbox, Parts, SentLog};
-use crate::dispatch::{DispatchOptions, Dispatcher, run};
+use crate::dispatch::{DispatchOptions, Dispatcher, remembered, run};
 use crate::event::{LANES, Position};
 use crate::host::{self, Host};
 use crate::ingest::{Source, Sources, http, unix};
@@ -400,6 +400,10 @@ fn start_stream(config: &Config, stream: &StreamConfig, own: Host, api: Arc<dyn 
     if let Some((ahead, _)) = ahead {
         dispatcher.know_settled(ahead);
     }
+    let mode_path = dir.join("ledger.mode");
+    if let Some(remembered) = remembered::recall(host, &mode_path) {
+        dispatcher.remember(remembered, host.clock.monotonic());
+    }
     let dead_dir = spool::dead_dir(&dir);
     let letters = DeadLetters::open(host, &dead_dir, config.spool.dead_max_bytes, &metrics).map_err(failed)?;
     let letters = Arc::new(letters);
@@ -416,6 +420,7 @@ fn start_stream(config: &Config, stream: &StreamConfig, own: Host, api: Arc<dyn 
         segment_bytes: config.spool.segment_bytes,
         sent_log,
         ahead: ahead_path,
+        mode: mode_path,
         stream: stream.name.clone(),
     };
     let (inbox, dispatch) = run::start(parts).map_err(StartError::Threads)?;

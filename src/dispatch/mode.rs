@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use super::Dispatcher;
 use super::backoff::Backoff;
+use super::remembered::Remembered;
 use crate::config::{Aggregate, Order};
 use crate::event::ShardId;
 use crate::host::Entropy;
@@ -88,7 +89,10 @@ pub struct Mode {
     /// The configuration says that keys decide, for where nobody can be asked.
     vouched: bool,
     summary: Option<StreamSummary>,
-    read_at: Duration,
+    /// Until when the summary counts without another.
+    good_until: Duration,
+    /// What records may have by an answer that is too old for all else.
+    record_bytes_before: Option<usize>,
     failure: Option<PutError>,
     asked: bool,
     first_asked: Option<Duration>,
@@ -98,6 +102,10 @@ pub struct Mode {
     suspected_at: Option<Duration>,
 }
 
+fn record_bytes_max(summary: &StreamSummary) -> Option<usize> {
+    Some(summary.record_bytes_max.unwrap_or(0).max(RECORD_BYTES_MAX))
+}
+
 impl Mode {
     /// Nothing is known yet. `vouched`: keys are taken to decide until somebody says otherwise.
     #[must_use]
@@ -105,7 +113,8 @@ impl Mode {
         Self {
             vouched,
             summary: None,
-            read_at: Duration::ZERO,
+            good_until: Duration::ZERO,
+            record_bytes_before: None,
             failure: None,
             asked: false,
             first_asked: None,
@@ -113,6 +122,17 @@ impl Mode {
             backoff: Backoff::new(RETRY_BASE, REFRESH),
             strange: 0,
             suspected_at: None,
+        }
+    }
+
+    /// What Kinesis said before this start. It counts as long as it would have without the stop, and meanwhile another answer
+    /// can wait; an older one tells only how large records may be.
+    pub fn remember(&mut self, remembered: Remembered, now: Duration, entropy: &dyn Entropy) {
+        self.record_bytes_before = record_bytes_max(&remembered.summary);
+        if remembered.age < GOOD_FOR {
+            self.good_until = now + (GOOD_FOR - remembered.age);
+            self.summary = Some(remembered.summary);
+            self.take_time(now, entropy);
         }
     }
 
@@ -137,7 +157,7 @@ impl Mode {
         match answer {
             Ok(summary) => {
                 self.summary = Some(summary);
-                self.read_at = now;
+                self.good_until = now + GOOD_FOR;
                 self.failure = None;
                 self.backoff.succeed();
                 self.not_before = now + REFRESH * 3 / 4 + entropy.jitter(REFRESH / 2);
@@ -196,7 +216,7 @@ impl Mode {
         if self.is_told_to_ignore() || self.is_suspected(now) {
             return Keys::Ignored;
         }
-        let fresh = self.summary.is_some() && now.saturating_sub(self.read_at) < GOOD_FOR;
+        let fresh = self.summary.is_some() && now < self.good_until;
         // An answer without the field: a provisioned stream, or a service that does not know AUTO.
         if fresh || self.vouched { Keys::Decide } else { Keys::Unknown }
     }
@@ -211,7 +231,7 @@ impl Mode {
     /// The largest record that the stream takes, bytes, as Kinesis said last; `None` before it did. No stream takes less than
     /// 1 MiB, and a service that does not tell takes no more.
     pub(super) fn record_bytes_max(&self) -> Option<usize> {
-        self.summary.as_ref().map(|summary| summary.record_bytes_max.unwrap_or(0).max(RECORD_BYTES_MAX))
+        self.summary.as_ref().map_or(self.record_bytes_before, record_bytes_max)
     }
 
     /// The form that records may have, of the configured one.
@@ -256,9 +276,15 @@ impl Mode {
 impl Dispatcher {
     /// The first question for the stream's summary need not be asked at once, unless the form of records hangs on it.
     pub fn take_time(&mut self, now: Duration) {
-        if self.options.aggregate != Aggregate::Kpl {
+        if self.options.aggregate != Aggregate::Kpl || self.mode.vouched {
             self.mode.take_time(now, self.host.entropy.as_ref());
         }
+    }
+
+    /// What Kinesis said of the stream before this start.
+    pub fn remember(&mut self, remembered: Remembered, now: Duration) {
+        self.mode.remember(remembered, now, self.host.entropy.as_ref());
+        self.publish_mode(now);
     }
 
     /// Kinesis is to be asked for the stream's summary now. Asking counts as asked.
@@ -456,6 +482,27 @@ mod tests {
         let mut firsts: Vec<u64> = (0..200).map(|_| first(false)).collect();
         firsts.sort_unstable();
         assert!(firsts[20] > 10 && firsts[100] > 150 && firsts[100] < 450 && firsts[199] <= 600, "{firsts:?}");
+    }
+
+    #[test]
+    fn an_answer_of_before_the_start_holds_for_the_rest_of_its_time_and_need_not_be_asked_for_at_once() {
+        let remembered = |age: u64, ignores_keys: Option<bool>| {
+            let summary = StreamSummary { record_bytes_max: Some(4 << 20), ..told(ignores_keys).expect("an answer") };
+            Remembered { summary, age: seconds(age) }
+        };
+        let mut mode = Mode::new(false);
+        mode.remember(remembered(400, None), seconds(1), &RealEntropy);
+        assert_eq!((mode.keys(seconds(1)), mode.is_settled(seconds(1))), (Keys::Decide, true));
+        assert_eq!(mode.keys(seconds(602)), Keys::Unknown, "1,000 s after the answer");
+        assert!(mode.ask(seconds(62)), "asked within a minute");
+        let mut mode = Mode::new(false);
+        mode.remember(remembered(400, Some(true)), seconds(1), &RealEntropy);
+        assert_eq!(mode.keys(seconds(1)), Keys::Ignored);
+        let mut mode = Mode::new(false);
+        mode.remember(remembered(1_000, None), seconds(1), &RealEntropy);
+        assert_eq!((mode.keys(seconds(1)), mode.is_settled(seconds(1))), (Keys::Unknown, false), "too old");
+        assert!(mode.ask(seconds(1)), "so it is asked for at once");
+        assert_eq!(mode.record_bytes_max(), Some(4 << 20), "large records go on");
     }
 
     #[test]

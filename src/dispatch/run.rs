@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use super::Dispatcher;
 use super::outgoing::Outgoing;
+use super::remembered;
 use super::rewriter::{self, Rewriter};
 use crate::checkpoint::{Checkpoint, MarkStore};
 use crate::event::Position;
@@ -204,6 +205,8 @@ pub struct Parts {
     pub sent_log: SentLog,
     /// Where a clean stop notes what was sent ahead of a backlog.
     pub ahead: PathBuf,
+    /// Where what Kinesis says of the stream is kept.
+    pub mode: PathBuf,
     /// For the threads' names.
     pub stream: String,
 }
@@ -256,6 +259,7 @@ struct Shell {
     drain: Option<(Duration, Duration)>,
     sent_log: SentLog,
     ahead: PathBuf,
+    mode: PathBuf,
     files: Arc<dyn Files>,
     rewriter: Rewriter,
 }
@@ -304,6 +308,7 @@ impl Shell {
             drain: None,
             sent_log: parts.sent_log,
             ahead: parts.ahead,
+            mode: parts.mode,
             files: parts.host.files,
             rewriter,
         })
@@ -360,7 +365,14 @@ impl Shell {
             Event::Committed => self.inbox.committed.store(false, Ordering::Release),
             Event::Answered { id, answer } => self.dispatcher.on_answer(id, answer, now),
             Event::Listed(answer) => self.dispatcher.on_map(answer, now),
-            Event::Described(answer) => self.dispatcher.on_summary(*answer, now),
+            Event::Described(answer) => {
+                if let Ok(summary) = answer.as_ref()
+                    && let Err(error) = remembered::keep(self.files.as_ref(), &self.mode, summary, self.clock.wall_ms())
+                {
+                    tracing::debug!(%error, "what Kinesis said of the stream could not be kept for the next start");
+                }
+                self.dispatcher.on_summary(*answer, now);
+            }
             Event::Saved(checkpoint, durable) => self.on_saved(checkpoint, durable),
             Event::Rewritten(copy) => self.on_rewritten(copy),
             Event::DropOldest => self.dispatcher.drop_oldest(),

@@ -119,7 +119,7 @@ pub struct ShardRange {
 }
 
 /// What the service says of a stream as a whole. `None`: it does not say.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct StreamSummary {
     /// Its ARN.
     pub arn: String,

@@ -17,6 +17,7 @@
 //! | `segments/NNNNNNNNNN.new` | what is alive of a segment, before it takes its place (`rewrite.rs`), or a group in doubt (`held.rs`) | the rewriting thread, the commit thread |
 //! | `ledger/` | sled: the marks (`checkpoint.rs`); may be lost | the checkpoint thread |
 //! | `ledger.ahead` | after a clean stop beside a backlog: what was delivered ahead of it; may be lost | the dispatcher |
+//! | `ledger.mode` | what Kinesis last said of the stream; may be lost | the dispatcher |
 //! | `ledger.sent` | how far sending went since the last checkpoint; may be lost | the dispatcher |
 //! | `dead/` | dead letters (`dead.rs`), and bytes that recovery set aside | the dispatcher, recovery |
 //!
