@@ -32,6 +32,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
+use control::Start;
 use forebay::dispatch::backoff::Backoff;
 use scenarios::Scenario;
 use service::{Control, DESCRIBE_PER_SECOND, LIST_SHARDS_PER_SECOND};
@@ -132,10 +133,11 @@ fn control_plane() -> usize {
     let rows = rows.into_iter().map(|(name, first, backoff, limit, is_marked)| {
         (name, control::until_answered(&first, backoff, Control::new(limit), &dice), limit, is_marked)
     });
-    let summaries = |at_once| control::summaries(AGENTS, at_once, Control::new(DESCRIBE_PER_SECOND), &dice);
+    let summaries = |start| control::summaries(AGENTS, start, Control::new(DESCRIBE_PER_SECOND), &dice);
     let described = [
-        ("DescribeStreamSummary, a common start", summaries(false), DESCRIBE_PER_SECOND, false),
-        ("the same, aggregate = \"kpl\"", summaries(true), DESCRIBE_PER_SECOND, false),
+        ("DescribeStreamSummary, a common start", summaries(Start::NoHurry), DESCRIBE_PER_SECOND, false),
+        ("the same, aggregate = \"kpl\", a restart", summaries(Start::Again), DESCRIBE_PER_SECOND, false),
+        ("the same, aggregate = \"kpl\", a first start", summaries(Start::Hurry), DESCRIBE_PER_SECOND, false),
     ];
     let mut missed = 0;
     for (name, calls, limit, is_marked) in rows.chain(described) {

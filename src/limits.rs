@@ -69,10 +69,10 @@ pub const BATCH_BYTES: usize = 128 << 10;
 pub const HOT_TAIL_BYTES_MAX: usize = 16 << 20;
 
 /// Bytes of batches the dispatcher keeps to pack records from; older ones are read from disk again.
-pub const WINDOW_BYTES_MAX: usize = 16 << 20;
+pub const WINDOW_BYTES_MAX: usize = 12 << 20;
 
 /// Bytes of record data that may be under way to Kinesis at once, for one stream.
-pub const IN_FLIGHT_BYTES_MAX: usize = 16 << 20;
+pub const IN_FLIGHT_BYTES_MAX: usize = 12 << 20;
 
 /// What one stream's part of the memory is, bytes, where several share it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,7 +113,7 @@ impl Budgets {
             hot_tail_bytes: HOT_TAIL_BYTES_MAX / parts,
             window_bytes: WINDOW_BYTES_MAX / parts,
             in_flight_bytes,
-            request_bytes: if parts == 1 { usize::MAX } else { in_flight_bytes / 4 },
+            request_bytes: if parts == 1 { usize::MAX } else { in_flight_bytes / 3 },
             parts,
         }
     }
@@ -137,7 +137,7 @@ const _: () = {
     // Equal parts fill the whole, and several requests of a part are under way at once, each with room for a usual record.
     let part = Budgets::of_one_in(PARTS_MAX);
     assert!(part.ingest_bytes * PARTS_MAX == INGEST_BYTES_MAX && part.window_bytes * PARTS_MAX == WINDOW_BYTES_MAX);
-    assert!(4 * part.request_bytes <= part.in_flight_bytes && part.request_bytes >= 2 * AGGREGATE_BYTES_DEFAULT);
+    assert!(3 * part.request_bytes <= part.in_flight_bytes && part.request_bytes >= 2 * AGGREGATE_BYTES_DEFAULT);
     // The largest event by default with its frame header fits the admission budget and a segment many times over.
     assert!(8 * (EVENT_BYTES_MAX + KEY_BYTES_MAX + 64) <= INGEST_BYTES_MAX);
     assert!(8 * (RECORD_BYTES_MAX as u64) <= SEGMENT_BYTES_DEFAULT);

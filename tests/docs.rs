@@ -304,8 +304,8 @@ fn sizes_and_limits_in_prose_are_those_of_the_code() {
         let unit = text.find(|c: char| !c.is_ascii_digit()).unwrap();
         format!("{} {}", &text[..unit], &text[unit..])
     };
-    let (slots, slot) = (384 << 10, size_of::<Slot>());
-    private("src/dispatch/mod.rs", "const SLOTS_MAX: usize = 384 << 10;");
+    let (slots, slot) = (256 << 10, size_of::<Slot>());
+    private("src/dispatch/mod.rs", "const SLOTS_MAX: usize = 256 << 10;");
     private("src/ingest/http/body.rs", "pub const BODY_BYTES_MAX: usize = 16 << 20;");
     private("src/ingest/http/body.rs", "pub const BODIES_BYTES_MAX: usize = 64 << 20;");
     private("src/spool/gather.rs", "const GROUP_BYTES_MAX: usize = 8 << 20;");
@@ -325,7 +325,7 @@ fn sizes_and_limits_in_prose_are_those_of_the_code() {
     let mut architecture: Vec<String> =
         budgets.iter().map(|(name, bytes)| format!("| `{name}` | {} |", space(*bytes as u64))).collect();
     architecture.extend([
-        format!("| `SLOTS_MAX` × `Slot` | {} | 393,216 events", space((slots * slot) as u64)),
+        format!("| `SLOTS_MAX` × `Slot` | {} | 262,144 events", space((slots * slot) as u64)),
         format!("Together {} at most", space(together as u64)),
         "64 MiB in all".into(),
         "Groups grow to 8 MiB".into(),

@@ -14,6 +14,8 @@ use std::time::Duration;
 
 use forebay::dispatch::backoff::Backoff;
 use forebay::dispatch::mode::Mode;
+use forebay::dispatch::remembered::Remembered;
+use forebay::host::Entropy as _;
 use forebay::kinesis::{ErrorClass, PutError, StreamSummary};
 
 use crate::service::Control;
@@ -66,14 +68,21 @@ fn most_per_second(times: &[Duration]) -> u64 {
     most as u64
 }
 
-/// So many agents start at once and ask what the stream's summary is, until each was answered once. `at_once`: the form of their
-/// records hangs on it.
+/// What agents that start together know of their stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// Nothing, and nothing hangs on it.
+    NoHurry,
+    /// Nothing, and the form of their records hangs on it.
+    Hurry,
+    /// What each was told within the last five minutes, before a restart.
+    Again,
+}
+
+/// So many agents start at once and ask what the stream's summary is, until each was answered once.
 #[must_use]
-pub fn summaries(agents: usize, at_once: bool, mut service: Control, dice: &Dice) -> Calls {
+pub fn summaries(agents: usize, start: Start, mut service: Control, dice: &Dice) -> Calls {
     let mut modes: Vec<Option<Mode>> = (0..agents).map(|_| Some(Mode::new(false))).collect();
-    if !at_once {
-        modes.iter_mut().flatten().for_each(|mode| mode.take_time(Duration::ZERO, dice));
-    }
     let refusal = || PutError { class: ErrorClass::Throttle, code: "LimitExceededException".to_owned(), message: String::new() };
     let summary = || StreamSummary {
         arn: String::new(),
@@ -83,6 +92,16 @@ pub fn summaries(agents: usize, at_once: bool, mut service: Control, dice: &Dice
         record_bytes_max: None,
         key: None,
     };
+    for mode in modes.iter_mut().flatten() {
+        match start {
+            Start::NoHurry => mode.take_time(Duration::ZERO, dice),
+            Start::Hurry => {}
+            Start::Again => {
+                let age = dice.jitter(Duration::from_secs(300));
+                mode.remember(Remembered { summary: summary(), age }, Duration::ZERO, dice);
+            }
+        }
+    }
     let (mut times, mut now) = (Vec::new(), Duration::ZERO);
     let mut calls = Calls { made: 0, refused: 0, most_per_second: 0, done_seconds: 0.0 };
     while modes.iter().any(Option::is_some) {

@@ -18,7 +18,7 @@
 //! past it is kept by position (`ahead.rs`) for a clean stop; after a crash it is sent again, and counted.
 //!
 //! What this cannot do: a key with an old event waits for it, and goes on waiting after that one is delivered, until the whole
-//! backlog is. A key that only looks like one in the filter waits too, less than one in 500 up to four million keys. And until
+//! backlog is. A key that only looks like one in the filter waits too, less than one in 500 up to two million keys. And until
 //! the backlog was read once, nothing goes ahead; after a restart too.
 
 pub mod ahead;

@@ -39,6 +39,7 @@ pub mod outgoing;
 mod oversize;
 mod pack;
 pub mod queue;
+pub mod remembered;
 pub mod rewriter;
 pub mod run;
 mod suspects;
@@ -73,7 +74,7 @@ use crate::shard_map::{ShardMap, even_shards};
 use crate::spool::cursor::Cursor;
 
 /// Slots kept in memory for all shards together (64 bytes each); further events stay on disk.
-const SLOTS_MAX: usize = 384 << 10;
+const SLOTS_MAX: usize = 256 << 10;
 
 /// How long every request fails before status says that delivery is paused: a lost connection alone is not worth it.
 const FAILING_TOLD_AFTER: Duration = Duration::from_secs(3);

@@ -9,8 +9,8 @@ use crate::host::mix64;
 /// Bits for each key that is expected: one stranger in some 700 is found.
 const BITS_A_KEY: u64 = 16;
 
-/// The largest filter, bytes: four million keys at full strictness; with 20 million a quarter of the strangers is found.
-const BYTES_MAX: usize = 8 << 20;
+/// The largest filter, bytes: two million keys at full strictness; with ten million a quarter of the strangers is found.
+const BYTES_MAX: usize = 4 << 20;
 
 /// Bits set for each key, all in one block.
 const PROBES: u32 = 6;
