@@ -60,6 +60,7 @@ pub(crate) fn check(in_force: &InForce, problems: &mut Vec<Problem>) {
     check_sources(&sources, &streams, problems);
     check_event_sizes(&sources, &streams, problems);
     for source in &sources {
+        check_kind(source, problems);
         check_quota(source, in_force.one(SectionKind::Spool), problems);
     }
 }
@@ -81,6 +82,21 @@ fn check_spool(spool: &Section, problems: &mut Vec<Problem>) {
         let least = super::units::show_bytes(SEGMENTS_MIN * segment);
         let wrong = format!("too small for {SEGMENTS_MIN} segments of {shown} (spool.segment_bytes)");
         problems.push(spool.problem("max_bytes", wrong).allowed(format!("at least \"{least}\", or smaller segments")));
+    }
+}
+
+/// Keys of `[[source]]` that mean something for some kinds only.
+const KEYS_OF_KINDS: [(&str, &[SourceKind]); 0] = [];
+
+fn check_kind(source: &Section, problems: &mut Vec<Problem>) {
+    let kind = SourceKind::of_word(&source.word("kind"));
+    for (key, kinds) in KEYS_OF_KINDS {
+        let given = !matches!(source.setting(key).origin, Origin::Default);
+        if given && !kinds.contains(&kind) && source.sound(&["kind", key]) {
+            let kinds: Vec<&str> = kinds.iter().map(|kind| kind.word()).collect();
+            let wrong = format!("has no meaning for a source of kind {:?}; take it away", kind.word());
+            problems.push(source.problem(key, wrong).allowed(format!("kind = {}", super::schema::quoted(&kinds))));
+        }
     }
 }
 
@@ -244,9 +260,9 @@ fn build_stream(stream: &Section) -> StreamConfig {
 fn build_source(source: &Section, spool_max_bytes: u64) -> SourceConfig {
     SourceConfig {
         name: source.word("name"),
-        kind: SourceKind::Events,
+        kind: SourceKind::of_word(&source.word("kind")),
         stream: source.word("stream"),
-        partition_key: source.texts("partition_key"),
+        partition_key: own_key_rule(source),
         partition_key_fallback: match source.word("partition_key_fallback").as_str() {
             "reject" => KeyFallback::Reject,
             _ => KeyFallback::Random,
@@ -255,6 +271,12 @@ fn build_source(source: &Section, spool_max_bytes: u64) -> SourceConfig {
         max_event_bytes: usize_of(source.bytes("max_event_bytes")),
         spool_quota: source.share("spool_quota", spool_max_bytes),
     }
+}
+
+/// The pointers that hold for a source: a vendor's rule for its key gives way only to pointers that somebody wrote down.
+fn own_key_rule(source: &Section) -> Vec<String> {
+    let written = !matches!(source.setting("partition_key").origin, Origin::Default);
+    if source.word("kind") == SourceKind::Events.word() || written { source.texts("partition_key") } else { Vec::new() }
 }
 
 fn usize_of(number: u64) -> usize {

@@ -421,10 +421,41 @@ pub enum KeyFallback {
 }
 
 /// What a source speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum SourceKind {
     /// Plain events: socket and `/ingest`.
+    #[default]
     Events,
+    /// Segment's tracking API, which several brands speak.
+    Segment,
+    /// Amplitude's HTTP API.
+    Amplitude,
+    /// mParticle's events API.
+    MParticle,
+    /// The Kinesis API itself.
+    Kinesis,
+}
+
+impl SourceKind {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Events, Self::Segment, Self::Amplitude, Self::MParticle, Self::Kinesis];
+
+    /// As written in the file.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Events => "events",
+            Self::Segment => "segment",
+            Self::Amplitude => "amplitude",
+            Self::MParticle => "mparticle",
+            Self::Kinesis => "kinesis",
+        }
+    }
+
+    /// The kind of this word; what the schema offers are such words.
+    pub(crate) fn of_word(word: &str) -> Self {
+        Self::ALL.into_iter().find(|kind| kind.word() == word).unwrap_or_default()
+    }
 }
 
 /// `[[source]]`.
@@ -437,7 +468,7 @@ pub struct SourceConfig {
     /// Name of the stream its events go to.
     pub stream: String,
     /// JSON pointers (RFC 6901); the first that is a non-empty string or a number is the key.
-    /// Default `/userId`, then `/anonymousId`.
+    /// Default `/userId`, then `/anonymousId`; for other kinds than `events` none: the vendor's rule holds.
     pub partition_key: Vec<String>,
     /// Default random.
     pub partition_key_fallback: KeyFallback,

@@ -2,8 +2,8 @@
 //!
 //! Place: `run` binds at start and serves until the shutdown signal. A connection is one task that hyper drives;
 //! every request passes the guards (`guard`: host, origin), then its route. Bodies are read and decoded within
-//! limits by `body`; `events` turns them into batches and answers. Vendors' endpoints will be further routes
-//! beside `/ingest`.
+//! limits by `body`; a door (`events` for `/ingest`, one file for each vendor) judges them and makes the answer, and `submit`
+//! is the way to the spool that all doors share. The path alone tells the door.
 //!
 //! *RECEIPT-AFTER-SYNC*: a success answer leaves only when every batch of the request is durable. *BOUNDED*:
 //! bodies of all requests together share one memory budget; a request that waits too long for memory or for the
@@ -18,6 +18,7 @@ mod answer;
 mod body;
 mod events;
 mod guard;
+mod submit;
 
 use std::convert::Infallible;
 use std::fmt;

@@ -30,7 +30,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-pub use source::{NoSource, Reject, Source, Sources};
+pub use source::{Made, NoSource, Reject, Source, Sources};
 
 /// Becomes `true` (or its sender goes away) when the agent stops accepting.
 pub type Shutdown = watch::Receiver<bool>;

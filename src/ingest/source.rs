@@ -13,7 +13,8 @@ use std::cell::RefCell;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::config::{KeyFallback, Secret, SourceConfig, SyncClass};
+use crate::config::{KeyFallback, Secret, SourceConfig, SourceKind, SyncClass};
+use crate::event::KeyHash;
 use crate::host::{Entropy, Host};
 use crate::ingest::pointer::{PointerError, Pointers, Scratch};
 use crate::limits::{EVENT_BYTES_MAX, KEY_BYTES_MAX, KEY_CHARS_MAX};
@@ -88,6 +89,7 @@ impl fmt::Display for Reject {
 /// One entrance, bound to its stream's spool. Shared by all connections.
 #[derive(Debug)]
 pub struct Source {
+    kind: SourceKind,
     data_bytes_max: usize,
     keys: Vec<Secret>,
     rule: KeyRule,
@@ -103,6 +105,7 @@ impl Source {
     /// A JSON pointer that RFC 6901 does not allow.
     pub fn new(config: &SourceConfig, spool: SpoolHandle, host: &Host) -> Result<Self, PointerError> {
         Ok(Self {
+            kind: config.kind,
             tenant: spool.register(&config.name, config.spool_quota),
             data_bytes_max: config.max_event_bytes,
             keys: config.keys.clone(),
@@ -119,6 +122,12 @@ impl Source {
     #[must_use]
     pub fn name(&self) -> &str {
         self.tenant.name()
+    }
+
+    /// What it speaks.
+    #[must_use]
+    pub fn kind(&self) -> SourceKind {
+        self.kind
     }
 
     /// Largest event data that it takes by its configuration, in bytes. Over [`EVENT_BYTES_MAX`] the stream has its say.
@@ -177,6 +186,22 @@ impl Source {
         Ok(())
     }
 
+    /// Appends one event that a vendor's door made of what it was sent. Pointers that the source's configuration names go before
+    /// the vendor's rule for the key. A key of more than 256 characters becomes its SHA-256 in hexadecimal digits: vendors take
+    /// such ids, and one of them must not cost a whole request.
+    ///
+    /// # Errors
+    /// As [`Source::encode`].
+    pub fn encode_made(&self, made: &Made<'_>, batch: &mut Batch) -> Result<(), Reject> {
+        self.judge_size(made.data.len())?;
+        let mut take = |key: &str| batch.push(key, made.hash, made.data);
+        let by_vendor = (!made.key.is_empty()).then_some(made.key);
+        self.rule.choose_made(made.data, by_vendor, |key| match check_key(key) {
+            Ok(()) => take(key),
+            Err(_) => take(&short_key(key)),
+        })
+    }
+
     /// Waits until `bytes` may be taken in: for memory, and, unless the policy is to refuse, for the source's quota.
     ///
     /// # Errors
@@ -210,6 +235,26 @@ impl Source {
             _ => self.spool.count_rejected(self.name(), reject.label(), events),
         }
     }
+}
+
+/// An event as a vendor's door made it.
+#[derive(Clone, Copy, Debug)]
+pub struct Made<'m> {
+    /// The partition key by the vendor's rule; empty where that finds none.
+    pub key: &'m str,
+    /// An explicit hash key, where the client gave one.
+    pub hash: Option<KeyHash>,
+    /// What the record is to hold.
+    pub data: &'m [u8],
+}
+
+/// A key that is too long, shortened so that equal ones stay equal.
+fn short_key(key: &str) -> String {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, key.as_bytes());
+    digest.as_ref().iter().fold(String::with_capacity(64), |mut text, byte| {
+        text.extend([byte >> 4, byte & 15].map(|digit| char::from(b"0123456789abcdef"[usize::from(digit)])));
+        text
+    })
 }
 
 /// Time depends on the lengths only.
@@ -258,15 +303,33 @@ impl KeyRule {
                     check_key(key)?;
                     Ok(take(key))
                 }
-                (None, KeyFallback::Random) => {
-                    // Spread is all that is asked of it, not identity: 32 bits, so that it costs few bytes.
-                    let text = hex(self.entropy.next_u64() as u32);
-                    let key = std::str::from_utf8(&text).expect("hex digits are ASCII");
-                    Ok(take(key))
-                }
-                (None, KeyFallback::Reject) => Err(Reject::NoKey),
+                (None, _) => self.fall_back(take),
             }
         })
+    }
+
+    /// The same for an event whose vendor has a rule of its own, which found `by_vendor`. The key may be too long.
+    fn choose_made<R>(&self, event: &[u8], by_vendor: Option<&str>, take: impl FnOnce(&str) -> R) -> Result<R, Reject> {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let found = if self.pointers.is_empty() { None } else { self.pointers.find(event, scratch).unwrap_or(None) };
+            match found.or(by_vendor) {
+                Some(key) => Ok(take(key)),
+                None => self.fall_back(take),
+            }
+        })
+    }
+
+    /// Without any key.
+    fn fall_back<R>(&self, take: impl FnOnce(&str) -> R) -> Result<R, Reject> {
+        match self.fallback {
+            KeyFallback::Random => {
+                // Spread is all that is asked of it, not identity: 32 bits, so that it costs few bytes.
+                let text = hex(self.entropy.next_u64() as u32);
+                let key = std::str::from_utf8(&text).expect("hex digits are ASCII");
+                Ok(take(key))
+            }
+            KeyFallback::Reject => Err(Reject::NoKey),
+        }
     }
 }
 
@@ -293,6 +356,16 @@ pub enum NoSource {
         /// The names there are.
         known: String,
     },
+    /// The source of that name speaks something else.
+    OtherKind {
+        /// What it speaks.
+        kind: SourceKind,
+    },
+    /// No source is of the kind that the request speaks.
+    NoneOfKind {
+        /// That kind.
+        kind: SourceKind,
+    },
     /// The source wants a write key, and none was given.
     KeyMissing,
     /// The key given is not one of its keys.
@@ -304,6 +377,10 @@ impl fmt::Display for NoSource {
         match self {
             Self::Unnamed { known } => write!(f, "no source is named, and there are several; name one of: {known}"),
             Self::Unknown { known } => write!(f, "unknown source; known are: {known}"),
+            Self::OtherKind { kind } => write!(f, "the source is of kind {:?}, which has its own paths", kind.word()),
+            Self::NoneOfKind { kind } => {
+                write!(f, "no source is of kind {:?}; name one: [[source]] with kind = {:?}", kind.word(), kind.word())
+            }
             Self::KeyMissing => f.write_str("the source wants a write key, and none was given"),
             Self::KeyUnknown => f.write_str("unknown key"),
         }
@@ -319,29 +396,55 @@ impl Sources {
         Self(sources.into_iter().collect())
     }
 
-    /// Chooses by name, else the only one, else the one that the write key belongs to; and checks the key.
+    /// For plain events: chooses by name, else the only one, else the one that the write key belongs to; and checks the key.
     ///
     /// # Errors
     /// Why none can be had.
     pub fn choose(&self, name: Option<&str>, key: Option<&str>) -> Result<&Arc<Source>, NoSource> {
-        let source = match (name, &self.0[..]) {
-            (Some(name), all) => {
-                all.iter().find(|source| source.name() == name).ok_or_else(|| NoSource::Unknown { known: self.names() })?
-            }
-            (None, [only]) => only,
-            (None, all) => {
-                let named = key.and_then(|key| all.iter().find(|source| source.knows_key(key)));
-                // A key that some source could have known is more likely mistyped than meant for an open one.
-                let keyed = key.is_some() && all.iter().any(|source| !source.is_open());
-                named.ok_or_else(|| if keyed { NoSource::KeyUnknown } else { NoSource::Unnamed { known: self.names() } })?
-            }
-        };
+        let Some(name) = name else { return self.of_kind(SourceKind::Events, key) };
+        let named = self.0.iter().find(|source| source.name() == name);
+        let source = named.ok_or_else(|| NoSource::Unknown { known: self.names(SourceKind::Events) })?;
+        match source.kind {
+            SourceKind::Events => Self::opened(source, key),
+            kind => Err(NoSource::OtherKind { kind }),
+        }
+    }
+
+    /// The only source of a kind, else the one that the write key belongs to; and checks the key.
+    ///
+    /// # Errors
+    /// Why none can be had.
+    pub fn of_kind(&self, kind: SourceKind, key: Option<&str>) -> Result<&Arc<Source>, NoSource> {
+        let mut all = self.0.iter().filter(|source| source.kind == kind);
+        let first = all.next().ok_or(NoSource::NoneOfKind { kind })?;
+        if all.next().is_none() {
+            return Self::opened(first, key);
+        }
+        let all = || self.0.iter().filter(|source| source.kind == kind);
+        if let Some(named) = key.and_then(|key| all().find(|source| source.knows_key(key))) {
+            return Ok(named);
+        }
+        // A key that some source could have known is more likely mistyped than meant for an open one.
+        let keyed = all().any(|source| !source.is_open());
+        Err(match key {
+            Some(_) if keyed => NoSource::KeyUnknown,
+            _ => NoSource::Unnamed { known: self.names(kind) },
+        })
+    }
+
+    fn opened<'s>(source: &'s Arc<Source>, key: Option<&str>) -> Result<&'s Arc<Source>, NoSource> {
         match key {
             _ if source.is_open() => Ok(source),
             None => Err(NoSource::KeyMissing),
             Some(key) if source.knows_key(key) => Ok(source),
             Some(_) => Err(NoSource::KeyUnknown),
         }
+    }
+
+    /// Some source speaks it.
+    #[must_use]
+    pub fn speaks(&self, kind: SourceKind) -> bool {
+        self.0.iter().any(|source| source.kind == kind)
     }
 
     /// What a receipt of any of them means: all spools have one class.
@@ -351,8 +454,9 @@ impl Sources {
     }
 
     /// For people.
-    fn names(&self) -> String {
-        self.0.iter().map(|source| source.name()).collect::<Vec<_>>().join(", ")
+    fn names(&self, kind: SourceKind) -> String {
+        let names: Vec<&str> = self.0.iter().filter(|source| source.kind == kind).map(|source| source.name()).collect();
+        names.join(", ")
     }
 }
 
@@ -399,6 +503,23 @@ mod tests {
         assert_eq!(check_key(&"a".repeat(257)), Err(Reject::KeyTooLong));
         let event = format!(r#"{{"userId":"{}"}}"#, "a".repeat(257));
         assert_eq!(key(&rule(&["/userId"], KeyFallback::Random), event.as_bytes()), Err(Reject::KeyTooLong));
+    }
+
+    #[test]
+    fn a_vendors_key_gives_way_to_pointers_that_are_configured_and_the_fallback_comes_last() {
+        let made = |rule: &KeyRule, by_vendor: Option<&str>| rule.choose_made(br#"{"id":"p"}"#, by_vendor, str::to_owned);
+        assert_eq!(made(&rule(&["/id"], KeyFallback::Reject), Some("v")).unwrap(), "p");
+        assert_eq!(made(&rule(&["/no"], KeyFallback::Reject), Some("v")).unwrap(), "v");
+        assert_eq!(made(&rule(&[], KeyFallback::Reject), Some("v")).unwrap(), "v");
+        assert_eq!(made(&rule(&[], KeyFallback::Reject), None), Err(Reject::NoKey));
+        assert_eq!(made(&rule(&[], KeyFallback::Random), None).unwrap().len(), 8);
+    }
+
+    #[test]
+    fn a_key_that_is_too_long_becomes_its_sha_256() {
+        // printf 'abc' | sha256sum
+        assert_eq!(short_key("abc"), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+        assert_eq!(check_key(&short_key(&"a".repeat(300))), Ok(()));
     }
 
     #[test]

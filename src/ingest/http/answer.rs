@@ -97,6 +97,16 @@ impl Problem {
         }
     }
 
+    /// Its HTTP status.
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// What is wrong and what is allowed; for a door that answers in a form of its own.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
     /// The answer.
     pub fn answer(self) -> Answer {
         let body = serde_json::json!({ "error": self.text }).to_string();
@@ -114,7 +124,9 @@ impl From<NoSource> for Problem {
             NoSource::Unnamed { known } => Self::not_found(format!(
                 "no source is named, and there are several; post to /ingest/{{source}} with one of: {known}"
             )),
-            NoSource::Unknown { .. } => Self::not_found(problem.to_string()),
+            NoSource::Unknown { .. } | NoSource::OtherKind { .. } | NoSource::NoneOfKind { .. } => {
+                Self::not_found(problem.to_string())
+            }
             NoSource::KeyMissing => Self::new(
                 StatusCode::UNAUTHORIZED,
                 "the source wants a write key: as `Authorization: Bearer KEY`, `X-Api-Key: KEY` or the user of Basic",
@@ -166,7 +178,8 @@ pub fn close(answer: &mut Answer) {
     answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
 }
 
-fn json(status: StatusCode, mut body: String) -> Answer {
+/// An answer with a JSON body.
+pub fn json(status: StatusCode, mut body: String) -> Answer {
     body.push('\n');
     let mut answer = Response::new(Full::new(Bytes::from(body)));
     *answer.status_mut() = status;

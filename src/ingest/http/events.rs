@@ -1,6 +1,6 @@
 //! `POST /ingest` and `/ingest/{source}`: a body becomes events, events a receipt, the receipt an answer.
 //!
-//! Place: the one route so far. The source is chosen and the write key checked before the body is read. The
+//! Place: the route of plain events. The source is chosen and the write key checked before the body is read. The
 //! body's form follows its `Content-Type`: NDJSON, JSON (an array of events, or one object), or one raw event.
 //! Elements of an array are taken as the bytes they were sent as.
 //!
@@ -11,8 +11,6 @@
 //! Failure: should the spool give out in the middle of a large request, the answer is 503 though some of its
 //! events may be durable; the client sends all again (at least once, as everywhere).
 
-use std::time::Duration;
-
 use base64::Engine as _;
 use bytes::Bytes;
 use hyper::Request;
@@ -20,25 +18,15 @@ use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use serde::de::{Deserializer as _, SeqAccess, Visitor};
 use serde_json::value::RawValue;
-use tokio::time::timeout;
 
 use super::Context;
 use super::answer::{self, Answer, Problem};
 use super::body;
+use super::submit::{self, EVENTS_MAX, Taken};
 use crate::ingest::source::check_key;
 use crate::ingest::wire::{self, Item};
-use crate::ingest::{Reject, Source, stopped};
-use crate::limits::{BATCH_BYTES, KEY_BYTES_MAX};
-use crate::spool::{NotDurable, Receipt};
-
-/// Events in one request: bounds what a body of tiny events costs beside its bytes.
-const EVENTS_MAX: usize = 100_000;
-
-/// How much longer than for the first batch a request may wait for its later ones: giving up then costs duplicates.
-const PATIENCE_FACTOR: u32 = 4;
-
-/// Beside the data, a frame in a batch takes its header and its key.
-const FRAME_OVERHEAD_BYTES: usize = KEY_BYTES_MAX + 64;
+use crate::ingest::{Reject, Source};
+use crate::spool::Batch;
 
 /// How a body is taken apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,9 +41,7 @@ enum Form {
 
 /// Handles a request whose path named `source`, or none.
 pub async fn ingest(request: Request<Incoming>, source: Option<String>, context: &Context) -> Result<Answer, Problem> {
-    if *context.shutdown.borrow() {
-        return Err(draining());
-    }
+    submit::unless_draining(context)?;
     let (head, incoming) = request.into_parts();
     let key = write_key(&head.headers);
     let source = context.sources.choose(source.as_deref(), key.as_deref())?;
@@ -64,37 +50,19 @@ pub async fn ingest(request: Request<Incoming>, source: Option<String>, context:
     let body = body::read(incoming, &head.headers, &context.memory, &context.options).await?;
     let events = take_apart(form, &body.bytes, source.data_bytes_max())?;
     let single = matches!(events, Events::One(_));
-    if let Some(limit) = source.full() {
-        // What is taken now would wait for room as long as that takes, and its client for an answer.
-        if source.refuses().is_some() {
-            source.count_rejected(Reject::Full(limit), events.count());
-        }
-        return Err(Problem::full(limit));
-    }
-    let taken = submit(source, partition_key, events, body.bytes.len(), context).await?;
+    submit::wait_for_room(source, || events.count(), context).await?;
+    let taken = take(source, partition_key, events, body.bytes.len(), context).await?;
     // The events are in batches now; the body's memory can serve another request.
     drop(body);
-    for receipt in taken.receipts {
-        match receipt.durable().await {
-            Ok(_) => {}
-            Err(NotDurable::Full(limit)) => return Err(Problem::full(limit)),
-            Err(NotDurable::Closed) => {
-                return Err(Problem::overload("the spool cannot make events durable at present; send all of the request again"));
-            }
-        }
-    }
-    match taken.rejected[..] {
+    let done = taken.durable().await?;
+    match done.rejected[..] {
         [(_, reject)] if single => Err(Problem::rejected(reject)),
-        _ => Ok(answer::accepted(taken.accepted, &taken.rejected)),
+        _ => Ok(answer::accepted(done.accepted(), &done.rejected)),
     }
-}
-
-fn draining() -> Problem {
-    Problem::overload("the agent is stopping and accepts nothing more")
 }
 
 /// `Authorization: Bearer KEY`, or the user of Basic, or `X-Api-Key: KEY`.
-fn write_key(headers: &HeaderMap) -> Option<String> {
+pub fn write_key(headers: &HeaderMap) -> Option<String> {
     let own = |value: &HeaderValue| value.to_str().ok().map(|text| text.trim().to_owned());
     let authorization = headers.get(AUTHORIZATION).and_then(own);
     let authorized = authorization.as_deref().and_then(|text| text.split_once(' ')).and_then(|(scheme, rest)| {
@@ -224,32 +192,31 @@ fn too_many() -> Problem {
     Problem::too_large(format!("the body holds more than {EVENTS_MAX} events; send them in several requests"))
 }
 
-/// What became of a request's events.
-struct Taken {
-    receipts: Vec<Receipt>,
-    accepted: u64,
-    rejected: Vec<(u32, Reject)>,
-}
-
-async fn submit(
+async fn take(
     source: &Source,
     key: Option<&str>,
     events: Events<'_>,
     body_bytes: usize,
     context: &Context,
 ) -> Result<Taken, Problem> {
+    let encode = |item: Item<'_>, batch: &mut Batch| match (item, key) {
+        (Item::Event { data, .. }, Some(key)) => source.encode_keyed(key.as_bytes(), data, batch),
+        (Item::Event { data, .. }, None) => source.encode(data, batch),
+        (Item::Rejected(reject), _) => Err(reject),
+        (Item::Lost, _) => Err(Reject::BadFrame),
+    };
     match events {
-        Events::One(event) => submit_all(source, key, std::iter::once(whole(event)), body_bytes, context).await,
+        Events::One(event) => submit::all(source, std::iter::once(whole(event)), bytes_of, encode, body_bytes, context).await,
         Events::Elements(text, ranges) => {
             let items = ranges.into_iter().map(|(from, to)| whole(&text[from as usize..to as usize]));
-            submit_all(source, key, items, body_bytes, context).await
+            submit::all(source, items, bytes_of, encode, body_bytes, context).await
         }
         Events::Lines(body, data_bytes_max) => {
             // *ALL-READ-FIRST*: counted before the first is submitted.
             if wire::lines(body, data_bytes_max).nth(EVENTS_MAX).is_some() {
                 return Err(too_many());
             }
-            submit_all(source, key, wire::lines(body, data_bytes_max), body_bytes, context).await
+            submit::all(source, wire::lines(body, data_bytes_max), bytes_of, encode, body_bytes, context).await
         }
     }
 }
@@ -258,74 +225,10 @@ fn whole(data: &[u8]) -> Item<'_> {
     Item::Event { key: None, data }
 }
 
-/// Encodes and submits all `items`, batch by batch.
-async fn submit_all<'b>(
-    source: &Source,
-    key: Option<&str>,
-    items: impl Iterator<Item = Item<'b>>,
-    body_bytes: usize,
-    context: &Context,
-) -> Result<Taken, Problem> {
-    let mut taken = Taken { receipts: Vec::new(), accepted: 0, rejected: Vec::new() };
-    let mut items = items.enumerate().peekable();
-    let mut patience = context.options.admit_timeout;
-    loop {
-        // An event larger than a batch is one alone: so a permit covers what lies in its batch.
-        let room = items.peek().map_or(0, |(_, item)| bytes_of(item)).max(BATCH_BYTES);
-        let permit = admit(source, body_bytes.min(room) + FRAME_OVERHEAD_BYTES, patience, context).await?;
-        let mut batch = source.batch();
-        let counted = taken.rejected.len();
-        while let Some((index, item)) = items.next_if(|(_, item)| bytes_of(item) <= room) {
-            let outcome = match item {
-                Item::Event { data, .. } => match key {
-                    Some(key) => source.encode_keyed(key.as_bytes(), data, &mut batch),
-                    None => source.encode(data, &mut batch),
-                },
-                Item::Rejected(reject) => Err(reject),
-                Item::Lost => Err(Reject::BadFrame),
-            };
-            if let Err(reject) = outcome {
-                taken.rejected.push((index as u32, reject));
-            }
-            if batch.len() >= BATCH_BYTES {
-                break;
-            }
-        }
-        let more = items.peek().is_some();
-        // Bad events come in runs of one reason, most often.
-        for run in taken.rejected[counted..].chunk_by(|a, b| a.1 == b.1) {
-            source.count_rejected(run[0].1, run.len() as u64);
-        }
-        if !batch.is_empty() {
-            taken.accepted += u64::from(batch.count());
-            taken.receipts.push(source.spool().submit(batch, permit));
-        }
-        if !more {
-            return Ok(taken);
-        }
-        patience = context.options.admit_timeout * PATIENCE_FACTOR;
-    }
-}
-
 fn bytes_of(item: &Item<'_>) -> usize {
     match item {
         Item::Event { data, .. } => data.len(),
         Item::Rejected(_) | Item::Lost => 0,
-    }
-}
-
-async fn admit(source: &Source, bytes: usize, patience: Duration, context: &Context) -> Result<crate::spool::Permit, Problem> {
-    tokio::select! {
-        biased;
-        admitted = timeout(patience, source.admit(bytes)) => match admitted {
-            Ok(Ok(permit)) => Ok(permit),
-            Ok(Err(_)) => Err(draining()),
-            Err(_) => Err(match source.full() {
-                Some(limit) => Problem::full(limit),
-                None => Problem::overload("the disk is slower than events come; try again"),
-            }),
-        },
-        () = stopped(context.shutdown.clone()) => Err(draining()),
     }
 }
 

@@ -1,0 +1,181 @@
+//! From the events of a request to their receipts: what all doors have in common.
+//!
+//! Place: a door reads and judges its request, then has its events encoded and submitted here, batch by batch, and makes its
+//! answer of what is durable. *RECEIPT-AFTER-SYNC*: [`Taken::durable`] is the only way to the numbers of a good answer.
+//!
+//! Backpressure: while there is no room, a request waits, up to `admit_timeout`, because many SDKs throw away what they are
+//! refused, and none minds an answer that takes some seconds; where the policy is to refuse, it is refused at once.
+//!
+//! Failure: should the spool give out in the middle of a large request, the answer is 503 though some of its events may be
+//! durable; the client sends all again (at least once, as everywhere).
+
+use std::time::Duration;
+
+use tokio::time::{sleep, timeout};
+
+use super::Context;
+use super::answer::Problem;
+use crate::event::Position;
+use crate::ingest::{Reject, Source, stopped};
+use crate::limits::{BATCH_BYTES, KEY_BYTES_MAX};
+use crate::spool::{Batch, NotDurable, Permit, Receipt};
+
+/// Events in one request: bounds what a body of tiny events costs beside its bytes.
+pub const EVENTS_MAX: usize = 100_000;
+
+/// How much longer than for the first batch a request may wait for its later ones: giving up then costs duplicates.
+const PATIENCE_FACTOR: u32 = 4;
+
+/// Beside the data, a frame in a batch takes its header and its key.
+const FRAME_OVERHEAD_BYTES: usize = KEY_BYTES_MAX + 64;
+
+/// How often it is looked whether there is room again.
+const LOOK_EVERY: Duration = Duration::from_millis(25);
+
+/// An agent that is stopping.
+fn draining() -> Problem {
+    Problem::overload("the agent is stopping and accepts nothing more")
+}
+
+/// Errors with the answer of an agent that is stopping, if it is.
+pub fn unless_draining(context: &Context) -> Result<(), Problem> {
+    if *context.shutdown.borrow() { Err(draining()) } else { Ok(()) }
+}
+
+/// Waits until there is room for events of `source`; `events` counts those that would be refused.
+///
+/// # Errors
+/// There is none in time, or the policy is to refuse.
+pub async fn wait_for_room(source: &Source, events: impl Fn() -> u64, context: &Context) -> Result<(), Problem> {
+    let Some(limit) = source.full() else { return Ok(()) };
+    if source.refuses().is_some() {
+        source.count_rejected(Reject::Full(limit), events());
+        return Err(Problem::full(limit));
+    }
+    // What is taken now would wait for room as long as that takes, and its client for an answer.
+    let room = async {
+        while source.full().is_some() {
+            sleep(LOOK_EVERY).await;
+        }
+    };
+    tokio::select! {
+        biased;
+        waited = timeout(context.options.admit_timeout, room) => match (waited, source.full()) {
+            (Err(_), Some(limit)) => Err(Problem::full(limit)),
+            _ => Ok(()),
+        },
+        () = stopped(context.shutdown.clone()) => Err(draining()),
+    }
+}
+
+/// What became of a request's events so far.
+#[derive(Debug)]
+pub struct Taken {
+    /// Of each batch its receipt, and how many events it has.
+    receipts: Vec<(Receipt, u32)>,
+    rejected: Vec<(u32, Reject)>,
+}
+
+/// What became of them in the end: all that were accepted are durable.
+#[derive(Debug)]
+pub struct Done {
+    /// First position and number of each batch.
+    batches: Vec<(Position, u32)>,
+    /// The others by their index from 0.
+    pub rejected: Vec<(u32, Reject)>,
+}
+
+impl Done {
+    /// Events that are durable.
+    pub fn accepted(&self) -> u64 {
+        self.batches.iter().map(|(_, events)| u64::from(*events)).sum()
+    }
+
+    /// The positions of those, in their order in the request.
+    pub fn positions(&self) -> impl Iterator<Item = Position> {
+        self.batches.iter().flat_map(|&(first, events)| (first.0..first.0 + u64::from(events)).map(Position))
+    }
+}
+
+impl Taken {
+    /// Waits until all that were accepted are durable.
+    ///
+    /// # Errors
+    /// They are not, or not known to be.
+    pub async fn durable(self) -> Result<Done, Problem> {
+        let mut batches = Vec::with_capacity(self.receipts.len());
+        for (receipt, events) in self.receipts {
+            match receipt.durable().await {
+                Ok(first) => batches.push((first, events)),
+                Err(NotDurable::Full(limit)) => return Err(Problem::full(limit)),
+                Err(NotDurable::Closed) => {
+                    return Err(Problem::overload(
+                        "the spool cannot make events durable at present; send all of the request again",
+                    ));
+                }
+            }
+        }
+        Ok(Done { batches, rejected: self.rejected })
+    }
+}
+
+/// Encodes and submits all `items`, batch by batch. `bytes_of` tells at least as many bytes as the item's data will have in the
+/// batch, all items together about `bytes`; `encode` appends one item to the batch, or leaves the batch as it is and tells why.
+///
+/// # Errors
+/// No memory in time, or the agent stops.
+pub async fn all<I>(
+    source: &Source,
+    items: impl Iterator<Item = I>,
+    bytes_of: impl Fn(&I) -> usize,
+    mut encode: impl FnMut(I, &mut Batch) -> Result<(), Reject>,
+    bytes: usize,
+    context: &Context,
+) -> Result<Taken, Problem> {
+    let mut taken = Taken { receipts: Vec::new(), rejected: Vec::new() };
+    let mut items = items.enumerate().peekable();
+    let mut patience = context.options.admit_timeout;
+    loop {
+        // An event larger than a batch is one alone: so a permit covers what lies in its batch.
+        let room = items.peek().map_or(0, |(_, item)| bytes_of(item)).max(BATCH_BYTES);
+        let permit = admit(source, bytes.min(room) + FRAME_OVERHEAD_BYTES, patience, context).await?;
+        let mut batch = source.batch();
+        let counted = taken.rejected.len();
+        while let Some((index, item)) = items.next_if(|(_, item)| bytes_of(item) <= room) {
+            if let Err(reject) = encode(item, &mut batch) {
+                taken.rejected.push((index as u32, reject));
+            }
+            if batch.len() >= BATCH_BYTES {
+                break;
+            }
+        }
+        let more = items.peek().is_some();
+        // Bad events come in runs of one reason, most often.
+        for run in taken.rejected[counted..].chunk_by(|a, b| a.1 == b.1) {
+            source.count_rejected(run[0].1, run.len() as u64);
+        }
+        if !batch.is_empty() {
+            let events = batch.count();
+            taken.receipts.push((source.spool().submit(batch, permit), events));
+        }
+        if !more {
+            return Ok(taken);
+        }
+        patience = context.options.admit_timeout * PATIENCE_FACTOR;
+    }
+}
+
+async fn admit(source: &Source, bytes: usize, patience: Duration, context: &Context) -> Result<Permit, Problem> {
+    tokio::select! {
+        biased;
+        admitted = timeout(patience, source.admit(bytes)) => match admitted {
+            Ok(Ok(permit)) => Ok(permit),
+            Ok(Err(_)) => Err(draining()),
+            Err(_) => Err(match source.full() {
+                Some(limit) => Problem::full(limit),
+                None => Problem::overload("the disk is slower than events come; try again"),
+            }),
+        },
+        () = stopped(context.shutdown.clone()) => Err(draining()),
+    }
+}
