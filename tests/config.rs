@@ -258,6 +258,9 @@ fn every_key_can_be_given_by_the_environment_alone() {
                 Kind::Share { .. } => "50%".into(),
                 Kind::Count { max, .. } => max.to_string(),
                 Kind::Ids => "1000, 1001".into(),
+                Kind::Bool => "false".into(),
+                // Of another kind of source than the one that is given here.
+                Kind::Texts(_) if key.name == "events" => String::new(),
                 Kind::Texts(_) if key.name == "partition_key" => "/a,/b".into(),
                 Kind::Texts(_) if key.name == "allowed_origins" => "[\"https://a.example\", \"https://b.example\"]".into(),
                 Kind::Texts(_) if key.name == "encryption_keys" => "env:NEW_KEY,file:/run/old-key".into(),

@@ -21,6 +21,7 @@ mod schema;
 mod show;
 mod units;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -478,6 +479,19 @@ pub struct SourceConfig {
     pub max_event_bytes: usize,
     /// Bytes that this source's undelivered events may take of the spool. `None`: all of it.
     pub spool_quota: Option<u64>,
+    /// For kind `amplitude`.
+    pub amplitude: AmplitudeConfig,
+}
+
+/// What only a source of kind `amplitude` has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AmplitudeConfig {
+    /// Event types that become records; empty: all.
+    pub events: BTreeSet<String>,
+    /// Identify and group identify calls become records too. Default not.
+    pub forward_identify: bool,
+    /// Values of `user_properties` are written as texts. Default not.
+    pub stringify_user_properties: bool,
 }
 
 /// A string that never shows itself in logs or `Debug`.

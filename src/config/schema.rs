@@ -135,6 +135,8 @@ pub enum Kind {
         /// Largest.
         max: u64,
     },
+    /// Yes or no.
+    Bool,
     /// A list of texts that each pass a rule.
     Texts(&'static Rule),
     /// A list of user ids.
@@ -175,6 +177,7 @@ impl Kind {
             }
             Self::Share { of } => format!("a size, such as \"2GiB\", or whole percent of {of} from \"1%\" to \"100%\""),
             Self::Count { min, max } => format!("a whole number from {min} to {max}"),
+            Self::Bool => "true, false".into(),
             Self::Texts(rule) => format!("a list, each of it {}", rule.allowed),
             Self::Ids => format!("a list of user ids from 0 to {}, such as [1000, 1001]", u32::MAX),
             Self::Secrets(rule) => format!("a list, each of it {}", rule.allowed),
@@ -266,6 +269,7 @@ static POINTER: Rule = Rule {
     holds: is_pointer,
 };
 static KEY_SOURCE: Rule = Rule { allowed: SOURCES_ALLOWED, holds: |text| KeySource::parse(text).is_some() };
+static EVENT_TYPE: Rule = Rule { allowed: "an event type, such as \"Song Played\"", holds: |name| !name.is_empty() };
 static WRITE_KEY: Rule = Rule {
     allowed: "1 to 256 visible ASCII characters without a space",
     holds: |key| (1..=256).contains(&key.len()) && key.bytes().all(|b| b.is_ascii_graphic()),
@@ -445,13 +449,13 @@ static STREAM: [Key; 16] = [
     ),
 ];
 
-static SOURCE: [Key; 9] = [
+static SOURCE: [Key; 12] = [
     key("name", Kind::Text(&SOURCE_NAME), Fallback::Required, "Its name: /ingest/NAME over HTTP, source=NAME on the socket."),
     key(
         "kind",
-        Kind::Choice { offered: &["events"], later: &["segment", "amplitude", "mparticle", "kinesis"] },
+        Kind::Choice { offered: &["events", "amplitude"], later: &["segment", "mparticle", "kinesis"] },
         Fallback::Toml("\"events\""),
-        "What it speaks: \"events\", any bytes, one event a line, frame or JSON value.",
+        "What it speaks: \"events\", any bytes, one event a line, frame or JSON value; \"amplitude\", the API that Amplitude's SDKs call.",
     ),
     key("stream", Kind::Text(&STREAM_NAME), Fallback::Unset, "The stream its events go to; with one stream it may be left out."),
     key(
@@ -486,6 +490,24 @@ static SOURCE: [Key; 9] = [
         Fallback::Unset,
         "The most that undelivered events of this source may take of its stream's spool; at it, on_full holds for this source \
          alone. Not set: all of it.",
+    ),
+    key(
+        "events",
+        Kind::Texts(&EVENT_TYPE),
+        Fallback::Toml("[]"),
+        "With kind = \"amplitude\": the event types that become records; none listed: all. The others are answered as taken.",
+    ),
+    key(
+        "forward_identify",
+        Kind::Bool,
+        Fallback::Toml("false"),
+        "With kind = \"amplitude\": calls of identify and group identify become records too.",
+    ),
+    key(
+        "stringify_user_properties",
+        Kind::Bool,
+        Fallback::Toml("false"),
+        "With kind = \"amplitude\": values of user_properties are written as texts.",
     ),
 ];
 

@@ -13,7 +13,7 @@ use std::cell::RefCell;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::config::{KeyFallback, Secret, SourceConfig, SourceKind, SyncClass};
+use crate::config::{AmplitudeConfig, KeyFallback, Secret, SourceConfig, SourceKind, SyncClass};
 use crate::event::KeyHash;
 use crate::host::{Entropy, Host};
 use crate::ingest::pointer::{PointerError, Pointers, Scratch};
@@ -94,6 +94,8 @@ pub struct Source {
     keys: Vec<Secret>,
     rule: KeyRule,
     spool: SpoolHandle,
+    amplitude: AmplitudeConfig,
+    host: Host,
     /// The source as its spool knows it: name and quota.
     tenant: Tenant,
 }
@@ -115,6 +117,8 @@ impl Source {
                 entropy: Arc::clone(&host.entropy),
             },
             spool,
+            amplitude: config.amplitude.clone(),
+            host: host.clone(),
         })
     }
 
@@ -128,6 +132,18 @@ impl Source {
     #[must_use]
     pub fn kind(&self) -> SourceKind {
         self.kind
+    }
+
+    /// What its configuration says for Amplitude's door.
+    #[must_use]
+    pub fn amplitude(&self) -> &AmplitudeConfig {
+        &self.amplitude
+    }
+
+    /// Clock and randomness for what a door adds to an event.
+    #[must_use]
+    pub fn host(&self) -> &Host {
+        &self.host
     }
 
     /// Largest event data that it takes by its configuration, in bytes. Over [`EVENT_BYTES_MAX`] the stream has its say.
@@ -155,7 +171,11 @@ impl Source {
         self.keys.iter().fold(false, |known, secret| known | same_bytes(secret.0.as_bytes(), key.as_bytes()))
     }
 
-    fn judge_size(&self, bytes: usize) -> Result<(), Reject> {
+    /// Whether an event of that many bytes is taken, before it is encoded.
+    ///
+    /// # Errors
+    /// [`Reject::TooLarge`] or [`Reject::OverStream`].
+    pub fn judge_size(&self, bytes: usize) -> Result<(), Reject> {
         if bytes > self.data_bytes_max {
             Err(Reject::TooLarge)
         } else if bytes > EVENT_BYTES_MAX && bytes > self.spool.shared().metrics.event_bytes_max() {
