@@ -14,10 +14,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use forebay::coding::{Coding, EncryptionKey, KeyRing};
+use forebay::config::AmplitudeConfig;
 use forebay::deaggregate::{Content, MAGIC, Member, deaggregate};
 use forebay::event::{KeyHash, LANES, Lane, Position};
 use forebay::host::{Files as _, Host};
+use forebay::ingest::amplitude::identify::{Call, Form};
+use forebay::ingest::amplitude::record::{self, Arrival};
+use forebay::ingest::amplitude::{Event, Upload};
 use forebay::ingest::hello::{Hello, Sniff, sniff};
+use forebay::ingest::members::Members;
 use forebay::ingest::pointer::{Pointers, Scratch};
 use forebay::ingest::wire::{self, Format, Item, Splitter};
 use forebay::limits::KEY_BYTES_MAX;
@@ -41,7 +46,7 @@ use fault_files::{FaultFiles, SimClock, sim_host};
 pub type Body = fn(&[u8]);
 
 /// Every target by its name, which is that of its corpus too.
-pub const TARGETS: [(&str, Body); 9] = [
+pub const TARGETS: [(&str, Body); 10] = [
     ("segment", segment),
     ("index", index),
     ("recovery", recovery),
@@ -51,6 +56,7 @@ pub const TARGETS: [(&str, Body); 9] = [
     ("hello", hello),
     ("pointers", pointers),
     ("kpl", kpl),
+    ("amplitude", amplitude),
 ];
 
 /// Bytes read as instructions; zeroes when they are used up.
@@ -617,6 +623,44 @@ pub fn pointers(data: &[u8]) {
     // The tree refuses more: half a surrogate pair, a number beyond f64, deep nesting.
     if let Ok(tree) = serde_json::from_slice::<serde_json::Value>(event) {
         assert_eq!(found, Ok(by_tree(&tree, &list)));
+    }
+}
+
+/// Amplitude's requests: whatever is taken becomes one JSON object of bounded size on one line, with its members spliced.
+pub fn amplitude(data: &[u8]) {
+    let form = Form::read(data);
+    for call in [Call::User, Call::Group] {
+        for one in form.identifications(call, 1000).unwrap_or_default() {
+            assert!(!one.key.is_empty() && serde_json::from_str::<serde::de::IgnoredAny>(one.json).is_ok());
+        }
+    }
+    let upload = match Upload::read(data, 1000) {
+        Ok(upload) => upload,
+        Err(refusal) => {
+            let (status, body) = refusal.answer();
+            assert!(matches!(status, 400 | 413) && serde_json::from_str::<serde_json::Value>(&body).is_ok());
+            return;
+        }
+    };
+    let host = Host::real();
+    for stringify_user_properties in [false, true] {
+        let config = AmplitudeConfig { stringify_user_properties, ..AmplitudeConfig::default() };
+        for json in &upload.events {
+            let Ok(event) = Event::judge(json, upload.id_chars_min) else { continue };
+            let arrival = Arrival { now_us: 1_700_000_000_000_000, client_upload_us: upload.client_upload_us, host: &host };
+            let mut row = Vec::new();
+            record::write(&event, &arrival, &config, &mut row);
+            assert!(row.len() <= record::bytes_max(json, &config), "the bound is too small");
+            assert!(!row.contains(&b'\n'));
+            let text = std::str::from_utf8(&row).expect("a row is UTF-8");
+            let members = Members::of(text).expect("a row is one object");
+            assert_eq!(members.iter().count(), 55);
+            if !stringify_user_properties && let Some(tree) = members.get("event_properties") {
+                let sent = Members::of(json).and_then(|event| event.given("event_properties")).unwrap_or("{}");
+                let lines = |text: &str| text.replace(['\n', '\r'], "");
+                assert_eq!(tree, lines(sent));
+            }
+        }
     }
 }
 

@@ -234,8 +234,8 @@ fn is_taken(name: &str) -> bool {
 }
 
 /// Operations on user properties, whose operands are what is made text.
-const OPERATIONS: [&str; 9] =
-    ["$set", "$setOnce", "$add", "$append", "$prepend", "$unset", "$preInsert", "$postInsert", "$remove"];
+const OPERATIONS: [&str; 10] =
+    ["$set", "$setOnce", "$add", "$append", "$prepend", "$unset", "$preInsert", "$postInsert", "$remove", "$clearAll"];
 
 /// An object with its values as texts; null stays.
 fn push_stringified(out: &mut Vec<u8>, object: &str) {
