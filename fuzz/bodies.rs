@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use forebay::coding::{Coding, EncryptionKey, KeyRing};
-use forebay::config::AmplitudeConfig;
+use forebay::config::{AmplitudeConfig, MParticleConfig};
 use forebay::deaggregate::{Content, MAGIC, Member, deaggregate};
 use forebay::event::{KeyHash, LANES, Lane, Position};
 use forebay::host::{Files as _, Host};
@@ -23,6 +23,7 @@ use forebay::ingest::amplitude::record::{self, Arrival};
 use forebay::ingest::amplitude::{Event, Upload};
 use forebay::ingest::hello::{Hello, Sniff, sniff};
 use forebay::ingest::members::Members;
+use forebay::ingest::mparticle;
 use forebay::ingest::pointer::{Pointers, Scratch};
 use forebay::ingest::wire::{self, Format, Item, Splitter};
 use forebay::limits::KEY_BYTES_MAX;
@@ -46,7 +47,7 @@ use fault_files::{FaultFiles, SimClock, sim_host};
 pub type Body = fn(&[u8]);
 
 /// Every target by its name, which is that of its corpus too.
-pub const TARGETS: [(&str, Body); 10] = [
+pub const TARGETS: [(&str, Body); 11] = [
     ("segment", segment),
     ("index", index),
     ("recovery", recovery),
@@ -57,6 +58,7 @@ pub const TARGETS: [(&str, Body); 10] = [
     ("pointers", pointers),
     ("kpl", kpl),
     ("amplitude", amplitude),
+    ("mparticle", mparticle),
 ];
 
 /// Bytes read as instructions; zeroes when they are used up.
@@ -659,6 +661,38 @@ pub fn amplitude(data: &[u8]) {
                 let sent = Members::of(json).and_then(|event| event.given("event_properties")).unwrap_or("{}");
                 let lines = |text: &str| text.replace(['\n', '\r'], "");
                 assert_eq!(tree, lines(sent));
+            }
+        }
+    }
+}
+
+/// mParticle's batches: whatever is taken becomes JSON objects of bounded size on one line each, with a key.
+pub fn mparticle(data: &[u8]) {
+    let batches = match data.iter().find(|byte| !byte.is_ascii_whitespace()) {
+        Some(b'[') => mparticle::batches(data, 1000),
+        _ => mparticle::batch(data).map(|batch| vec![batch]),
+    };
+    let host = Host::real();
+    let apart = MParticleConfig {
+        send_as_batch: false,
+        include: MParticleConfig::INCLUDE.map(str::to_owned).into(),
+        exclude_metadata: ["brand".to_owned()].into(),
+        unique_id: Some("\u{1}\"".to_owned()),
+        ..MParticleConfig::default()
+    };
+    for config in [MParticleConfig::default(), apart] {
+        for json in batches.iter().flatten() {
+            let Ok(batch) = mparticle::Batch::judge(json, &config, 1000) else { continue };
+            for at in 0..batch.records(&config) {
+                let part = batch.is_apart(&config).then_some(at);
+                let arrival = mparticle::record::Arrival { now_ms: 1_700_000_000_000, host: &host };
+                let mut row = Vec::new();
+                let key = mparticle::record::write(&batch, part, &arrival, &config, &mut row);
+                assert!(!key.is_empty());
+                assert!(row.len() <= mparticle::record::bytes_max(&batch, part, &config), "the bound is too small");
+                assert!(!row.contains(&b'\n'));
+                let members = Members::of(std::str::from_utf8(&row).expect("a row is UTF-8")).expect("a row is one object");
+                assert!(members.get("ip").is_none() && members.get("schema_version") == Some("2"));
             }
         }
     }

@@ -56,6 +56,11 @@ fn whatever_amplitudes_door_takes_becomes_one_row_of_bounded_size() {
 }
 
 #[test]
+fn whatever_mparticles_door_takes_becomes_records_of_bounded_size_with_a_key() {
+    replay("mparticle");
+}
+
+#[test]
 fn lines_are_the_same_however_the_stream_is_cut() {
     replay("lines");
 }

@@ -270,6 +270,17 @@ static POINTER: Rule = Rule {
 };
 static KEY_SOURCE: Rule = Rule { allowed: SOURCES_ALLOWED, holds: |text| KeySource::parse(text).is_some() };
 static EVENT_TYPE: Rule = Rule { allowed: "an event type, such as \"Song Played\"", holds: |name| !name.is_empty() };
+static FORWARD: Rule = Rule {
+    allowed: "\"lifecycle\", \"screen_views\", \"crash\", \"network_performance\", \"custom\", \"push\", \"commerce\", \
+              \"user_attribute_change\" or \"user_identity_change\"",
+    holds: |word| super::MParticleConfig::FORWARD.contains(&word),
+};
+static INCLUDE: Rule = Rule {
+    allowed: "\"location\", \"metadata\", \"empty_batches\", \"batch_location\" or \"mp_deviceid\"",
+    holds: |word| super::MParticleConfig::INCLUDE.contains(&word),
+};
+static MEMBER: Rule = Rule { allowed: "1 to 256 characters", holds: |name| (1..=256).contains(&name.chars().count()) };
+static UNIQUE_ID: Rule = Rule { allowed: "at most 256 characters", holds: |id| id.chars().count() <= 256 };
 static WRITE_KEY: Rule = Rule {
     allowed: "1 to 256 visible ASCII characters without a space",
     holds: |key| (1..=256).contains(&key.len()) && key.bytes().all(|b| b.is_ascii_graphic()),
@@ -449,13 +460,14 @@ static STREAM: [Key; 16] = [
     ),
 ];
 
-static SOURCE: [Key; 12] = [
+static SOURCE: [Key; 17] = [
     key("name", Kind::Text(&SOURCE_NAME), Fallback::Required, "Its name: /ingest/NAME over HTTP, source=NAME on the socket."),
     key(
         "kind",
-        Kind::Choice { offered: &["events", "amplitude"], later: &["segment", "mparticle", "kinesis"] },
+        Kind::Choice { offered: &["events", "amplitude", "mparticle"], later: &["segment", "kinesis"] },
         Fallback::Toml("\"events\""),
-        "What it speaks: \"events\", any bytes, one event a line, frame or JSON value; \"amplitude\", the API that Amplitude's SDKs call.",
+        "What it speaks: \"events\", any bytes, one event a line, frame or JSON value; \"amplitude\" and \"mparticle\", the API that \
+         SDKs of these vendors call.",
     ),
     key("stream", Kind::Text(&STREAM_NAME), Fallback::Unset, "The stream its events go to; with one stream it may be left out."),
     key(
@@ -508,6 +520,39 @@ static SOURCE: [Key; 12] = [
         Kind::Bool,
         Fallback::Toml("false"),
         "With kind = \"amplitude\": values of user_properties are written as texts.",
+    ),
+    key(
+        "send_as_batch",
+        Kind::Bool,
+        Fallback::Toml("true"),
+        "With kind = \"mparticle\": a batch becomes one record; with false each of its events does, in a batch of its own.",
+    ),
+    key(
+        "forward",
+        Kind::Texts(&FORWARD),
+        Fallback::Toml(
+            "[\"lifecycle\", \"screen_views\", \"crash\", \"network_performance\", \"custom\", \"push\", \"commerce\"]",
+        ),
+        "With kind = \"mparticle\": the kinds of events that are forwarded; \"user_attribute_change\" and \"user_identity_change\" \
+         are possible too, and what is of no kind always is.",
+    ),
+    key(
+        "include",
+        Kind::Texts(&INCLUDE),
+        Fallback::Toml("[\"location\", \"metadata\", \"empty_batches\"]"),
+        "With kind = \"mparticle\": what records hold besides; \"batch_location\" and \"mp_deviceid\" are possible too.",
+    ),
+    key(
+        "exclude_metadata",
+        Kind::Texts(&MEMBER),
+        Fallback::Toml("[]"),
+        "With kind = \"mparticle\": names that are left out of application_info, device_info and source_info.",
+    ),
+    key(
+        "unique_id",
+        Kind::Text(&UNIQUE_ID),
+        Fallback::Toml("\"\""),
+        "With kind = \"mparticle\": the unique_id that every record gets; \"\": none.",
     ),
 ];
 

@@ -19,6 +19,7 @@ mod answer;
 mod body;
 mod events;
 mod guard;
+mod mparticle;
 mod submit;
 
 use std::convert::Infallible;
@@ -244,6 +245,9 @@ async fn route(request: Request<Incoming>, context: &Context, from_browser: bool
     }
     if let Some(call) = amplitude::Call::of_path(path) {
         return Ok(amplitude::handle(call, request, context).await);
+    }
+    if let Some(call) = mparticle::Call::of_path(path) {
+        return Ok(mparticle::handle(call, request, context).await);
     }
     let source = match path.strip_prefix("/ingest") {
         Some("" | "/") => None,

@@ -51,6 +51,11 @@ impl<'t> Members<'t> {
         self.list.iter().map(|(name, value)| (name.as_ref(), *value))
     }
 
+    /// The same, by value.
+    pub fn into_list(self) -> impl Iterator<Item = (Cow<'t, str>, &'t str)> {
+        self.list.into_iter()
+    }
+
     /// There are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -20,6 +20,7 @@ pub mod hello;
 pub mod http;
 pub mod json;
 pub mod members;
+pub mod mparticle;
 pub mod pointer;
 pub mod source;
 pub mod unix;

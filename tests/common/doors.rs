@@ -149,6 +149,7 @@ pub fn config(name: &str) -> SourceConfig {
         max_event_bytes: EVENT_BYTES_MAX,
         spool_quota: None,
         amplitude: Default::default(),
+        mparticle: Default::default(),
     }
 }
 
