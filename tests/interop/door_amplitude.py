@@ -166,6 +166,11 @@ def run(server, report, log_dir):
     for name, driver in drivers.items():
         report.equal(f"amplitude {name}: the SDK calls every event delivered", len(driver.delivered()), sdks.EVENTS)
         report.check(f"amplitude {name}: every column is what was sent", lambda driver=driver: judge(driver, rows))
+    mine = [one for one in rows if b'"amplitude-analytics-' in one.data and b"-batch-" not in one.data]
+    mine = [one for one in mine if b"restart-" not in one.data]
+    for what, spoil in (("missing row", None), ("changed column", lambda row: row.update(city="Bern")), ("column too many", lambda row: row.update(x=1))):
+        findings = judge(drivers["amplitude-analytics"], sdks.spoiled(mine, spoil))
+        report.check(f"amplitude: a {what} would be found", lambda findings=findings: [] if len(findings) == 1 else findings or ["none"])
     for name, driver in restarted.items():
         share = len(driver.delivered())
         report.check(f"amplitude {name}: most got through two restarts", lambda share=share: [] if share > 500 else [f"{share} of 1000"])

@@ -5,6 +5,7 @@ A driver reads one JSON object a line, hands it to its SDK, and writes a line fo
 some of them give up on a refused connection, and say so.
 """
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -94,6 +95,16 @@ class Restarts:
         else:
             self.agent.child.kill()
         start_again(self.agent)
+
+
+def spoiled(stored, spoil):
+    """The same records, but one: `spoil` changes it, or is None and it is left out. To show that a judge finds that."""
+    at = len(stored) // 2
+    if spoil is None:
+        return stored[:at] + stored[at + 1 :]
+    record = json.loads(stored[at].data)
+    spoil(record)
+    return stored[:at] + [dataclasses.replace(stored[at], data=json.dumps(record).encode())] + stored[at + 1 :]
 
 
 def start_again(agent):
