@@ -14,10 +14,16 @@ use std::path::Path;
 use std::sync::Arc;
 
 use forebay::coding::{Coding, EncryptionKey, KeyRing};
+use forebay::config::{AmplitudeConfig, MParticleConfig};
 use forebay::deaggregate::{Content, MAGIC, Member, deaggregate};
 use forebay::event::{KeyHash, LANES, Lane, Position};
 use forebay::host::{Files as _, Host};
+use forebay::ingest::amplitude::identify::{Call, Form};
+use forebay::ingest::amplitude::record::{self, Arrival};
+use forebay::ingest::amplitude::{Event, Upload};
 use forebay::ingest::hello::{Hello, Sniff, sniff};
+use forebay::ingest::members::Members;
+use forebay::ingest::mparticle;
 use forebay::ingest::pointer::{Pointers, Scratch};
 use forebay::ingest::wire::{self, Format, Item, Splitter};
 use forebay::limits::KEY_BYTES_MAX;
@@ -41,7 +47,7 @@ use fault_files::{FaultFiles, SimClock, sim_host};
 pub type Body = fn(&[u8]);
 
 /// Every target by its name, which is that of its corpus too.
-pub const TARGETS: [(&str, Body); 9] = [
+pub const TARGETS: [(&str, Body); 11] = [
     ("segment", segment),
     ("index", index),
     ("recovery", recovery),
@@ -51,6 +57,8 @@ pub const TARGETS: [(&str, Body); 9] = [
     ("hello", hello),
     ("pointers", pointers),
     ("kpl", kpl),
+    ("amplitude", amplitude),
+    ("mparticle", mparticle),
 ];
 
 /// Bytes read as instructions; zeroes when they are used up.
@@ -617,6 +625,76 @@ pub fn pointers(data: &[u8]) {
     // The tree refuses more: half a surrogate pair, a number beyond f64, deep nesting.
     if let Ok(tree) = serde_json::from_slice::<serde_json::Value>(event) {
         assert_eq!(found, Ok(by_tree(&tree, &list)));
+    }
+}
+
+/// Amplitude's requests: whatever is taken becomes one JSON object of bounded size on one line, with its members spliced.
+pub fn amplitude(data: &[u8]) {
+    let form = Form::read(data);
+    for call in [Call::User, Call::Group] {
+        for one in form.identifications(call, 1000).unwrap_or_default() {
+            assert!(!one.key.is_empty() && serde_json::from_str::<serde::de::IgnoredAny>(one.json).is_ok());
+        }
+    }
+    let upload = match Upload::read(data, 1000) {
+        Ok(upload) => upload,
+        Err(refusal) => {
+            let (status, body) = refusal.answer();
+            assert!(matches!(status, 400 | 413) && serde_json::from_str::<serde_json::Value>(&body).is_ok());
+            return;
+        }
+    };
+    let host = Host::real();
+    for stringify_user_properties in [false, true] {
+        let config = AmplitudeConfig { stringify_user_properties, ..AmplitudeConfig::default() };
+        for json in &upload.events {
+            let Ok(event) = Event::judge(json, upload.id_chars_min) else { continue };
+            let arrival = Arrival { now_us: 1_700_000_000_000_000, client_upload_us: upload.client_upload_us, host: &host };
+            let mut row = Vec::new();
+            record::write(&event, &arrival, &config, &mut row);
+            assert!(row.len() <= record::bytes_max(json, &config), "the bound is too small");
+            assert!(!row.contains(&b'\n'));
+            let text = std::str::from_utf8(&row).expect("a row is UTF-8");
+            let members = Members::of(text).expect("a row is one object");
+            assert_eq!(members.iter().count(), 55);
+            if !stringify_user_properties && let Some(tree) = members.get("event_properties") {
+                let sent = Members::of(json).and_then(|event| event.given("event_properties")).unwrap_or("{}");
+                let lines = |text: &str| text.replace(['\n', '\r'], "");
+                assert_eq!(tree, lines(sent));
+            }
+        }
+    }
+}
+
+/// mParticle's batches: whatever is taken becomes JSON objects of bounded size on one line each, with a key.
+pub fn mparticle(data: &[u8]) {
+    let batches = match data.iter().find(|byte| !byte.is_ascii_whitespace()) {
+        Some(b'[') => mparticle::batches(data, 1000),
+        _ => mparticle::batch(data).map(|batch| vec![batch]),
+    };
+    let host = Host::real();
+    let apart = MParticleConfig {
+        send_as_batch: false,
+        include: MParticleConfig::INCLUDE.map(str::to_owned).into(),
+        exclude_metadata: ["brand".to_owned()].into(),
+        unique_id: Some("\u{1}\"".to_owned()),
+        ..MParticleConfig::default()
+    };
+    for config in [MParticleConfig::default(), apart] {
+        for json in batches.iter().flatten() {
+            let Ok(batch) = mparticle::Batch::judge(json, &config, 1000) else { continue };
+            for at in 0..batch.records(&config) {
+                let part = batch.is_apart(&config).then_some(at);
+                let arrival = mparticle::record::Arrival { now_ms: 1_700_000_000_000, host: &host };
+                let mut row = Vec::new();
+                let key = mparticle::record::write(&batch, part, &arrival, &config, &mut row);
+                assert!(!key.is_empty());
+                assert!(row.len() <= mparticle::record::bytes_max(&batch, part, &config), "the bound is too small");
+                assert!(!row.contains(&b'\n'));
+                let members = Members::of(std::str::from_utf8(&row).expect("a row is UTF-8")).expect("a row is one object");
+                assert!(members.get("ip").is_none() && members.get("schema_version") == Some("2"));
+            }
+        }
     }
 }
 

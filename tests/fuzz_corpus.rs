@@ -51,6 +51,16 @@ fn a_spoiled_coded_file_makes_nothing_up_and_reads_the_same_in_any_order() {
 }
 
 #[test]
+fn whatever_amplitudes_door_takes_becomes_one_row_of_bounded_size() {
+    replay("amplitude");
+}
+
+#[test]
+fn whatever_mparticles_door_takes_becomes_records_of_bounded_size_with_a_key() {
+    replay("mparticle");
+}
+
+#[test]
 fn lines_are_the_same_however_the_stream_is_cut() {
     replay("lines");
 }

@@ -11,8 +11,8 @@ use super::layers::place;
 use super::resolve::{InForce, Section, Typed};
 use super::schema::{SectionKind, stream_arn};
 use super::{
-    Aggregate, Config, KeyFallback, Listen, OnFull, Order, RecordDistribution, SourceConfig, SourceKind, SpoolConfig,
-    StreamConfig, SyncClass,
+    Aggregate, AmplitudeConfig, Config, KeyFallback, Listen, MParticleConfig, OnFull, Order, RecordDistribution, SourceConfig,
+    SourceKind, SpoolConfig, StreamConfig, SyncClass,
 };
 use crate::coding::KeySource;
 use crate::limits;
@@ -86,12 +86,23 @@ fn check_spool(spool: &Section, problems: &mut Vec<Problem>) {
 }
 
 /// Keys of `[[source]]` that mean something for some kinds only.
-const KEYS_OF_KINDS: [(&str, &[SourceKind]); 0] = [];
+const KEYS_OF_KINDS: [(&str, &[SourceKind]); 8] = [
+    ("events", &[SourceKind::Amplitude]),
+    ("forward_identify", &[SourceKind::Amplitude]),
+    ("stringify_user_properties", &[SourceKind::Amplitude]),
+    ("send_as_batch", &[SourceKind::MParticle]),
+    ("forward", &[SourceKind::MParticle]),
+    ("include", &[SourceKind::MParticle]),
+    ("exclude_metadata", &[SourceKind::MParticle]),
+    ("unique_id", &[SourceKind::MParticle]),
+];
 
 fn check_kind(source: &Section, problems: &mut Vec<Problem>) {
     let kind = SourceKind::of_word(&source.word("kind"));
     for (key, kinds) in KEYS_OF_KINDS {
-        let given = !matches!(source.setting(key).origin, Origin::Default);
+        // Whoever writes the default down changes nothing by it: as what `forebay config` prints does.
+        let setting = source.setting(key);
+        let given = setting.value != super::resolve::default(setting.key, &super::RealEnvironment);
         if given && !kinds.contains(&kind) && source.sound(&["kind", key]) {
             let kinds: Vec<&str> = kinds.iter().map(|kind| kind.word()).collect();
             let wrong = format!("has no meaning for a source of kind {:?}; take it away", kind.word());
@@ -270,6 +281,18 @@ fn build_source(source: &Section, spool_max_bytes: u64) -> SourceConfig {
         keys: source.secrets("keys"),
         max_event_bytes: usize_of(source.bytes("max_event_bytes")),
         spool_quota: source.share("spool_quota", spool_max_bytes),
+        amplitude: AmplitudeConfig {
+            events: source.texts("events").into_iter().collect(),
+            forward_identify: source.bool("forward_identify"),
+            stringify_user_properties: source.bool("stringify_user_properties"),
+        },
+        mparticle: MParticleConfig {
+            send_as_batch: source.bool("send_as_batch"),
+            forward: source.texts("forward").into_iter().collect(),
+            include: source.texts("include").into_iter().collect(),
+            exclude_metadata: source.texts("exclude_metadata").into_iter().collect(),
+            unique_id: source.text("unique_id").filter(|id| !id.is_empty()),
+        },
     }
 }
 

@@ -21,6 +21,7 @@ mod schema;
 mod show;
 mod units;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -478,6 +479,67 @@ pub struct SourceConfig {
     pub max_event_bytes: usize,
     /// Bytes that this source's undelivered events may take of the spool. `None`: all of it.
     pub spool_quota: Option<u64>,
+    /// For kind `amplitude`.
+    pub amplitude: AmplitudeConfig,
+    /// For kind `mparticle`.
+    pub mparticle: MParticleConfig,
+}
+
+/// What only a source of kind `amplitude` has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AmplitudeConfig {
+    /// Event types that become records; empty: all.
+    pub events: BTreeSet<String>,
+    /// Identify and group identify calls become records too. Default not.
+    pub forward_identify: bool,
+    /// Values of `user_properties` are written as texts. Default not.
+    pub stringify_user_properties: bool,
+}
+
+/// What only a source of kind `mparticle` has: the switches of mParticle's own connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MParticleConfig {
+    /// One record for a batch; else one for each of its events. Default yes.
+    pub send_as_batch: bool,
+    /// Kinds of events that are forwarded, of [`MParticleConfig::FORWARD`]. Default all but the changes.
+    pub forward: BTreeSet<String>,
+    /// What else a record holds, of [`MParticleConfig::INCLUDE`]. Default the first three.
+    pub include: BTreeSet<String>,
+    /// Names left out of `application_info`, `device_info` and `source_info`. Default none.
+    pub exclude_metadata: BTreeSet<String>,
+    /// The `unique_id` of every record. Default none.
+    pub unique_id: Option<String>,
+}
+
+impl MParticleConfig {
+    /// Words of `forward`.
+    pub const FORWARD: [&str; 9] = [
+        "lifecycle",
+        "screen_views",
+        "crash",
+        "network_performance",
+        "custom",
+        "push",
+        "commerce",
+        "user_attribute_change",
+        "user_identity_change",
+    ];
+
+    /// Words of `include`.
+    pub const INCLUDE: [&str; 5] = ["location", "metadata", "empty_batches", "batch_location", "mp_deviceid"];
+}
+
+impl Default for MParticleConfig {
+    fn default() -> Self {
+        let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+        Self {
+            send_as_batch: true,
+            forward: words(&Self::FORWARD[..7]),
+            include: words(&Self::INCLUDE[..3]),
+            exclude_metadata: BTreeSet::new(),
+            unique_id: None,
+        }
+    }
 }
 
 /// A string that never shows itself in logs or `Debug`.

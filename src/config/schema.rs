@@ -135,6 +135,8 @@ pub enum Kind {
         /// Largest.
         max: u64,
     },
+    /// Yes or no.
+    Bool,
     /// A list of texts that each pass a rule.
     Texts(&'static Rule),
     /// A list of user ids.
@@ -175,6 +177,7 @@ impl Kind {
             }
             Self::Share { of } => format!("a size, such as \"2GiB\", or whole percent of {of} from \"1%\" to \"100%\""),
             Self::Count { min, max } => format!("a whole number from {min} to {max}"),
+            Self::Bool => "true, false".into(),
             Self::Texts(rule) => format!("a list, each of it {}", rule.allowed),
             Self::Ids => format!("a list of user ids from 0 to {}, such as [1000, 1001]", u32::MAX),
             Self::Secrets(rule) => format!("a list, each of it {}", rule.allowed),
@@ -266,6 +269,18 @@ static POINTER: Rule = Rule {
     holds: is_pointer,
 };
 static KEY_SOURCE: Rule = Rule { allowed: SOURCES_ALLOWED, holds: |text| KeySource::parse(text).is_some() };
+static EVENT_TYPE: Rule = Rule { allowed: "an event type, such as \"Song Played\"", holds: |name| !name.is_empty() };
+static FORWARD: Rule = Rule {
+    allowed: "\"lifecycle\", \"screen_views\", \"crash\", \"network_performance\", \"custom\", \"push\", \"commerce\", \
+              \"user_attribute_change\" or \"user_identity_change\"",
+    holds: |word| super::MParticleConfig::FORWARD.contains(&word),
+};
+static INCLUDE: Rule = Rule {
+    allowed: "\"location\", \"metadata\", \"empty_batches\", \"batch_location\" or \"mp_deviceid\"",
+    holds: |word| super::MParticleConfig::INCLUDE.contains(&word),
+};
+static MEMBER: Rule = Rule { allowed: "1 to 256 characters", holds: |name| (1..=256).contains(&name.chars().count()) };
+static UNIQUE_ID: Rule = Rule { allowed: "at most 256 characters", holds: |id| id.chars().count() <= 256 };
 static WRITE_KEY: Rule = Rule {
     allowed: "1 to 256 visible ASCII characters without a space",
     holds: |key| (1..=256).contains(&key.len()) && key.bytes().all(|b| b.is_ascii_graphic()),
@@ -445,13 +460,14 @@ static STREAM: [Key; 16] = [
     ),
 ];
 
-static SOURCE: [Key; 9] = [
+static SOURCE: [Key; 17] = [
     key("name", Kind::Text(&SOURCE_NAME), Fallback::Required, "Its name: /ingest/NAME over HTTP, source=NAME on the socket."),
     key(
         "kind",
-        Kind::Choice { offered: &["events"], later: &["segment", "amplitude", "mparticle", "kinesis"] },
+        Kind::Choice { offered: &["events", "amplitude", "mparticle"], later: &["segment", "kinesis"] },
         Fallback::Toml("\"events\""),
-        "What it speaks: \"events\", any bytes, one event a line, frame or JSON value.",
+        "What it speaks: \"events\", any bytes, one event a line, frame or JSON value; \"amplitude\" and \"mparticle\", the API that \
+         SDKs of these vendors call.",
     ),
     key("stream", Kind::Text(&STREAM_NAME), Fallback::Unset, "The stream its events go to; with one stream it may be left out."),
     key(
@@ -486,6 +502,57 @@ static SOURCE: [Key; 9] = [
         Fallback::Unset,
         "The most that undelivered events of this source may take of its stream's spool; at it, on_full holds for this source \
          alone. Not set: all of it.",
+    ),
+    key(
+        "events",
+        Kind::Texts(&EVENT_TYPE),
+        Fallback::Toml("[]"),
+        "With kind = \"amplitude\": the event types that become records; none listed: all. The others are answered as taken.",
+    ),
+    key(
+        "forward_identify",
+        Kind::Bool,
+        Fallback::Toml("false"),
+        "With kind = \"amplitude\": calls of identify and group identify become records too.",
+    ),
+    key(
+        "stringify_user_properties",
+        Kind::Bool,
+        Fallback::Toml("false"),
+        "With kind = \"amplitude\": values of user_properties are written as texts.",
+    ),
+    key(
+        "send_as_batch",
+        Kind::Bool,
+        Fallback::Toml("true"),
+        "With kind = \"mparticle\": a batch becomes one record; with false each of its events does, in a batch of its own.",
+    ),
+    key(
+        "forward",
+        Kind::Texts(&FORWARD),
+        Fallback::Toml(
+            "[\"lifecycle\", \"screen_views\", \"crash\", \"network_performance\", \"custom\", \"push\", \"commerce\"]",
+        ),
+        "With kind = \"mparticle\": the kinds of events that are forwarded; \"user_attribute_change\" and \"user_identity_change\" \
+         are possible too, and what is of no kind always is.",
+    ),
+    key(
+        "include",
+        Kind::Texts(&INCLUDE),
+        Fallback::Toml("[\"location\", \"metadata\", \"empty_batches\"]"),
+        "With kind = \"mparticle\": what records hold besides; \"batch_location\" and \"mp_deviceid\" are possible too.",
+    ),
+    key(
+        "exclude_metadata",
+        Kind::Texts(&MEMBER),
+        Fallback::Toml("[]"),
+        "With kind = \"mparticle\": names that are left out of application_info, device_info and source_info.",
+    ),
+    key(
+        "unique_id",
+        Kind::Text(&UNIQUE_ID),
+        Fallback::Toml("\"\""),
+        "With kind = \"mparticle\": the unique_id that every record gets; \"\": none.",
     ),
 ];
 

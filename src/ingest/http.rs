@@ -14,10 +14,12 @@
 //! At shutdown, requests under way are finished, later ones get 503 and the connection closes.
 //! Absent on purpose: TLS and anything but loopback.
 
+mod amplitude;
 mod answer;
 mod body;
 mod events;
 mod guard;
+mod mparticle;
 mod submit;
 
 use std::convert::Infallible;
@@ -238,6 +240,15 @@ async fn handle(request: Request<Incoming>, context: &Context) -> Answer {
 
 async fn route(request: Request<Incoming>, context: &Context, from_browser: bool) -> Result<Answer, Problem> {
     let path = request.uri().path();
+    if request.method() == Method::OPTIONS && from_browser {
+        return Ok(guard::preflight());
+    }
+    if let Some(call) = amplitude::Call::of_path(path) {
+        return Ok(amplitude::handle(call, request, context).await);
+    }
+    if let Some(call) = mparticle::Call::of_path(path) {
+        return Ok(mparticle::handle(call, request, context).await);
+    }
     let source = match path.strip_prefix("/ingest") {
         Some("" | "/") => None,
         Some(rest) if rest.starts_with('/') => Some(rest[1..].trim_end_matches('/').to_owned()),
@@ -245,7 +256,6 @@ async fn route(request: Request<Incoming>, context: &Context, from_browser: bool
     };
     match *request.method() {
         Method::POST => events::ingest(request, source, context).await,
-        Method::OPTIONS if from_browser => Ok(guard::preflight()),
         _ => Err(Problem::method("POST")),
     }
 }

@@ -15,9 +15,12 @@
 //!
 //! Absent on purpose: Kinesis, shards, files, retries. Ingest knows keys and their hashes, nothing beyond.
 
+pub mod amplitude;
 pub mod hello;
 pub mod http;
 pub mod json;
+pub mod members;
+pub mod mparticle;
 pub mod pointer;
 pub mod source;
 pub mod unix;

@@ -13,7 +13,7 @@ use std::cell::RefCell;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::config::{KeyFallback, Secret, SourceConfig, SourceKind, SyncClass};
+use crate::config::{AmplitudeConfig, KeyFallback, MParticleConfig, Secret, SourceConfig, SourceKind, SyncClass};
 use crate::event::KeyHash;
 use crate::host::{Entropy, Host};
 use crate::ingest::pointer::{PointerError, Pointers, Scratch};
@@ -36,6 +36,8 @@ pub enum Reject {
     KeyNotUtf8,
     /// Not one JSON text, where the source's pointers must be resolved.
     NotJson,
+    /// Not what the source's kind of client sends.
+    Malformed,
     /// No pointer found a key, and the source has `partition_key_fallback = "reject"`.
     NoKey,
     /// A frame was cut short, or its length lies.
@@ -54,6 +56,7 @@ impl Reject {
             Self::KeyTooLong => "key_too_long",
             Self::KeyNotUtf8 => "key_not_utf8",
             Self::NotJson => "not_json",
+            Self::Malformed => "malformed",
             Self::NoKey => "no_key",
             Self::BadFrame => "bad_frame",
             Self::Full(_) => "full",
@@ -73,6 +76,7 @@ impl Reject {
             Self::KeyTooLong => "the partition key has more than 256 characters",
             Self::KeyNotUtf8 => "the partition key is not UTF-8",
             Self::NotJson => "the event is not JSON, which the source needs to find its partition key",
+            Self::Malformed => "the event is not of the form that the source's kind has",
             Self::NoKey => "no JSON pointer of the source's partition_key finds a non-empty string or a number in the event",
             Self::BadFrame => "the frame is cut short or its length is wrong",
             Self::Full(limit) => limit.sentence(),
@@ -94,6 +98,9 @@ pub struct Source {
     keys: Vec<Secret>,
     rule: KeyRule,
     spool: SpoolHandle,
+    amplitude: AmplitudeConfig,
+    mparticle: MParticleConfig,
+    host: Host,
     /// The source as its spool knows it: name and quota.
     tenant: Tenant,
 }
@@ -115,6 +122,9 @@ impl Source {
                 entropy: Arc::clone(&host.entropy),
             },
             spool,
+            amplitude: config.amplitude.clone(),
+            mparticle: config.mparticle.clone(),
+            host: host.clone(),
         })
     }
 
@@ -128,6 +138,24 @@ impl Source {
     #[must_use]
     pub fn kind(&self) -> SourceKind {
         self.kind
+    }
+
+    /// What its configuration says for Amplitude's door.
+    #[must_use]
+    pub fn amplitude(&self) -> &AmplitudeConfig {
+        &self.amplitude
+    }
+
+    /// What its configuration says for mParticle's door.
+    #[must_use]
+    pub fn mparticle(&self) -> &MParticleConfig {
+        &self.mparticle
+    }
+
+    /// Clock and randomness for what a door adds to an event.
+    #[must_use]
+    pub fn host(&self) -> &Host {
+        &self.host
     }
 
     /// Largest event data that it takes by its configuration, in bytes. Over [`EVENT_BYTES_MAX`] the stream has its say.
@@ -155,7 +183,11 @@ impl Source {
         self.keys.iter().fold(false, |known, secret| known | same_bytes(secret.0.as_bytes(), key.as_bytes()))
     }
 
-    fn judge_size(&self, bytes: usize) -> Result<(), Reject> {
+    /// Whether an event of that many bytes is taken, before it is encoded.
+    ///
+    /// # Errors
+    /// [`Reject::TooLarge`] or [`Reject::OverStream`].
+    pub fn judge_size(&self, bytes: usize) -> Result<(), Reject> {
         if bytes > self.data_bytes_max {
             Err(Reject::TooLarge)
         } else if bytes > EVENT_BYTES_MAX && bytes > self.spool.shared().metrics.event_bytes_max() {
@@ -538,6 +570,7 @@ mod tests {
             Reject::KeyTooLong,
             Reject::KeyNotUtf8,
             Reject::NotJson,
+            Reject::Malformed,
             Reject::NoKey,
             Reject::BadFrame,
         ];

@@ -9,6 +9,8 @@ import traceback
 import agent
 import cloud
 import credentials
+import door_amplitude
+import door_mparticle
 import manyreshards
 import rights
 import scenarios
@@ -72,6 +74,8 @@ def plan(full):
                 server,
                 lambda s, report, logs, aggregate=aggregate: manyreshards.run(s, aggregate, full, report, logs),
             )
+    steps["door-amplitude"] = ("kinesalite", door_amplitude.run)
+    steps["door-mparticle"] = ("kinesalite", door_mparticle.run)
     steps["rights"] = ("ministack", rights.run)
     for name, run in credentials.ALL.items():
         steps[f"credentials-{name}"] = ("ministack", run)

@@ -1,0 +1,225 @@
+//! mParticle's events API without HTTP: which batches a request holds, and what is wrong with it.
+//!
+//! Place: `http/mparticle` hands over a decoded body and sends what comes out. [`Batch`] is one batch, judged; [`record`] makes of
+//! it what mParticle forwards to a Kinesis stream: one record for the batch, or one for each of its events.
+//!
+//! Failure: of a single batch a [`Wrong`], told as `{"errors":[…]}`; in bulk a bad batch is left out and counted, as mParticle
+//! answers 202 all the same. Its sentences name fields, nothing of a batch. Pure.
+//! Absent on purpose: identity resolution, profiles, regrouping of batches, mParticle's quotas.
+
+pub mod record;
+
+use std::borrow::Cow;
+
+use super::members::{Members, depth, elements, text, whole};
+use crate::config::MParticleConfig;
+
+/// Arrays and objects within each other that a batch may have.
+pub const DEPTH_MAX: usize = 128;
+
+/// Why a request or a batch cannot be taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wrong {
+    /// The body is not JSON.
+    NotJson,
+    /// A batch is no object.
+    NoBatch,
+    /// The body of a bulk request is no array.
+    NoBatches,
+    /// `environment` is missing or unknown.
+    Environment,
+    /// `events` is no array of objects with an `event_type`.
+    Events,
+    /// Nested too deep.
+    Depth,
+    /// It holds too much, or its records would.
+    TooLarge,
+}
+
+impl Wrong {
+    /// For the answer: what is wrong, and what is allowed.
+    #[must_use]
+    pub const fn sentence(self) -> &'static str {
+        match self {
+            Self::NotJson => "the body is not valid JSON",
+            Self::NoBatch => "the body must be one JSON object, an event batch",
+            Self::NoBatches => "the body must be a JSON array of event batches",
+            Self::Environment => "environment is required: \"production\" or \"development\"",
+            Self::Events => "events must be an array of objects, each with an event_type that is a string",
+            Self::Depth => "the batch is nested deeper than 128",
+            Self::TooLarge => "the request, or what would be made of it, is too large; send less in one",
+        }
+    }
+}
+
+/// The body of an answer that is no success.
+#[must_use]
+pub fn errors(code: &str, message: &str) -> String {
+    serde_json::json!({ "errors": [{ "code": code, "message": message }] }).to_string()
+}
+
+/// Takes the array of a bulk request apart; at most `most` batches.
+///
+/// # Errors
+/// It is none, or has more.
+pub fn batches(body: &[u8], most: usize) -> Result<Vec<&str>, Wrong> {
+    let json = whole(body).ok_or(Wrong::NotJson)?;
+    if !json.starts_with('[') {
+        return Err(Wrong::NoBatches);
+    }
+    elements(json, most).ok_or(Wrong::TooLarge)
+}
+
+/// The one batch of a request.
+///
+/// # Errors
+/// The body is not JSON.
+pub fn batch(body: &[u8]) -> Result<&str, Wrong> {
+    whole(body).ok_or(Wrong::NotJson)
+}
+
+/// A batch that can be taken.
+#[derive(Debug)]
+pub struct Batch<'b> {
+    members: Members<'b>,
+    /// Those that are forwarded, as sent.
+    events: Vec<&'b str>,
+    /// Bytes of the batch without its events.
+    rest_bytes: usize,
+    identities: Vec<Identity<'b>>,
+}
+
+/// Who it is about: a name of mParticle's, and a value as sent.
+#[derive(Clone, Debug)]
+struct Identity<'b> {
+    kind: Cow<'b, str>,
+    json: &'b str,
+}
+
+impl<'b> Batch<'b> {
+    /// Judges a batch as it was sent; at most `events_max` events.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn judge(json: &'b str, config: &MParticleConfig, events_max: usize) -> Result<Self, Wrong> {
+        let members = Members::of(json).ok_or(Wrong::NoBatch)?;
+        if depth(json) > DEPTH_MAX {
+            return Err(Wrong::Depth);
+        }
+        let environment = members.given("environment").and_then(text).ok_or(Wrong::Environment)?;
+        if !matches!(environment.as_ref(), "production" | "development") {
+            return Err(Wrong::Environment);
+        }
+        let sent = members.given("events").unwrap_or("[]");
+        if !sent.starts_with('[') {
+            return Err(Wrong::Events);
+        }
+        let mut events = elements(sent, events_max).ok_or(Wrong::TooLarge)?;
+        let mut wrong = false;
+        events.retain(|event| {
+            let kind = Members::of(event).and_then(|event| text(event.given("event_type")?)).filter(|kind| !kind.is_empty());
+            wrong |= kind.is_none();
+            kind.is_some_and(|kind| is_wanted(&kind, config))
+        });
+        if wrong {
+            return Err(Wrong::Events);
+        }
+        let identities = members.given("user_identities").and_then(Members::of).map(identities).unwrap_or_default();
+        Ok(Self { events, rest_bytes: json.len() - sent.len().min(json.len()), identities, members })
+    }
+
+    /// How many records are made of it.
+    #[must_use]
+    pub fn records(&self, config: &MParticleConfig) -> usize {
+        match self.events.len() {
+            0 if !config.include.contains("empty_batches") => 0,
+            0 => 1,
+            _ if config.send_as_batch => 1,
+            many => many,
+        }
+    }
+
+    /// Each of its events becomes a record.
+    #[must_use]
+    pub fn is_apart(&self, config: &MParticleConfig) -> bool {
+        !config.send_as_batch && !self.events.is_empty()
+    }
+
+    /// Whom it is about: its `mpid`, else its customer, else its first identity, else its device; empty where it names none.
+    #[must_use]
+    pub fn key(&self) -> Cow<'_, str> {
+        let id = |members: &Members<'b>, name: &str| members.given(name).and_then(id_text).filter(|id| id != "0");
+        if let Some(mpid) = id(&self.members, "mpid") {
+            return mpid;
+        }
+        let customer = self.identities.iter().find(|identity| identity.kind == CUSTOMER_ID);
+        if let Some(identity) = customer.or(self.identities.first()) {
+            return id_text(identity.json).unwrap_or_default();
+        }
+        let device = self.members.given("device_info").and_then(Members::of).unwrap_or_default();
+        id(&self.members, "mp_deviceid").or_else(|| DEVICE_IDS.iter().find_map(|name| id(&device, name))).unwrap_or_default()
+    }
+}
+
+/// Ids in `device_info`, the most lasting first.
+const DEVICE_IDS: [&str; 8] = [
+    "ios_idfv",
+    "android_uuid",
+    "ios_advertising_id",
+    "android_advertising_id",
+    "fire_advertising_id",
+    "roku_advertising_id",
+    "microsoft_advertising_id",
+    "amp_id",
+];
+
+/// As the API has it.
+const CUSTOMER_ID: &str = "customer_id";
+
+/// As the Python SDK sends it.
+const CUSTOMER_ID_OF_PYTHON: &str = "customerid";
+
+/// Those that have a value, under the API's names. Of a customer named twice the API's own name counts.
+fn identities(sent: Members<'_>) -> Vec<Identity<'_>> {
+    let twice = sent.given(CUSTOMER_ID).is_some();
+    let mut all = Vec::new();
+    for (name, json) in sent.into_list() {
+        if id_text(json).is_none() || (twice && name == CUSTOMER_ID_OF_PYTHON) {
+            continue;
+        }
+        let kind = if name == CUSTOMER_ID_OF_PYTHON { Cow::Borrowed(CUSTOMER_ID) } else { name };
+        all.push(Identity { kind, json });
+    }
+    all
+}
+
+/// A string that is not empty, or a number's or a boolean's text.
+fn id_text(json: &str) -> Option<Cow<'_, str>> {
+    match text(json) {
+        Some(text) => (!text.is_empty()).then_some(text),
+        None => (!json.starts_with(['{', '[']) && json != "null").then_some(Cow::Borrowed(json)),
+    }
+}
+
+/// The switch that an event type belongs to. Types without one are always forwarded.
+fn switch(event_type: &str) -> Option<&'static str> {
+    Some(match event_type {
+        "session_start" | "session_end" | "first_run" | "application_state_transition" => "lifecycle",
+        "screen_view" => "screen_views",
+        "crash_report" | "breadcrumb" => "crash",
+        "network_performance" => "network_performance",
+        "custom_event" => "custom",
+        "push_registration" | "push_message" => "push",
+        "commerce_event" => "commerce",
+        "user_attribute_change" => "user_attribute_change",
+        "user_identity_change" => "user_identity_change",
+        _ => return None,
+    })
+}
+
+fn is_wanted(event_type: &str, config: &MParticleConfig) -> bool {
+    switch(event_type).is_none_or(|switch| config.forward.contains(switch))
+}
+
+#[cfg(test)]
+mod tests;
