@@ -18,6 +18,7 @@ mod answer;
 mod body;
 mod events;
 mod guard;
+mod kinesis;
 mod submit;
 
 use std::convert::Infallible;
@@ -238,10 +239,21 @@ async fn handle(request: Request<Incoming>, context: &Context) -> Answer {
 
 async fn route(request: Request<Incoming>, context: &Context, from_browser: bool) -> Result<Answer, Problem> {
     let path = request.uri().path();
+    if path == "/" {
+        return match *request.method() {
+            Method::POST => Ok(kinesis::handle(request, context).await),
+            Method::OPTIONS if from_browser => Ok(guard::preflight()),
+            _ => Err(Problem::method("POST")),
+        };
+    }
     let source = match path.strip_prefix("/ingest") {
         Some("" | "/") => None,
         Some(rest) if rest.starts_with('/') => Some(rest[1..].trim_end_matches('/').to_owned()),
-        _ => return Err(Problem::not_found("there is nothing at this path; events go to POST /ingest or /ingest/{source}")),
+        _ => {
+            return Err(Problem::not_found(
+                "there is nothing at this path; events go to POST /ingest or /ingest/{source}, the Kinesis API to POST /",
+            ));
+        }
     };
     match *request.method() {
         Method::POST => events::ingest(request, source, context).await,

@@ -18,6 +18,7 @@
 pub mod hello;
 pub mod http;
 pub mod json;
+pub mod kinesis;
 pub mod pointer;
 pub mod source;
 pub mod unix;
