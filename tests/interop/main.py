@@ -9,6 +9,7 @@ import traceback
 import agent
 import cloud
 import credentials
+import door_kinesis
 import manyreshards
 import rights
 import scenarios
@@ -72,6 +73,8 @@ def plan(full):
                 server,
                 lambda s, report, logs, aggregate=aggregate: manyreshards.run(s, aggregate, full, report, logs),
             )
+    for name, run in door_kinesis.ALL.items():
+        steps[name] = ("kinesalite", run)
     steps["rights"] = ("ministack", rights.run)
     for name, run in credentials.ALL.items():
         steps[f"credentials-{name}"] = ("ministack", run)

@@ -219,12 +219,16 @@ fn check(auth: &Authorization<'_>, secret: &str, head: &Parts, body: &[u8], host
         return Err(Failure::new("InvalidSignatureException", "A signed body must be sent without a Content-Encoding."));
     }
     let header = |name: &str| {
-        let mut all = head.headers.get_all(name).iter().map(HeaderValue::as_bytes).peekable();
-        match (all.peek(), head.uri.authority()) {
-            // HTTP/2 names the host in the URI.
-            (None, Some(authority)) if name == HOST.as_str() => Some(authority.as_str().as_bytes().to_vec()),
-            (None, _) => None,
-            _ => Some(all.collect::<Vec<_>>().join(&b","[..])),
+        // HTTP/2 names the host in the URI, and has no names of headers that begin with a colon.
+        let authority = || head.uri.authority().map(|authority| authority.as_str().as_bytes().to_vec());
+        if name.starts_with(':') {
+            return authority().filter(|_| name == ":authority");
+        }
+        let all: Vec<&[u8]> = head.headers.get_all(name).iter().map(HeaderValue::as_bytes).collect();
+        match all[..] {
+            [] if name == HOST.as_str() => authority(),
+            [] => None,
+            _ => Some(all.join(&b","[..])),
         }
     };
     let (path, query) = (head.uri.path(), head.uri.query().unwrap_or_default());

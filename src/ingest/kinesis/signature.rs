@@ -23,8 +23,8 @@ const SERVICE: &str = "kinesis";
 /// How far a client's clock may be off, either way.
 const SKEW_SECONDS: i64 = 15 * 60;
 
-/// Headers that must be signed.
-const SIGNED_AT_LEAST: [&str; 3] = ["host", "x-amz-date", "x-amz-target"];
+/// Headers that must be signed. Over HTTP/2 some SDKs sign `:authority`, which is what names the host there.
+const SIGNED_AT_LEAST: [&[&str]; 3] = [&["host", ":authority"], &["x-amz-date"], &["x-amz-target"]];
 
 /// What an `Authorization` header says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,8 +94,8 @@ where
         return invalid(format!("Credential should be scoped to correct service: '{SERVICE}'."));
     }
     let names: Vec<&str> = auth.signed_headers.split(';').collect();
-    if let Some(missing) = SIGNED_AT_LEAST.iter().find(|name| !names.contains(name)) {
-        return invalid(format!("'{missing}' must be a 'SignedHeader' in the AWS Authorization."));
+    if let Some(missing) = SIGNED_AT_LEAST.iter().find(|any| !any.iter().any(|name| names.contains(name))) {
+        return invalid(format!("'{}' must be a 'SignedHeader' in the AWS Authorization.", missing[0]));
     }
     let date = (signed.header)("x-amz-date").and_then(|value| String::from_utf8(value).ok()).unwrap_or_default();
     let Some(at_seconds) = seconds_of(&date) else {
