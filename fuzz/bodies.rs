@@ -22,6 +22,11 @@ use forebay::ingest::amplitude::identify::{Call, Form};
 use forebay::ingest::amplitude::record::{self, Arrival};
 use forebay::ingest::amplitude::{Event, Upload};
 use forebay::ingest::hello::{Hello, Sniff, sniff};
+use forebay::ingest::kinesis::request::{Put, decode, judge_sizes, take_apart};
+use forebay::ingest::kinesis::shards::{Page, Stream, streams};
+use forebay::ingest::kinesis::signature::Authorization;
+use forebay::ingest::kinesis::value::Value;
+use forebay::ingest::kinesis::{Protocol, cbor, json};
 use forebay::ingest::members::Members;
 use forebay::ingest::mparticle;
 use forebay::ingest::pointer::{Pointers, Scratch};
@@ -47,7 +52,7 @@ use fault_files::{FaultFiles, SimClock, sim_host};
 pub type Body = fn(&[u8]);
 
 /// Every target by its name, which is that of its corpus too.
-pub const TARGETS: [(&str, Body); 11] = [
+pub const TARGETS: [(&str, Body); 12] = [
     ("segment", segment),
     ("index", index),
     ("recovery", recovery),
@@ -59,6 +64,7 @@ pub const TARGETS: [(&str, Body); 11] = [
     ("kpl", kpl),
     ("amplitude", amplitude),
     ("mparticle", mparticle),
+    ("kinesis", kinesis),
 ];
 
 /// Bytes read as instructions; zeroes when they are used up.
@@ -731,5 +737,76 @@ pub fn kpl(data: &[u8]) {
             assert!(signed || message.encode_to_vec() != record[4..record.len() - 16], "what prost would write is read as plain");
         }
         Content::Plain(_) => {}
+    }
+}
+
+/// Requests of the Kinesis API: what serde_json reads we read alike, what we write we read again, and of a request that is good
+/// every record yields events.
+pub fn kinesis(data: &[u8]) {
+    const EVENTS_MAX: usize = 1000;
+    let mut feed = Feed(data);
+    let protocol = if feed.byte() & 1 == 0 { Protocol::Json } else { Protocol::Cbor };
+    let body = feed.0;
+    if let Ok(header) = std::str::from_utf8(body) {
+        let read = Authorization::read(header);
+        assert!(read.is_err() || header.starts_with("AWS4-HMAC-SHA256"));
+    }
+    if protocol == Protocol::Json
+        && let Ok(theirs) = serde_json::from_slice::<serde_json::Value>(body)
+    {
+        assert!(same_value(&json::read(body).expect("serde_json takes it"), &theirs), "we and serde_json read different values");
+    }
+    let Ok(value) = protocol.read(body) else { return };
+    let mut text = Vec::new();
+    json::write(&value, &mut text);
+    assert!(text.len() <= 8 * body.len() + 64, "an answer out of proportion");
+    serde_json::from_slice::<serde::de::IgnoredAny>(&text).expect("what is written is JSON");
+    let mut bytes = Vec::new();
+    cbor::write(&value, &mut bytes);
+    let again = cbor::read(&bytes).expect("what is written is CBOR");
+    let mut once_more = Vec::new();
+    cbor::write(&again, &mut once_more);
+    assert!(bytes == once_more, "what is written and read is written alike");
+    for single in [true, false] {
+        let Ok(put) = Put::read(&value, single) else { continue };
+        let mut arena = Vec::new();
+        let Ok(data) = decode(&put.records, &mut arena) else { continue };
+        assert_eq!(data.len(), put.records.len());
+        let Ok(events) = take_apart(&put.records, &data, EVENTS_MAX) else { continue };
+        assert!(events.len() <= EVENTS_MAX && events.is_sorted_by_key(|event| event.record));
+        for (record, whole) in (0..).zip(&data) {
+            let mut mine = events.iter().filter(|event| event.record == record).peekable();
+            assert!(mine.peek().is_some(), "a record without an event");
+            assert!(mine.all(|event| event.aggregated || event.data == *whole));
+        }
+        assert!(events.iter().all(|event| !event.key.is_empty() && event.key.chars().count() <= 256));
+        assert_eq!(judge_sizes(&events, single, |_| true, 0), Ok(()));
+    }
+    let stream = Stream::new("clicks", None, None, None);
+    if let Ok(page) = Page::read(&value) {
+        assert!(stream.listed(&page).get("Shards").is_some());
+    }
+    if let Ok(described) = stream.full(&value) {
+        assert!(described.get("StreamDescription").is_some());
+    }
+    if let Ok(listed) = streams(&[stream], &value) {
+        assert!(listed.get("StreamNames").is_some());
+    }
+}
+
+fn same_value(ours: &Value<'_>, theirs: &serde_json::Value) -> bool {
+    match (ours, theirs) {
+        (Value::Null, serde_json::Value::Null) => true,
+        (Value::Bool(a), serde_json::Value::Bool(b)) => a == b,
+        (Value::Int(a), serde_json::Value::Number(b)) => Some(*a) == b.as_i64() || (*a == 0 && b.as_f64() == Some(0.0)),
+        (Value::Number, serde_json::Value::Number(b)) => b.as_i64().is_none(),
+        (Value::Text(a), serde_json::Value::String(b)) => a == b,
+        (Value::List(a), serde_json::Value::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same_value(a, b)),
+        (Value::Map(a), serde_json::Value::Object(b)) => {
+            let last = |name: &str| a.iter().rev().find(|(held, _)| held == name).map(|(_, value)| value);
+            a.iter().all(|(name, _)| b.contains_key(&**name))
+                && b.iter().all(|(name, value)| last(name).is_some_and(|own| same_value(own, value)))
+        }
+        _ => false,
     }
 }

@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use crate::checkpoint::Checkpoint;
 use crate::kinesis::StreamSummary;
 use crate::limits::{RECORD_BYTES_MAX, event_bytes_of};
+use crate::shard_map::ShardMap;
 
 /// Bucket bounds, in seconds, of all latency histograms; +Inf is implied.
 pub const LATENCY_BOUNDS_SECONDS: [f64; 18] = [
@@ -193,6 +194,8 @@ pub struct StreamMetrics {
     pub throttled: AtomicU64,
     /// Shards as last seen.
     pub shards: Mutex<Vec<ShardStatus>>,
+    /// The shards as Kinesis listed them last; `None` before it did, or while it may not tell. For doors that are asked for them.
+    pub shard_map: Mutex<Option<Arc<ShardMap>>>,
     /// What is known of the stream as a whole.
     pub mode: Mutex<ModeStatus>,
     /// The largest record that the stream is known to take, bytes; 0 while that is not known. Set by

@@ -92,6 +92,12 @@ impl ShardMap {
         &self.open
     }
 
+    /// Shards that take nothing more and are listed still.
+    #[must_use]
+    pub fn closed(&self) -> &[ShardRange] {
+        &self.closed
+    }
+
     /// Where a lane goes.
     #[must_use]
     pub fn lane(&self, lane: Lane) -> LaneShard {

@@ -19,7 +19,7 @@ use forebay::dispatch::queue::Slot;
 use forebay::exit::{Exit, PANICKED};
 use forebay::{event, limits};
 
-const PAGES: [&str; 3] = ["README.md", "docs/ARCHITECTURE.md", "docs/RELIABILITY.md"];
+const PAGES: [&str; 4] = ["README.md", "docs/ARCHITECTURE.md", "docs/RELIABILITY.md", "docs/kinesis.md"];
 const TABLE: (&str, &str) = ("<!-- config table: begin -->\n", "<!-- config table: end -->");
 
 fn root() -> &'static Path {

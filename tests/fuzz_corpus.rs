@@ -86,6 +86,11 @@ fn an_aggregate_is_read_as_prost_reads_it() {
 }
 
 #[test]
+fn a_request_of_the_kinesis_api_is_read_as_serde_json_reads_it_and_each_record_yields_events() {
+    replay("kinesis");
+}
+
+#[test]
 fn every_target_has_its_fuzzer_and_is_replayed() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let here = fs::read_to_string(root.join("tests/fuzz_corpus.rs")).expect("this file");

@@ -86,7 +86,7 @@ fn check_spool(spool: &Section, problems: &mut Vec<Problem>) {
 }
 
 /// Keys of `[[source]]` that mean something for some kinds only.
-const KEYS_OF_KINDS: [(&str, &[SourceKind]); 8] = [
+const KEYS_OF_KINDS: [(&str, &[SourceKind]); 10] = [
     ("events", &[SourceKind::Amplitude]),
     ("forward_identify", &[SourceKind::Amplitude]),
     ("stringify_user_properties", &[SourceKind::Amplitude]),
@@ -95,6 +95,9 @@ const KEYS_OF_KINDS: [(&str, &[SourceKind]); 8] = [
     ("include", &[SourceKind::MParticle]),
     ("exclude_metadata", &[SourceKind::MParticle]),
     ("unique_id", &[SourceKind::MParticle]),
+    // Whoever writes to Kinesis signs with an access key, or not at all.
+    ("keys", &[SourceKind::Events, SourceKind::Segment, SourceKind::Amplitude, SourceKind::MParticle]),
+    ("access_keys", &[SourceKind::Kinesis]),
 ];
 
 fn check_kind(source: &Section, problems: &mut Vec<Problem>) {
@@ -279,6 +282,7 @@ fn build_source(source: &Section, spool_max_bytes: u64) -> SourceConfig {
             _ => KeyFallback::Random,
         },
         keys: source.secrets("keys"),
+        access_keys: source.secrets("access_keys"),
         max_event_bytes: usize_of(source.bytes("max_event_bytes")),
         spool_quota: source.share("spool_quota", spool_max_bytes),
         amplitude: AmplitudeConfig {

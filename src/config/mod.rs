@@ -475,6 +475,8 @@ pub struct SourceConfig {
     pub partition_key_fallback: KeyFallback,
     /// Write keys that open this source; empty: open to whoever reaches the listener.
     pub keys: Vec<Secret>,
+    /// For kind `kinesis`: access keys as `ID:SECRET`, one of which must have signed; empty: no signature is looked at.
+    pub access_keys: Vec<Secret>,
     /// Largest event. Default `limits::EVENT_BYTES_MAX`, most `limits::EVENT_BYTES_CEILING`; fits a request of its stream.
     pub max_event_bytes: usize,
     /// Bytes that this source's undelivered events may take of the spool. `None`: all of it.

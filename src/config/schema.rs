@@ -286,6 +286,17 @@ static WRITE_KEY: Rule = Rule {
     holds: |key| (1..=256).contains(&key.len()) && key.bytes().all(|b| b.is_ascii_graphic()),
 };
 
+static ACCESS_KEY: Rule = Rule {
+    allowed: "ID:SECRET with an id of 1 to 128 of a-z, A-Z, 0-9, '_', '-' and a secret of 1 to 256 visible ASCII characters",
+    holds: |pair| {
+        pair.split_once(':').is_some_and(|(id, secret)| {
+            (1..=128).contains(&id.len())
+                && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b))
+                && (WRITE_KEY.holds)(secret)
+        })
+    },
+};
+
 static ROOT: [Key; 1] = [key(
     "drain_timeout",
     Kind::Time { min: Duration::ZERO, max: Duration::from_secs(3600) },
@@ -460,14 +471,14 @@ static STREAM: [Key; 16] = [
     ),
 ];
 
-static SOURCE: [Key; 17] = [
+static SOURCE: [Key; 19] = [
     key("name", Kind::Text(&SOURCE_NAME), Fallback::Required, "Its name: /ingest/NAME over HTTP, source=NAME on the socket."),
     key(
         "kind",
-        Kind::Choice { offered: &["events", "amplitude", "mparticle"], later: &["segment", "kinesis"] },
+        Kind::Choice { offered: &["events", "amplitude", "mparticle", "kinesis"], later: &["segment"] },
         Fallback::Toml("\"events\""),
         "What it speaks: \"events\", any bytes, one event a line, frame or JSON value; \"amplitude\" and \"mparticle\", the API that \
-         SDKs of these vendors call.",
+         SDKs of these vendors call; \"kinesis\", the Kinesis API itself.",
     ),
     key("stream", Kind::Text(&STREAM_NAME), Fallback::Unset, "The stream its events go to; with one stream it may be left out."),
     key(
@@ -489,6 +500,18 @@ static SOURCE: [Key; 17] = [
         "Write keys that open this source; none: open to whoever reaches the listener.",
     ),
     key("keys_file", Kind::SecretsFile { of: "keys" }, Fallback::Unset, "A file with one write key a line, instead of `keys`."),
+    key(
+        "access_keys",
+        Kind::Secrets(&ACCESS_KEY),
+        Fallback::Toml("[]"),
+        "For kind \"kinesis\": access keys, as ID:SECRET, one of which must have signed a request; none: signatures are not looked at.",
+    ),
+    key(
+        "access_keys_file",
+        Kind::SecretsFile { of: "access_keys" },
+        Fallback::Unset,
+        "A file with one ID:SECRET a line, instead of `access_keys`.",
+    ),
     key(
         "max_event_bytes",
         Kind::Bytes { min: 1, max: limits::EVENT_BYTES_CEILING as u64 },

@@ -362,6 +362,7 @@ impl Dispatcher {
         if same {
             // Contradicted, and yet unchanged: the landings are judged by it.
             self.map = Some(map);
+            self.publish_map();
             self.map_state = MapState::Fresh;
             self.judge_held(false, now);
             if !self.judge_landings(now) {
@@ -374,6 +375,13 @@ impl Dispatcher {
         } else {
             self.map_state = MapState::Changed(Box::new(map));
             self.install_map(now);
+        }
+    }
+
+    /// For the doors. One that is made up is not shown.
+    fn publish_map(&self) {
+        if !self.map_guessed {
+            *locked(&self.metrics.shard_map) = self.map.clone().map(Arc::new);
         }
     }
 
@@ -438,6 +446,7 @@ impl Dispatcher {
         }
         let first = self.map.is_none();
         self.map = Some(*map);
+        self.publish_map();
         self.landings_explained();
         self.judge_held(true, now);
         if !self.judge_landings(now) {

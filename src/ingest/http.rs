@@ -19,6 +19,7 @@ mod answer;
 mod body;
 mod events;
 mod guard;
+mod kinesis;
 mod mparticle;
 mod submit;
 
@@ -249,10 +250,20 @@ async fn route(request: Request<Incoming>, context: &Context, from_browser: bool
     if let Some(call) = mparticle::Call::of_path(path) {
         return Ok(mparticle::handle(call, request, context).await);
     }
+    if path == "/" {
+        return match *request.method() {
+            Method::POST => Ok(kinesis::handle(request, context).await),
+            _ => Err(Problem::method("POST")),
+        };
+    }
     let source = match path.strip_prefix("/ingest") {
         Some("" | "/") => None,
         Some(rest) if rest.starts_with('/') => Some(rest[1..].trim_end_matches('/').to_owned()),
-        _ => return Err(Problem::not_found("there is nothing at this path; events go to POST /ingest or /ingest/{source}")),
+        _ => {
+            return Err(Problem::not_found(
+                "there is nothing at this path; events go to POST /ingest or /ingest/{source}, the Kinesis API to POST /",
+            ));
+        }
     };
     match *request.method() {
         Method::POST => events::ingest(request, source, context).await,

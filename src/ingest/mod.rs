@@ -19,6 +19,7 @@ pub mod amplitude;
 pub mod hello;
 pub mod http;
 pub mod json;
+pub mod kinesis;
 pub mod members;
 pub mod mparticle;
 pub mod pointer;

@@ -94,13 +94,17 @@ impl fmt::Display for Reject {
 #[derive(Debug)]
 pub struct Source {
     kind: SourceKind,
+    /// Name or ARN.
+    stream: String,
     data_bytes_max: usize,
     keys: Vec<Secret>,
+    /// Id and secret.
+    access_keys: Vec<(String, Secret)>,
+    host: Host,
     rule: KeyRule,
     spool: SpoolHandle,
     amplitude: AmplitudeConfig,
     mparticle: MParticleConfig,
-    host: Host,
     /// The source as its spool knows it: name and quota.
     tenant: Tenant,
 }
@@ -114,8 +118,11 @@ impl Source {
         Ok(Self {
             kind: config.kind,
             tenant: spool.register(&config.name, config.spool_quota),
+            stream: config.stream.clone(),
             data_bytes_max: config.max_event_bytes,
             keys: config.keys.clone(),
+            access_keys: config.access_keys.iter().filter_map(access_key).collect(),
+            host: host.clone(),
             rule: KeyRule {
                 pointers: Pointers::compile(&config.partition_key)?,
                 fallback: config.partition_key_fallback,
@@ -124,7 +131,6 @@ impl Source {
             spool,
             amplitude: config.amplitude.clone(),
             mparticle: config.mparticle.clone(),
-            host: host.clone(),
         })
     }
 
@@ -152,10 +158,28 @@ impl Source {
         &self.mparticle
     }
 
-    /// Clock and randomness for what a door adds to an event.
+    /// Its stream as configured: name or ARN.
+    #[must_use]
+    pub fn stream(&self) -> &str {
+        &self.stream
+    }
+
+    /// The machine.
     #[must_use]
     pub fn host(&self) -> &Host {
         &self.host
+    }
+
+    /// Requests must be signed.
+    #[must_use]
+    pub fn is_signed(&self) -> bool {
+        !self.access_keys.is_empty()
+    }
+
+    /// The secret of one of its access keys.
+    #[must_use]
+    pub fn secret_of(&self, id: &str) -> Option<&Secret> {
+        self.access_keys.iter().find(|(known, _)| known == id).map(|(_, secret)| secret)
     }
 
     /// Largest event data that it takes by its configuration, in bytes. Over [`EVENT_BYTES_MAX`] the stream has its say.
@@ -278,6 +302,11 @@ pub struct Made<'m> {
     pub hash: Option<KeyHash>,
     /// What the record is to hold.
     pub data: &'m [u8],
+}
+
+/// Id and secret of `ID:SECRET`, as the configuration has checked that it is.
+fn access_key(pair: &Secret) -> Option<(String, Secret)> {
+    pair.0.split_once(':').map(|(id, secret)| (id.to_owned(), Secret(secret.to_owned())))
 }
 
 /// A key that is too long, shortened so that equal ones stay equal.
@@ -471,6 +500,17 @@ impl Sources {
             Some(key) if source.knows_key(key) => Ok(source),
             Some(_) => Err(NoSource::KeyUnknown),
         }
+    }
+
+    /// All sources of a kind, in configured order.
+    pub fn all_of(&self, kind: SourceKind) -> impl Iterator<Item = &Arc<Source>> {
+        self.0.iter().filter(move |source| source.kind == kind)
+    }
+
+    /// The machine, as the first source knows it.
+    #[must_use]
+    pub fn host(&self) -> Option<&Host> {
+        self.0.first().map(|source| source.host())
     }
 
     /// Some source speaks it.

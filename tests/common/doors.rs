@@ -146,6 +146,7 @@ pub fn config(name: &str) -> SourceConfig {
         partition_key: vec!["/userId".to_owned()],
         partition_key_fallback: KeyFallback::Reject,
         keys: Vec::new(),
+        access_keys: Vec::new(),
         max_event_bytes: EVENT_BYTES_MAX,
         spool_quota: None,
         amplitude: Default::default(),

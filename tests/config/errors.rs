@@ -46,9 +46,28 @@ fn all_errors_are_told_at_once_each_with_place_value_and_what_is_allowed() {
 
 #[test]
 fn what_a_later_version_will_offer_is_named_as_such() {
-    for kind in ["segment", "amplitude", "mparticle", "kinesis"] {
+    for kind in ["segment", "amplitude", "mparticle"] {
         let report = Maps::file(&format!("{ONE_STREAM}[[source]]\nname = \"s\"\nkind = {kind:?}\n")).one_problem();
         assert_tells(&report, &["not offered by this version", "allowed: \""]);
+    }
+}
+
+#[test]
+fn access_keys_are_for_the_kinesis_api_and_write_keys_are_not() {
+    let with = |lines: &str| Maps::file(&format!("{ONE_STREAM}[[source]]\nname = \"s\"\n{lines}\n"));
+    assert_eq!(with("kind = \"kinesis\"\naccess_keys = [\"AKID:s:cret\"]").config().sources[0].access_keys[0].0, "AKID:s:cret");
+    assert_tells(
+        &with("access_keys = [\"AKID:secret\"]").one_problem(),
+        &["source[0].access_keys", "has no meaning for a source of kind \"events\"", "allowed: kind = \"kinesis\""],
+    );
+    assert_tells(
+        &with("kind = \"kinesis\"\nkeys = [\"k\"]").one_problem(),
+        &["source[0].keys", "has no meaning for a source of kind \"kinesis\""],
+    );
+    for wrong in ["AKID", "AKID:", ":secret", "AK ID:secret", "AKID:sec ret"] {
+        let report = with(&format!("kind = \"kinesis\"\naccess_keys = [{wrong:?}]")).one_problem();
+        assert_tells(&report, &["source[0].access_keys[0] = \"***\"", "allowed: a list, each of it ID:SECRET"]);
+        assert!(!report.contains("ecret\""), "{report}");
     }
 }
 

@@ -33,7 +33,8 @@ def unavailable():
     missing = [tool for tool in ("java", "mvn") if not shutil.which(tool)]
     if missing:
         return f"{' and '.join(missing)} not installed"
-    sources = [os.path.join(PROJECT, name) for name in ("pom.xml", os.path.join("src", "main", "java", "Reader.java"))]
+    java = os.path.join("src", "main", "java")
+    sources = [os.path.join(PROJECT, name) for name in ("pom.xml", os.path.join(java, "Reader.java"), os.path.join(java, "Door.java"))]
     wanted = hashlib.sha256()
     for source in sources:
         with open(source, "rb") as file:

@@ -11,6 +11,7 @@ import cloud
 import credentials
 import door_amplitude
 import door_mparticle
+import door_kinesis
 import manyreshards
 import rights
 import scenarios
@@ -76,6 +77,8 @@ def plan(full):
             )
     steps["door-amplitude"] = ("kinesalite", door_amplitude.run)
     steps["door-mparticle"] = ("kinesalite", door_mparticle.run)
+    for name, run in door_kinesis.ALL.items():
+        steps[name] = ("kinesalite", run)
     steps["rights"] = ("ministack", rights.run)
     for name, run in credentials.ALL.items():
         steps[f"credentials-{name}"] = ("ministack", run)

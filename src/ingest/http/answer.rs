@@ -21,11 +21,13 @@ pub struct Problem {
     status: StatusCode,
     text: String,
     header: Option<(HeaderName, HeaderValue)>,
+    /// There is no room for events.
+    full: bool,
 }
 
 impl Problem {
     fn new(status: StatusCode, text: impl Into<String>) -> Self {
-        Self { status, text: text.into(), header: None }
+        Self { status, text: text.into(), header: None, full: false }
     }
 
     fn with(mut self, name: HeaderName, value: &'static str) -> Self {
@@ -86,7 +88,8 @@ impl Problem {
 
     /// 503: there is no room for the request's events.
     pub fn full(limit: Limit) -> Self {
-        Self::overload(format!("{}; send all of the request again later", Reject::Full(limit)))
+        let problem = Self::overload(format!("{}; send all of the request again later", Reject::Full(limit)));
+        Self { full: true, ..problem }
     }
 
     /// An only event that was refused.
@@ -95,6 +98,11 @@ impl Problem {
             Reject::TooLarge | Reject::OverStream => Self::too_large(reject.to_string()),
             _ => Self::bad(reject.to_string()),
         }
+    }
+
+    /// There is no room for the request's events: a vendor may have an error of its own for that.
+    pub fn is_full(&self) -> bool {
+        self.full
     }
 
     /// Its HTTP status.

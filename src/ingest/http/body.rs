@@ -48,7 +48,11 @@ impl Default for Memory {
 }
 
 impl Memory {
-    async fn take(&self, bytes: usize, patience: Duration) -> Result<SemaphorePermit<'_>, Problem> {
+    /// Takes some of it, waiting for at most `patience`.
+    ///
+    /// # Errors
+    /// 503: there was none in time.
+    pub async fn take(&self, bytes: usize, patience: Duration) -> Result<SemaphorePermit<'_>, Problem> {
         let pages = bytes.div_ceil(PAGE_BYTES) as u32;
         match timeout(patience, self.0.acquire_many(pages)).await {
             Ok(Ok(permit)) => Ok(permit),

@@ -18,6 +18,7 @@ use super::answer::Problem;
 use crate::event::Position;
 use crate::ingest::{Reject, Source, stopped};
 use crate::limits::{BATCH_BYTES, KEY_BYTES_MAX};
+use crate::metrics::Limit;
 use crate::spool::{Batch, NotDurable, Permit, Receipt};
 
 /// Events in one request: bounds what a body of tiny events costs beside its bytes.
@@ -35,6 +36,11 @@ const LOOK_EVERY: Duration = Duration::from_millis(25);
 /// An agent that is stopping.
 fn draining() -> Problem {
     Problem::overload("the agent is stopping and accepts nothing more")
+}
+
+/// A spool that closed, or cannot write.
+fn not_durable() -> Problem {
+    Problem::overload("the spool cannot make events durable at present; send all of the request again")
 }
 
 /// Errors with the answer of an agent that is stopping, if it is.
@@ -98,6 +104,28 @@ impl Done {
 }
 
 impl Taken {
+    /// Waits until each batch is durable or refused for want of room. Of each, in order, its first position and how many events
+    /// it has; for doors whose answers tell event from event.
+    ///
+    /// # Errors
+    /// It is not known whether all others are durable.
+    pub async fn outcomes(self) -> Result<Vec<(Result<Position, Limit>, u32)>, Problem> {
+        let mut outcomes = Vec::with_capacity(self.receipts.len());
+        for (receipt, events) in self.receipts {
+            outcomes.push(match receipt.durable().await {
+                Ok(first) => (Ok(first), events),
+                Err(NotDurable::Full(limit)) => (Err(limit), events),
+                Err(NotDurable::Closed) => return Err(not_durable()),
+            });
+        }
+        Ok(outcomes)
+    }
+
+    /// Events that were refused one by one, by their index from 0.
+    pub fn rejected(&self) -> &[(u32, Reject)] {
+        &self.rejected
+    }
+
     /// Waits until all that were accepted are durable.
     ///
     /// # Errors
@@ -108,11 +136,7 @@ impl Taken {
             match receipt.durable().await {
                 Ok(first) => batches.push((first, events)),
                 Err(NotDurable::Full(limit)) => return Err(Problem::full(limit)),
-                Err(NotDurable::Closed) => {
-                    return Err(Problem::overload(
-                        "the spool cannot make events durable at present; send all of the request again",
-                    ));
-                }
+                Err(NotDurable::Closed) => return Err(not_durable()),
             }
         }
         Ok(Done { batches, rejected: self.rejected })
