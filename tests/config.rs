@@ -250,6 +250,8 @@ fn every_key_can_be_given_by_the_environment_alone() {
     for section in SectionKind::ALL {
         for key in section.keys() {
             let value = match key.kind {
+                // Keys of the other kinds keep their defaults.
+                Kind::Choice { .. } if key.name == "kind" => "segment".into(),
                 Kind::Choice { offered, .. } => offered[offered.len() - 1].to_owned(),
                 Kind::Address => format!("[::1]:{}", 5000 + key.name.len()),
                 Kind::Bytes { max, .. } => (max - 1).to_string(),
@@ -258,6 +260,8 @@ fn every_key_can_be_given_by_the_environment_alone() {
                 Kind::Share { .. } => "50%".into(),
                 Kind::Count { max, .. } => max.to_string(),
                 Kind::Ids => "1000, 1001".into(),
+                Kind::Bool => "false".into(),
+                Kind::Texts(_) if key.name == "types" => "track,screen".into(),
                 Kind::Texts(_) if key.name == "partition_key" => "/a,/b".into(),
                 Kind::Texts(_) if key.name == "allowed_origins" => "[\"https://a.example\", \"https://b.example\"]".into(),
                 Kind::Texts(_) if key.name == "encryption_keys" => "env:NEW_KEY,file:/run/old-key".into(),

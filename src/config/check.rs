@@ -11,8 +11,8 @@ use super::layers::place;
 use super::resolve::{InForce, Section, Typed};
 use super::schema::{SectionKind, stream_arn};
 use super::{
-    Aggregate, Config, KeyFallback, Listen, OnFull, Order, RecordDistribution, SourceConfig, SourceKind, SpoolConfig,
-    StreamConfig, SyncClass,
+    Aggregate, Config, KeyFallback, Listen, OnFull, Order, RecordDistribution, SegmentConfig, SegmentProfile, SourceConfig,
+    SourceKind, SpoolConfig, StreamConfig, SyncClass,
 };
 use crate::coding::KeySource;
 use crate::limits;
@@ -86,12 +86,21 @@ fn check_spool(spool: &Section, problems: &mut Vec<Problem>) {
 }
 
 /// Keys of `[[source]]` that mean something for some kinds only.
-const KEYS_OF_KINDS: [(&str, &[SourceKind]); 0] = [];
+const KEYS_OF_KINDS: [(&str, &[SourceKind]); 6] = [
+    ("profile", &[SourceKind::Segment]),
+    ("payload", &[SourceKind::Segment]),
+    ("use_message_id", &[SourceKind::Segment]),
+    ("types", &[SourceKind::Segment]),
+    ("integration", &[SourceKind::Segment]),
+    ("project_id", &[SourceKind::Segment]),
+];
 
 fn check_kind(source: &Section, problems: &mut Vec<Problem>) {
     let kind = SourceKind::of_word(&source.word("kind"));
     for (key, kinds) in KEYS_OF_KINDS {
-        let given = !matches!(source.setting(key).origin, Origin::Default);
+        // Whoever writes the default down changes nothing by it: as what `forebay config` prints does.
+        let setting = source.setting(key);
+        let given = setting.value != super::resolve::default(setting.key, &super::RealEnvironment);
         if given && !kinds.contains(&kind) && source.sound(&["kind", key]) {
             let kinds: Vec<&str> = kinds.iter().map(|kind| kind.word()).collect();
             let wrong = format!("has no meaning for a source of kind {:?}; take it away", kind.word());
@@ -270,6 +279,14 @@ fn build_source(source: &Section, spool_max_bytes: u64) -> SourceConfig {
         keys: source.secrets("keys"),
         max_event_bytes: usize_of(source.bytes("max_event_bytes")),
         spool_quota: source.share("spool_quota", spool_max_bytes),
+        segment: SegmentConfig {
+            profile: SegmentProfile::of_word(&source.word("profile")),
+            facade: source.text("payload").map(|payload| payload == "facade"),
+            use_message_id: source.bool("use_message_id"),
+            types: source.texts("types"),
+            integration: source.text("integration"),
+            project_id: source.text("project_id"),
+        },
     }
 }
 

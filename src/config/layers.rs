@@ -33,6 +33,7 @@ const REPEATS_MAX: usize = 256;
 pub(crate) enum Raw {
     Text(String),
     Integer(i64),
+    Bool(bool),
     List(Vec<Raw>),
     /// A kind of value that no key takes, by TOML's name for it.
     Other(&'static str),
@@ -44,6 +45,7 @@ impl Raw {
         match self {
             Self::Text(text) => format!("{text:?}"),
             Self::Integer(number) => number.to_string(),
+            Self::Bool(yes) => yes.to_string(),
             Self::List(items) => format!("[{}]", items.iter().map(Self::show).collect::<Vec<_>>().join(", ")),
             Self::Other(what) => format!("a {what}"),
         }
@@ -311,7 +313,7 @@ pub(crate) fn raw(value: &DeValue<'_>) -> Raw {
         }
         DeValue::Array(items) => Raw::List(items.iter().map(|item| raw(item.get_ref())).collect()),
         DeValue::Float(_) => Raw::Other("number with a point"),
-        DeValue::Boolean(_) => Raw::Other("boolean"),
+        DeValue::Boolean(yes) => Raw::Bool(*yes),
         DeValue::Datetime(_) => Raw::Other("date"),
         DeValue::Table(_) => Raw::Other("table"),
     }

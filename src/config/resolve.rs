@@ -30,6 +30,8 @@ pub enum Typed {
     Time(Duration),
     /// A number.
     Count(u64),
+    /// Yes or no.
+    Bool(bool),
     /// An address; `None`: off.
     Address(Option<SocketAddr>),
     /// Texts.
@@ -109,6 +111,7 @@ impl Section {
         bytes -> u64: Bytes;
         time -> Duration: Time;
         count -> u64: Count;
+        bool -> bool: Bool;
         address -> Option<SocketAddr>: Address;
         texts -> Vec<String>: Texts;
         ids -> Vec<u32>: Ids;
@@ -274,7 +277,7 @@ fn shown(key: &Key, raw: &Raw, item: Option<usize>) -> String {
 }
 
 /// The default, through the same door as a person's value.
-fn default(key: &'static Key, env: &dyn Environment) -> Typed {
+pub(crate) fn default(key: &'static Key, env: &dyn Environment) -> Typed {
     match key.fallback {
         Fallback::Toml(text) => {
             let raw = parse_toml_value(text).expect("`every_default_is_within_its_own_range` reads them all");
@@ -379,6 +382,10 @@ fn read_single(kind: Kind, raw: &Raw) -> Result<Typed, String> {
             };
             in_range(number, min, max).map(Typed::Count)
         }
+        Kind::Bool => match raw {
+            Raw::Bool(yes) => Ok(Typed::Bool(*yes)),
+            raw => text(raw)?.trim().parse().map(Typed::Bool).map_err(|_| "neither true nor false".to_owned()),
+        },
         Kind::Texts(_) | Kind::Ids | Kind::Secrets(_) => unreachable!("lists are read by read_list"),
     }
 }
@@ -467,6 +474,7 @@ fn type_of(raw: &Raw) -> String {
     match raw {
         Raw::Text(_) => "a text".into(),
         Raw::Integer(_) => "a whole number".into(),
+        Raw::Bool(_) => "a boolean".into(),
         Raw::List(_) => "a list".into(),
         Raw::Other(what) => format!("a {what}"),
     }

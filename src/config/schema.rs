@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use super::units::{show_bytes, show_time};
 use crate::coding::keys::{KeySource, SOURCES_ALLOWED};
+use crate::ingest::segment::Call;
 use crate::limits;
 
 /// Where a key stands in the file.
@@ -135,6 +136,8 @@ pub enum Kind {
         /// Largest.
         max: u64,
     },
+    /// Yes or no.
+    Bool,
     /// A list of texts that each pass a rule.
     Texts(&'static Rule),
     /// A list of user ids.
@@ -175,6 +178,7 @@ impl Kind {
             }
             Self::Share { of } => format!("a size, such as \"2GiB\", or whole percent of {of} from \"1%\" to \"100%\""),
             Self::Count { min, max } => format!("a whole number from {min} to {max}"),
+            Self::Bool => "true, false".into(),
             Self::Texts(rule) => format!("a list, each of it {}", rule.allowed),
             Self::Ids => format!("a list of user ids from 0 to {}, such as [1000, 1001]", u32::MAX),
             Self::Secrets(rule) => format!("a list, each of it {}", rule.allowed),
@@ -266,6 +270,15 @@ static POINTER: Rule = Rule {
     holds: is_pointer,
 };
 static KEY_SOURCE: Rule = Rule { allowed: SOURCES_ALLOWED, holds: |text| KeySource::parse(text).is_some() };
+static CALL: Rule = Rule {
+    allowed: "one of \"track\", \"identify\", \"page\", \"screen\", \"group\", \"alias\"",
+    holds: |word| Call::of_word(word).is_some(),
+};
+static INTEGRATION: Rule = Rule {
+    allowed: "a destination's name as `integrations` names it, such as \"Amazon Kinesis\"",
+    holds: |name| !name.is_empty(),
+};
+static PROJECT: Rule = Rule { allowed: "1 to 256 characters", holds: |id| (1..=256).contains(&id.chars().count()) };
 static WRITE_KEY: Rule = Rule {
     allowed: "1 to 256 visible ASCII characters without a space",
     holds: |key| (1..=256).contains(&key.len()) && key.bytes().all(|b| b.is_ascii_graphic()),
@@ -445,13 +458,14 @@ static STREAM: [Key; 16] = [
     ),
 ];
 
-static SOURCE: [Key; 9] = [
+static SOURCE: [Key; 15] = [
     key("name", Kind::Text(&SOURCE_NAME), Fallback::Required, "Its name: /ingest/NAME over HTTP, source=NAME on the socket."),
     key(
         "kind",
-        Kind::Choice { offered: &["events"], later: &["segment", "amplitude", "mparticle", "kinesis"] },
+        Kind::Choice { offered: &["events", "segment"], later: &["amplitude", "mparticle", "kinesis"] },
         Fallback::Toml("\"events\""),
-        "What it speaks: \"events\", any bytes, one event a line, frame or JSON value.",
+        "What it speaks: \"events\", any bytes, one event a line, frame or JSON value; \"segment\", the API that the SDKs of Segment, \
+         Astronomer, MetaRouter, RudderStack and Customer.io call.",
     ),
     key("stream", Kind::Text(&STREAM_NAME), Fallback::Unset, "The stream its events go to; with one stream it may be left out."),
     key(
@@ -486,6 +500,46 @@ static SOURCE: [Key; 9] = [
         Fallback::Unset,
         "The most that undelivered events of this source may take of its stream's spool; at it, on_full holds for this source \
          alone. Not set: all of it.",
+    ),
+    key(
+        "profile",
+        Kind::Choice { offered: &["classic", "actions", "astronomer", "metarouter"], later: &[] },
+        Fallback::Toml("\"classic\""),
+        "With kind = \"segment\": which destination's record is written, Segment's \"Amazon Kinesis\" (\"classic\"), its newer \"AWS \
+         Kinesis\" (\"actions\"), or that of the brand; the four keys below default to what it does.",
+    ),
+    key(
+        "payload",
+        Kind::Choice { offered: &["facade", "verbatim"], later: &[] },
+        Fallback::Unset,
+        "With kind = \"segment\": \"facade\" writes strings that are ISO dates as Segment's library does, in UTC with milliseconds; \
+         \"verbatim\" leaves them. Not set: \"verbatim\" for \"actions\", else \"facade\".",
+    ),
+    key(
+        "use_message_id",
+        Kind::Bool,
+        Fallback::Toml("false"),
+        "With kind = \"segment\": the partition key is the messageId, not userId or else anonymousId; with \"actions\" it always is.",
+    ),
+    key(
+        "types",
+        Kind::Texts(&CALL),
+        Fallback::Toml("[]"),
+        "With kind = \"segment\": the calls that become records, the others being answered as taken; none listed: \"classic\" has all \
+         but screen, \"actions\" all but alias, the others all.",
+    ),
+    key(
+        "integration",
+        Kind::Text(&INTEGRATION),
+        Fallback::Unset,
+        "With kind = \"segment\": the name under which a message's `integrations` turns this destination off; not set: \"AWS Kinesis \
+         (Actions)\" for \"actions\", else \"Amazon Kinesis\".",
+    ),
+    key(
+        "project_id",
+        Kind::Text(&PROJECT),
+        Fallback::Unset,
+        "With kind = \"segment\": written into every record as projectId, which names the source there.",
     ),
 ];
 

@@ -18,6 +18,7 @@ mod answer;
 mod body;
 mod events;
 mod guard;
+mod segment;
 mod submit;
 
 use std::convert::Infallible;
@@ -238,6 +239,12 @@ async fn handle(request: Request<Incoming>, context: &Context) -> Answer {
 
 async fn route(request: Request<Incoming>, context: &Context, from_browser: bool) -> Result<Answer, Problem> {
     let path = request.uri().path();
+    if path == "/v1" || path.starts_with("/v1/") {
+        return match *request.method() {
+            Method::OPTIONS if from_browser => Ok(guard::preflight()),
+            _ => Ok(segment::serve(request, context, from_browser).await),
+        };
+    }
     let source = match path.strip_prefix("/ingest") {
         Some("" | "/") => None,
         Some(rest) if rest.starts_with('/') => Some(rest[1..].trim_end_matches('/').to_owned()),

@@ -19,6 +19,7 @@ pub mod hello;
 pub mod http;
 pub mod json;
 pub mod pointer;
+pub mod segment;
 pub mod source;
 pub mod unix;
 pub mod wire;

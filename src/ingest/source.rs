@@ -17,6 +17,7 @@ use crate::config::{KeyFallback, Secret, SourceConfig, SourceKind, SyncClass};
 use crate::event::KeyHash;
 use crate::host::{Entropy, Host};
 use crate::ingest::pointer::{PointerError, Pointers, Scratch};
+use crate::ingest::segment::Rules;
 use crate::limits::{EVENT_BYTES_MAX, KEY_BYTES_MAX, KEY_CHARS_MAX};
 use crate::metrics::Limit;
 use crate::spool::{Batch, Closed, Permit, SpoolHandle, Tenant};
@@ -40,6 +41,8 @@ pub enum Reject {
     NoKey,
     /// A frame was cut short, or its length lies.
     BadFrame,
+    /// Not an event as the vendor's API defines one.
+    NotValid,
     /// There is no room for it, and `spool.on_full` is to refuse.
     Full(Limit),
 }
@@ -56,6 +59,7 @@ impl Reject {
             Self::NotJson => "not_json",
             Self::NoKey => "no_key",
             Self::BadFrame => "bad_frame",
+            Self::NotValid => "not_valid",
             Self::Full(_) => "full",
         }
     }
@@ -75,6 +79,7 @@ impl Reject {
             Self::NotJson => "the event is not JSON, which the source needs to find its partition key",
             Self::NoKey => "no JSON pointer of the source's partition_key finds a non-empty string or a number in the event",
             Self::BadFrame => "the frame is cut short or its length is wrong",
+            Self::NotValid => "the event lacks what the vendor's API demands of one",
             Self::Full(limit) => limit.sentence(),
         }
     }
@@ -94,6 +99,7 @@ pub struct Source {
     keys: Vec<Secret>,
     rule: KeyRule,
     spool: SpoolHandle,
+    segment: Rules,
     /// The source as its spool knows it: name and quota.
     tenant: Tenant,
 }
@@ -114,6 +120,7 @@ impl Source {
                 fallback: config.partition_key_fallback,
                 entropy: Arc::clone(&host.entropy),
             },
+            segment: Rules::new(&config.segment, host),
             spool,
         })
     }
@@ -128,6 +135,12 @@ impl Source {
     #[must_use]
     pub fn kind(&self) -> SourceKind {
         self.kind
+    }
+
+    /// What its configuration says for Segment's door.
+    #[must_use]
+    pub fn segment(&self) -> &Rules {
+        &self.segment
     }
 
     /// Largest event data that it takes by its configuration, in bytes. Over [`EVENT_BYTES_MAX`] the stream has its say.
@@ -540,6 +553,7 @@ mod tests {
             Reject::NotJson,
             Reject::NoKey,
             Reject::BadFrame,
+            Reject::NotValid,
         ];
         let labels: std::collections::BTreeSet<&str> = all.iter().map(|reject| reject.label()).collect();
         assert_eq!(labels.len(), all.len());

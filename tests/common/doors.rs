@@ -148,6 +148,7 @@ pub fn config(name: &str) -> SourceConfig {
         keys: Vec::new(),
         max_event_bytes: EVENT_BYTES_MAX,
         spool_quota: None,
+        segment: Default::default(),
     }
 }
 
