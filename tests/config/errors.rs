@@ -46,7 +46,7 @@ fn all_errors_are_told_at_once_each_with_place_value_and_what_is_allowed() {
 
 #[test]
 fn what_a_later_version_will_offer_is_named_as_such() {
-    for kind in ["segment", "amplitude", "mparticle", "kinesis"] {
+    for kind in ["amplitude", "mparticle", "kinesis"] {
         let report = Maps::file(&format!("{ONE_STREAM}[[source]]\nname = \"s\"\nkind = {kind:?}\n")).one_problem();
         assert_tells(&report, &["not offered by this version", "allowed: \""]);
     }

@@ -9,6 +9,7 @@ import traceback
 import agent
 import cloud
 import credentials
+import door_segment
 import manyreshards
 import rights
 import scenarios
@@ -75,6 +76,8 @@ def plan(full):
     steps["rights"] = ("ministack", rights.run)
     for name, run in credentials.ALL.items():
         steps[f"credentials-{name}"] = ("ministack", run)
+    for name, run in door_segment.ALL.items():
+        steps[f"door-segment-{name}"] = ("kinesalite", run)
     return steps
 
 
