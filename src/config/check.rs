@@ -11,8 +11,8 @@ use super::layers::place;
 use super::resolve::{InForce, Section, Typed};
 use super::schema::{SectionKind, stream_arn};
 use super::{
-    Aggregate, AmplitudeConfig, Config, KeyFallback, Listen, MParticleConfig, OnFull, Order, RecordDistribution, SourceConfig,
-    SourceKind, SpoolConfig, StreamConfig, SyncClass,
+    Aggregate, AmplitudeConfig, Config, KeyFallback, Listen, MParticleConfig, OnFull, Order, RecordDistribution, SegmentConfig,
+    SegmentProfile, SourceConfig, SourceKind, SpoolConfig, StreamConfig, SyncClass,
 };
 use crate::coding::KeySource;
 use crate::limits;
@@ -86,7 +86,7 @@ fn check_spool(spool: &Section, problems: &mut Vec<Problem>) {
 }
 
 /// Keys of `[[source]]` that mean something for some kinds only.
-const KEYS_OF_KINDS: [(&str, &[SourceKind]); 10] = [
+const KEYS_OF_KINDS: [(&str, &[SourceKind]); 16] = [
     ("events", &[SourceKind::Amplitude]),
     ("forward_identify", &[SourceKind::Amplitude]),
     ("stringify_user_properties", &[SourceKind::Amplitude]),
@@ -98,6 +98,12 @@ const KEYS_OF_KINDS: [(&str, &[SourceKind]); 10] = [
     // Whoever writes to Kinesis signs with an access key, or not at all.
     ("keys", &[SourceKind::Events, SourceKind::Segment, SourceKind::Amplitude, SourceKind::MParticle]),
     ("access_keys", &[SourceKind::Kinesis]),
+    ("profile", &[SourceKind::Segment]),
+    ("payload", &[SourceKind::Segment]),
+    ("use_message_id", &[SourceKind::Segment]),
+    ("types", &[SourceKind::Segment]),
+    ("integration", &[SourceKind::Segment]),
+    ("project_id", &[SourceKind::Segment]),
 ];
 
 fn check_kind(source: &Section, problems: &mut Vec<Problem>) {
@@ -296,6 +302,14 @@ fn build_source(source: &Section, spool_max_bytes: u64) -> SourceConfig {
             include: source.texts("include").into_iter().collect(),
             exclude_metadata: source.texts("exclude_metadata").into_iter().collect(),
             unique_id: source.text("unique_id").filter(|id| !id.is_empty()),
+        },
+        segment: SegmentConfig {
+            profile: SegmentProfile::of_word(&source.word("profile")),
+            facade: source.text("payload").map(|payload| payload == "facade"),
+            use_message_id: source.bool("use_message_id"),
+            types: source.texts("types"),
+            integration: source.text("integration"),
+            project_id: source.text("project_id"),
         },
     }
 }

@@ -485,6 +485,8 @@ pub struct SourceConfig {
     pub amplitude: AmplitudeConfig,
     /// For kind `mparticle`.
     pub mparticle: MParticleConfig,
+    /// For kind `segment`.
+    pub segment: SegmentConfig,
 }
 
 /// What only a source of kind `amplitude` has.
@@ -542,6 +544,49 @@ impl Default for MParticleConfig {
             unique_id: None,
         }
     }
+}
+
+/// Which destination's record a source of kind `segment` makes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SegmentProfile {
+    /// Segment's "Amazon Kinesis": dates rewritten, key userId or else anonymousId, no screen calls.
+    #[default]
+    Classic,
+    /// Segment's "AWS Kinesis (Actions)": strings as sent, key messageId, no alias calls.
+    Actions,
+    /// The same record as `Classic`, of all calls.
+    Astronomer,
+    /// The same record as `Classic`, of all calls.
+    MetaRouter,
+}
+
+impl SegmentProfile {
+    /// The profile of this word; what the schema offers are such words.
+    pub(crate) fn of_word(word: &str) -> Self {
+        match word {
+            "actions" => Self::Actions,
+            "astronomer" => Self::Astronomer,
+            "metarouter" => Self::MetaRouter,
+            _ => Self::Classic,
+        }
+    }
+}
+
+/// What only a source of kind `segment` has. What is `None` or empty is as the profile has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SegmentConfig {
+    /// Default `classic`.
+    pub profile: SegmentProfile,
+    /// Strings that are ISO dates are rewritten.
+    pub facade: Option<bool>,
+    /// The partition key is the messageId; with [`SegmentProfile::Actions`] it is in any case.
+    pub use_message_id: bool,
+    /// Calls that become records.
+    pub types: Vec<String>,
+    /// Name under which `integrations` turns this destination off.
+    pub integration: Option<String>,
+    /// Written into every record.
+    pub project_id: Option<String>,
 }
 
 /// A string that never shows itself in logs or `Debug`.

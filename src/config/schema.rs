@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use super::units::{show_bytes, show_time};
 use crate::coding::keys::{KeySource, SOURCES_ALLOWED};
+use crate::ingest::segment::Call;
 use crate::limits;
 
 /// Where a key stands in the file.
@@ -281,6 +282,15 @@ static INCLUDE: Rule = Rule {
 };
 static MEMBER: Rule = Rule { allowed: "1 to 256 characters", holds: |name| (1..=256).contains(&name.chars().count()) };
 static UNIQUE_ID: Rule = Rule { allowed: "at most 256 characters", holds: |id| id.chars().count() <= 256 };
+static CALL: Rule = Rule {
+    allowed: "one of \"track\", \"identify\", \"page\", \"screen\", \"group\", \"alias\"",
+    holds: |word| Call::of_word(word).is_some(),
+};
+static INTEGRATION: Rule = Rule {
+    allowed: "a destination's name as `integrations` names it, such as \"Amazon Kinesis\"",
+    holds: |name| !name.is_empty(),
+};
+static PROJECT: Rule = Rule { allowed: "1 to 256 characters", holds: |id| (1..=256).contains(&id.chars().count()) };
 static WRITE_KEY: Rule = Rule {
     allowed: "1 to 256 visible ASCII characters without a space",
     holds: |key| (1..=256).contains(&key.len()) && key.bytes().all(|b| b.is_ascii_graphic()),
@@ -471,14 +481,15 @@ static STREAM: [Key; 16] = [
     ),
 ];
 
-static SOURCE: [Key; 19] = [
+static SOURCE: [Key; 25] = [
     key("name", Kind::Text(&SOURCE_NAME), Fallback::Required, "Its name: /ingest/NAME over HTTP, source=NAME on the socket."),
     key(
         "kind",
-        Kind::Choice { offered: &["events", "amplitude", "mparticle", "kinesis"], later: &["segment"] },
+        Kind::Choice { offered: &["events", "segment", "amplitude", "mparticle", "kinesis"], later: &[] },
         Fallback::Toml("\"events\""),
-        "What it speaks: \"events\", any bytes, one event a line, frame or JSON value; \"amplitude\" and \"mparticle\", the API that \
-         SDKs of these vendors call; \"kinesis\", the Kinesis API itself.",
+        "What it speaks: \"events\", any bytes, one event a line, frame or JSON value; \"segment\" (Segment, Astronomer, MetaRouter, \
+         RudderStack, Customer.io), \"amplitude\" and \"mparticle\", the API that SDKs of these vendors call; \"kinesis\", the \
+         Kinesis API itself.",
     ),
     key("stream", Kind::Text(&STREAM_NAME), Fallback::Unset, "The stream its events go to; with one stream it may be left out."),
     key(
@@ -576,6 +587,46 @@ static SOURCE: [Key; 19] = [
         Kind::Text(&UNIQUE_ID),
         Fallback::Toml("\"\""),
         "With kind = \"mparticle\": the unique_id that every record gets; \"\": none.",
+    ),
+    key(
+        "profile",
+        Kind::Choice { offered: &["classic", "actions", "astronomer", "metarouter"], later: &[] },
+        Fallback::Toml("\"classic\""),
+        "With kind = \"segment\": which destination's record is written, Segment's \"Amazon Kinesis\" (\"classic\"), its newer \"AWS \
+         Kinesis\" (\"actions\"), or that of the brand; the four keys below default to what it does.",
+    ),
+    key(
+        "payload",
+        Kind::Choice { offered: &["facade", "verbatim"], later: &[] },
+        Fallback::Unset,
+        "With kind = \"segment\": \"facade\" writes strings that are ISO dates as Segment's library does, in UTC with milliseconds; \
+         \"verbatim\" leaves them. Not set: \"verbatim\" for \"actions\", else \"facade\".",
+    ),
+    key(
+        "use_message_id",
+        Kind::Bool,
+        Fallback::Toml("false"),
+        "With kind = \"segment\": the partition key is the messageId, not userId or else anonymousId; with \"actions\" it always is.",
+    ),
+    key(
+        "types",
+        Kind::Texts(&CALL),
+        Fallback::Toml("[]"),
+        "With kind = \"segment\": the calls that become records, the others being answered as taken; none listed: \"classic\" has all \
+         but screen, \"actions\" all but alias, the others all.",
+    ),
+    key(
+        "integration",
+        Kind::Text(&INTEGRATION),
+        Fallback::Unset,
+        "With kind = \"segment\": the name under which a message's `integrations` turns this destination off; not set: \"AWS Kinesis \
+         (Actions)\" for \"actions\", else \"Amazon Kinesis\".",
+    ),
+    key(
+        "project_id",
+        Kind::Text(&PROJECT),
+        Fallback::Unset,
+        "With kind = \"segment\": written into every record as projectId, which names the source there.",
     ),
 ];
 

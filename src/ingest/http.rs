@@ -21,6 +21,7 @@ mod events;
 mod guard;
 mod kinesis;
 mod mparticle;
+mod segment;
 mod submit;
 
 use std::convert::Infallible;
@@ -255,6 +256,9 @@ async fn route(request: Request<Incoming>, context: &Context, from_browser: bool
             Method::POST => Ok(kinesis::handle(request, context).await),
             _ => Err(Problem::method("POST")),
         };
+    }
+    if path == "/v1" || path.starts_with("/v1/") {
+        return Ok(segment::serve(request, context, from_browser).await);
     }
     let source = match path.strip_prefix("/ingest") {
         Some("" | "/") => None,

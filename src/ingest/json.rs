@@ -7,6 +7,8 @@
 //! not on the call stack), `\u` escapes checked for hex digits only. The text must be UTF-8 already. Pure.
 //! Failure: `None` at the first byte that does not fit. Absent on purpose: values (the caller decodes what it wants).
 
+use std::ops::Range;
+
 use fearless_simd::{Level, Simd, SimdBase, SimdMask, dispatch, u8x64};
 
 /// Where a string's content lies in the text, quotes excluded.
@@ -284,6 +286,78 @@ impl<'t> Scan<'t> {
     pub fn skip(&mut self) -> Option<()> {
         self.at = self.input.value(self.at, self.nesting)?;
         Some(())
+    }
+
+    /// Passes over a value; where it lies.
+    #[inline]
+    pub fn span(&mut self) -> Option<Range<usize>> {
+        let start = self.input.token(self.at);
+        self.skip()?;
+        Some(start..self.at)
+    }
+
+    /// Passes over a value of a text that is known to be JSON, and appends it to `out` without the white space between its
+    /// tokens. A string that is a value, not a name, and that `wanted` by its content is handed to `put`, which appends another
+    /// one in its stead, quotes included, or nothing. Gives where the value lies. `None`: nested deeper than `depth_max`, or not JSON after all.
+    #[inline]
+    pub fn copy(
+        &mut self,
+        out: &mut Vec<u8>,
+        depth_max: usize,
+        wanted: impl Fn(&[u8]) -> bool,
+        mut put: impl FnMut(&'t [u8], &mut Vec<u8>) -> bool,
+    ) -> Option<Range<usize>> {
+        let input = self.input;
+        let mut at = input.token(self.at);
+        let start = at;
+        // From here on the text is to be appended as it is.
+        let mut from = at;
+        let mut depth = 0;
+        loop {
+            match input.byte(at) {
+                b'"' => {
+                    let (past, _) = input.string(at)?;
+                    let content = &input.bytes[at + 1..past - 1];
+                    if wanted(content) && (depth == 0 || input.byte(input.token(past)) != b':') {
+                        out.extend_from_slice(&input.bytes[from..at]);
+                        from = if put(content, out) { past } else { at };
+                    }
+                    at = past;
+                }
+                b'{' | b'[' => {
+                    if depth == depth_max {
+                        return None;
+                    }
+                    depth += 1;
+                    at += 1;
+                    continue;
+                }
+                b'}' | b']' => {
+                    depth = usize::checked_sub(depth, 1)?;
+                    at += 1;
+                }
+                b' ' | b'\n' | b'\t' | b'\r' => {
+                    out.extend_from_slice(&input.bytes[from..at]);
+                    at = input.token(at);
+                    from = at;
+                    continue;
+                }
+                b',' | b':' if depth > 0 => {
+                    at += 1;
+                    continue;
+                }
+                b'-' | b'0'..=b'9' => at = input.number(at)?,
+                b't' => at = input.literal(at, b"true")?,
+                b'f' => at = input.literal(at, b"false")?,
+                b'n' => at = input.literal(at, b"null")?,
+                _ => return None,
+            }
+            if depth == 0 {
+                out.extend_from_slice(&input.bytes[from..at]);
+                self.at = at;
+                return Some(start..at);
+            }
+        }
     }
 }
 

@@ -23,6 +23,7 @@ pub mod kinesis;
 pub mod members;
 pub mod mparticle;
 pub mod pointer;
+pub mod segment;
 pub mod source;
 pub mod unix;
 pub mod wire;

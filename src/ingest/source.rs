@@ -17,6 +17,7 @@ use crate::config::{AmplitudeConfig, KeyFallback, MParticleConfig, Secret, Sourc
 use crate::event::KeyHash;
 use crate::host::{Entropy, Host};
 use crate::ingest::pointer::{PointerError, Pointers, Scratch};
+use crate::ingest::segment::Rules;
 use crate::limits::{EVENT_BYTES_MAX, KEY_BYTES_MAX, KEY_CHARS_MAX};
 use crate::metrics::Limit;
 use crate::spool::{Batch, Closed, Permit, SpoolHandle, Tenant};
@@ -42,6 +43,8 @@ pub enum Reject {
     NoKey,
     /// A frame was cut short, or its length lies.
     BadFrame,
+    /// Not an event as the vendor's API defines one.
+    NotValid,
     /// There is no room for it, and `spool.on_full` is to refuse.
     Full(Limit),
 }
@@ -59,6 +62,7 @@ impl Reject {
             Self::Malformed => "malformed",
             Self::NoKey => "no_key",
             Self::BadFrame => "bad_frame",
+            Self::NotValid => "not_valid",
             Self::Full(_) => "full",
         }
     }
@@ -79,6 +83,7 @@ impl Reject {
             Self::Malformed => "the event is not of the form that the source's kind has",
             Self::NoKey => "no JSON pointer of the source's partition_key finds a non-empty string or a number in the event",
             Self::BadFrame => "the frame is cut short or its length is wrong",
+            Self::NotValid => "the event lacks what the vendor's API demands of one",
             Self::Full(limit) => limit.sentence(),
         }
     }
@@ -105,6 +110,7 @@ pub struct Source {
     spool: SpoolHandle,
     amplitude: AmplitudeConfig,
     mparticle: MParticleConfig,
+    segment: Rules,
     /// The source as its spool knows it: name and quota.
     tenant: Tenant,
 }
@@ -128,6 +134,7 @@ impl Source {
                 fallback: config.partition_key_fallback,
                 entropy: Arc::clone(&host.entropy),
             },
+            segment: Rules::new(&config.segment, host),
             spool,
             amplitude: config.amplitude.clone(),
             mparticle: config.mparticle.clone(),
@@ -180,6 +187,12 @@ impl Source {
     #[must_use]
     pub fn secret_of(&self, id: &str) -> Option<&Secret> {
         self.access_keys.iter().find(|(known, _)| known == id).map(|(_, secret)| secret)
+    }
+
+    /// What its configuration says for Segment's door.
+    #[must_use]
+    pub fn segment(&self) -> &Rules {
+        &self.segment
     }
 
     /// Largest event data that it takes by its configuration, in bytes. Over [`EVENT_BYTES_MAX`] the stream has its say.
@@ -613,6 +626,7 @@ mod tests {
             Reject::Malformed,
             Reject::NoKey,
             Reject::BadFrame,
+            Reject::NotValid,
         ];
         let labels: std::collections::BTreeSet<&str> = all.iter().map(|reject| reject.label()).collect();
         assert_eq!(labels.len(), all.len());

@@ -151,6 +151,7 @@ pub fn config(name: &str) -> SourceConfig {
         spool_quota: None,
         amplitude: Default::default(),
         mparticle: Default::default(),
+        segment: Default::default(),
     }
 }
 

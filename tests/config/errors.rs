@@ -45,14 +45,6 @@ fn all_errors_are_told_at_once_each_with_place_value_and_what_is_allowed() {
 }
 
 #[test]
-fn what_a_later_version_will_offer_is_named_as_such() {
-    for kind in ["segment", "amplitude", "mparticle"] {
-        let report = Maps::file(&format!("{ONE_STREAM}[[source]]\nname = \"s\"\nkind = {kind:?}\n")).one_problem();
-        assert_tells(&report, &["not offered by this version", "allowed: \""]);
-    }
-}
-
-#[test]
 fn access_keys_are_for_the_kinesis_api_and_write_keys_are_not() {
     let with = |lines: &str| Maps::file(&format!("{ONE_STREAM}[[source]]\nname = \"s\"\n{lines}\n"));
     assert_eq!(with("kind = \"kinesis\"\naccess_keys = [\"AKID:s:cret\"]").config().sources[0].access_keys[0].0, "AKID:s:cret");

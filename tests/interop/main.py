@@ -12,6 +12,7 @@ import credentials
 import door_amplitude
 import door_mparticle
 import door_kinesis
+import door_segment
 import manyreshards
 import rights
 import scenarios
@@ -82,6 +83,8 @@ def plan(full):
     steps["rights"] = ("ministack", rights.run)
     for name, run in credentials.ALL.items():
         steps[f"credentials-{name}"] = ("ministack", run)
+    for name, run in door_segment.ALL.items():
+        steps[f"door-segment-{name}"] = ("kinesalite", run)
     return steps
 
 
