@@ -19,6 +19,7 @@ pub mod hello;
 pub mod http;
 pub mod json;
 pub mod pointer;
+pub mod rules;
 pub mod source;
 pub mod unix;
 pub mod wire;
@@ -30,7 +31,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-pub use source::{Made, NoSource, Reject, Source, Sources};
+pub use source::{Made, NoSource, Reject, Sent, Source, Sources};
 
 /// Becomes `true` (or its sender goes away) when the agent stops accepting.
 pub type Shutdown = watch::Receiver<bool>;

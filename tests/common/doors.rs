@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use forebay::config::{KeyFallback, Secret, SourceConfig, SourceKind};
+use forebay::config::{KeyFallback, RuleConfig, Secret, SourceConfig, SourceKind};
 use forebay::event::{KeyHash, LANES, Position};
 use forebay::host::Host;
 use forebay::ingest::{Source, Sources};
@@ -148,6 +148,7 @@ pub fn config(name: &str) -> SourceConfig {
         keys: Vec::new(),
         max_event_bytes: EVENT_BYTES_MAX,
         spool_quota: None,
+        rules: RuleConfig::default(),
     }
 }
 
