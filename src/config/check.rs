@@ -100,7 +100,9 @@ const DEDUPE_OF_VENDORS: Duration = Duration::from_secs(600);
 fn check_kind(source: &Section, problems: &mut Vec<Problem>) {
     let kind = SourceKind::of_word(&source.word("kind"));
     for &(key, kinds) in KEYS_OF_KINDS {
-        let given = !matches!(source.setting(key).origin, Origin::Default);
+        // Whoever writes the default down changes nothing by it: as what `forebay config` prints does.
+        let setting = source.setting(key);
+        let given = setting.value != super::resolve::default(setting.key, &super::RealEnvironment);
         if given && !kinds.contains(&kind) && source.sound(&["kind", key]) {
             let kinds: Vec<&str> = kinds.iter().map(|kind| kind.word()).collect();
             let wrong = format!("has no meaning for a source of kind {:?}; take it away", kind.word());

@@ -280,7 +280,7 @@ fn shown(key: &Key, raw: &Raw, item: Option<usize>) -> String {
 }
 
 /// The default, through the same door as a person's value.
-fn default(key: &'static Key, env: &dyn Environment) -> Typed {
+pub(crate) fn default(key: &'static Key, env: &dyn Environment) -> Typed {
     match key.fallback {
         Fallback::Toml(text) => {
             let raw = parse_toml_value(text).expect("`every_default_is_within_its_own_range` reads them all");

@@ -11,23 +11,26 @@
 //! filtered, or a copy of an earlier one, is no failure: it is answered as success, counted, and leaves its batch as it is.
 //! Absent on purpose: durability (the caller has the batch submitted and awaits what was [`Sent`]).
 
+mod ruled;
+
 use std::cell::RefCell;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
+pub use self::ruled::Sent;
+use self::ruled::{Given, GivenKey};
 use crate::config::{KeyFallback, Secret, SizeLimits, SourceConfig, SourceKind, SyncClass};
-use crate::event::{KeyHash, Position};
+use crate::event::KeyHash;
 use crate::host::{Clock, Entropy, Host};
 use crate::ingest::pointer::{PointerError, Pointers, Scratch};
+use crate::ingest::rules::Rules;
 use crate::ingest::rules::add::Facts;
-use crate::ingest::rules::dedupe::{Dedupe, Fate, IDS_MAX, Verdict, id_of, take_waits};
-use crate::ingest::rules::key::{Chosen, is_entry};
-use crate::ingest::rules::{self, Rules};
-use crate::limits::{BATCH_BYTES, EVENT_BYTES_MAX, KEY_BYTES_MAX, KEY_CHARS_MAX};
+use crate::ingest::rules::dedupe::{Dedupe, IDS_MAX, take_waits};
+use crate::ingest::rules::key::is_entry;
+use crate::limits::{EVENT_BYTES_MAX, KEY_BYTES_MAX, KEY_CHARS_MAX};
 use crate::metrics::Limit;
-use crate::spool::{Batch, Closed, NotDurable, Permit, Receipt, SpoolHandle, Tenant};
+use crate::spool::{Batch, Closed, Permit, SpoolHandle, Tenant};
 
 /// Why an event was refused at the door. Closed: its labels are metric labels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -265,55 +268,6 @@ impl Source {
         })
     }
 
-    fn encode_by_rules(&self, rules: &Rules, given: &Given<'_>, batch: &mut Batch) -> Result<(), Reject> {
-        let outcome = RULES.with_borrow_mut(|(scratch, key, made)| {
-            // An event that is not JSON meets no rule that needs it to be.
-            let hits = if rules.pointers.is_empty() { None } else { rules.pointers.find_all(given.data, scratch).ok() };
-            if !rules.filter.passes(given.event_type, hits) {
-                self.tenant.usage().filtered.fetch_add(1, Ordering::Relaxed);
-                return Ok(());
-            }
-            let chosen = match given.key {
-                GivenKey::Named(key) => Some(Chosen::Key(key)),
-                GivenKey::None => rules.keys.choose(hits, key),
-                GivenKey::Vendor(by_vendor) => rules.keys.choose(hits, key).or(by_vendor.map(Chosen::Key)),
-            };
-            let (random, short);
-            let key = match chosen {
-                Some(Chosen::Key(key)) if check_key(key).is_ok() => key,
-                Some(Chosen::Key(key)) if matches!(given.key, GivenKey::Vendor(_)) => {
-                    short = short_key(key);
-                    &short
-                }
-                Some(Chosen::Key(key)) => return check_key(key),
-                None if self.rule.fallback == KeyFallback::Reject => {
-                    let unread = hits.is_none() && !rules.keys.is_empty() && matches!(given.key, GivenKey::None);
-                    return Err(if unread { Reject::NotJson } else { Reject::NoKey });
-                }
-                None | Some(Chosen::Random) => {
-                    random = self.rule.random();
-                    std::str::from_utf8(&random).expect("hex digits are ASCII")
-                }
-            };
-            let data = rules.data(given.data, hits, || self.clock.wall_ms(), made);
-            self.judge_size(data.len())?;
-            // Last, because from here on the event is under way.
-            if let Some(dedupe) = &self.dedupe
-                && let Some(id) = given.id.or_else(|| hits?.key(rules.id?))
-                && dedupe.meet(id_of(self.name(), id), batch) == Verdict::Copy
-            {
-                return Ok(());
-            }
-            batch.push(key, given.hash, data);
-            Ok(())
-        });
-        if given.data.len() > BATCH_BYTES {
-            // A rare giant.
-            RULES.with_borrow_mut(|(_, _, made)| made.shrink(BATCH_BYTES));
-        }
-        outcome
-    }
-
     /// Hands a batch of this source's events to the commit thread ([`SpoolHandle::submit`]).
     pub fn submit(&self, mut batch: Batch, permit: Permit) -> Sent {
         let waits = if self.dedupe.is_some() { take_waits(&mut batch) } else { Vec::new() };
@@ -368,56 +322,6 @@ pub struct Made<'m> {
     pub event_type: Option<&'m str>,
     /// By which a copy of it is known (`dedupe`), together with the source; `None`: there may be copies.
     pub id: Option<&'m str>,
-}
-
-/// An event as its source's rules take it.
-#[derive(Clone, Copy, Debug)]
-struct Given<'g> {
-    data: &'g [u8],
-    key: GivenKey<'g>,
-    hash: Option<KeyHash>,
-    event_type: Option<&'g str>,
-    id: Option<&'g str>,
-}
-
-impl<'g> Given<'g> {
-    fn of(data: &'g [u8]) -> Self {
-        Self { data, key: GivenKey::None, hash: None, event_type: None, id: None }
-    }
-}
-
-/// What is known of an event's key beside the source's own rule.
-#[derive(Clone, Copy, Debug)]
-enum GivenKey<'g> {
-    None,
-    /// The client named it: that holds.
-    Named(&'g str),
-    /// What the vendor's rule found; the source's own goes first, and a key that is too long is shortened.
-    Vendor(Option<&'g str>),
-}
-
-/// A batch on its way: its receipt, and what the copies of events wait for that it was found to hold.
-#[derive(Debug)]
-#[must_use]
-pub struct Sent {
-    receipt: Receipt,
-    waits: Vec<Arc<Fate>>,
-}
-
-impl Sent {
-    /// First position of the batch, once all its events are durable, and those of which it held copies.
-    ///
-    /// # Errors
-    /// [`NotDurable`]; `Closed` also where a copy's first sending was refused, so that the copy must be sent again.
-    pub async fn durable(self) -> Result<Position, NotDurable> {
-        let first = self.receipt.durable().await?;
-        for wait in self.waits {
-            if !wait.is_durable().await {
-                return Err(NotDurable::Closed);
-            }
-        }
-        Ok(first)
-    }
 }
 
 /// A key that is too long, shortened so that equal ones stay equal.
@@ -514,7 +418,6 @@ fn hex(number: u32) -> [u8; 8] {
 }
 
 thread_local!(static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch::default()));
-thread_local!(static RULES: RefCell<(Scratch, String, rules::Made)> = RefCell::default());
 
 /// All sources of an agent, as the listeners share them.
 #[derive(Clone, Debug)]

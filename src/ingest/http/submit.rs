@@ -19,7 +19,6 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::Context;
 use super::answer::Problem;
-use crate::event::Position;
 use crate::ingest::{Reject, Sent, Source, stopped};
 use crate::limits::{BATCH_BYTES, KEY_BYTES_MAX};
 use crate::spool::{Batch, NotDurable, Permit, SpoolHandle};
@@ -99,7 +98,6 @@ pub struct Taken {
     receipts: Vec<(Sent, u32)>,
     left_out: Vec<u32>,
     rejected: Vec<(u32, Reject)>,
-    items: u32,
     spool: SpoolHandle,
     patience: Duration,
 }
@@ -107,37 +105,18 @@ pub struct Taken {
 /// What became of them in the end: all that were accepted are durable.
 #[derive(Debug)]
 pub struct Done {
-    /// First position and number of each batch.
-    batches: Vec<(Position, u32)>,
+    accepted: u64,
     /// Those that a rule of the source left out (filtered, or stored before), by their index from 0. They are answered as
     /// success.
     pub left_out: Vec<u32>,
     /// Those that were refused, by their index from 0.
     pub rejected: Vec<(u32, Reject)>,
-    items: u32,
 }
 
 impl Done {
     /// Events of the request that are durable. What was left out is not among them.
     pub fn accepted(&self) -> u64 {
-        self.batches.iter().map(|(_, events)| u64::from(*events)).sum()
-    }
-
-    /// A position for each event that was not refused, in their order in the request. One that was left out has none of its own
-    /// and gets that of the event before it.
-    pub fn positions(&self) -> impl Iterator<Item = Position> {
-        let mut stored = self.batches.iter().flat_map(|&(first, events)| (first.0..first.0 + u64::from(events)).map(Position));
-        let mut last = self.batches.first().map_or(Position(0), |(first, _)| *first);
-        let (mut left_out, mut rejected) = (self.left_out.iter().peekable(), self.rejected.iter().peekable());
-        (0..self.items).filter_map(move |index| {
-            if rejected.next_if(|(refused, _)| *refused == index).is_some() {
-                return None;
-            }
-            if left_out.next_if(|left_out| **left_out == index).is_none() {
-                last = stored.next().unwrap_or(last);
-            }
-            Some(last)
-        })
+        self.accepted
     }
 }
 
@@ -147,8 +126,8 @@ impl Taken {
     /// # Errors
     /// They are not, or not known to be.
     pub async fn durable(self) -> Result<Done, Problem> {
-        let Self { receipts, left_out, rejected, items, spool, patience } = self;
-        let mut batches = Vec::with_capacity(receipts.len());
+        let Self { receipts, left_out, rejected, spool, patience } = self;
+        let mut accepted = 0;
         for (sent, events) in receipts {
             let outcome = tokio::select! {
                 biased;
@@ -156,12 +135,12 @@ impl Taken {
                 problem = give_up(&spool, patience) => return Err(problem),
             };
             match outcome {
-                Ok(first) => batches.push((first, events)),
+                Ok(_) => accepted += u64::from(events),
                 Err(NotDurable::Full(limit)) => return Err(Problem::full(limit)),
                 Err(NotDurable::Closed) => return Err(not_durable()),
             }
         }
-        Ok(Done { batches, left_out, rejected, items })
+        Ok(Done { accepted, left_out, rejected })
     }
 }
 
@@ -202,7 +181,6 @@ pub async fn all<I>(
         receipts: Vec::new(),
         left_out: Vec::new(),
         rejected: Vec::new(),
-        items: 0,
         spool: source.spool().clone(),
         patience: context.options.admit_timeout,
     };
@@ -224,7 +202,6 @@ pub async fn all<I>(
                 Ok(()) => {}
                 Err(reject) => taken.rejected.push((index as u32, reject)),
             }
-            taken.items = index as u32 + 1;
             if batch.len() >= BATCH_BYTES {
                 break;
             }
