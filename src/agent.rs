@@ -190,8 +190,9 @@ impl Agent {
             let stream = streams.iter().find(|stream| stream.name == source.stream);
             let stream =
                 stream.ok_or_else(|| StartError::Source(format!("source {}: no stream {}", source.name, source.stream)))?;
-            let source = Source::new(source, stream.handle.clone(), &host);
-            source.map(Arc::new).map_err(|error| StartError::Source(error.to_string()))
+            let made = Source::new(source, stream.handle.clone(), &host);
+            let made = made.map_err(|error| StartError::Source(error.to_string()))?;
+            Ok(Arc::new(made.with_ids_in(&stream.host, &spool_dir(&config.spool.dir, &source.stream))))
         });
         let sources = Sources::new(sources.collect::<Result<Vec<_>, _>>()?);
 

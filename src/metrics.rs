@@ -322,6 +322,12 @@ pub struct SourceUsage {
     pub refused: AtomicU64,
     /// Told when bytes were taken away.
     pub freed: tokio::sync::Notify,
+    /// Of its events, not stored because of its `allow` and `deny`, and answered as success.
+    pub filtered: AtomicU64,
+    /// Of its events, not stored because they were stored before (`dedupe`), and answered as success.
+    pub deduplicated: AtomicU64,
+    /// Ids for `dedupe` that were forgotten early, because there were too many.
+    pub forgotten: AtomicU64,
 }
 
 impl SourceUsage {
@@ -335,6 +341,9 @@ impl SourceUsage {
             at_quota: AtomicBool::new(false),
             refused: AtomicU64::new(0),
             freed: tokio::sync::Notify::new(),
+            filtered: AtomicU64::new(0),
+            deduplicated: AtomicU64::new(0),
+            forgotten: AtomicU64::new(0),
         }
     }
 

@@ -171,6 +171,21 @@ impl Out<'_, '_> {
             },
         )?;
         self.counters(
+            "forebay_events_filtered",
+            "Events answered as success and never stored, because of their source's allow and deny; not part of the balance.",
+            |reading, emit| by_rule(reading, emit, |source| source.filtered),
+        )?;
+        self.counters(
+            "forebay_events_deduplicated",
+            "Events answered as success and not stored again, because their id was stored before (dedupe); not part of the balance.",
+            |reading, emit| by_rule(reading, emit, |source| source.deduplicated),
+        )?;
+        self.counters(
+            "forebay_dedupe_ids_forgotten",
+            "Ids for dedupe that were forgotten before their time, because a source had too many.",
+            |reading, emit| by_rule(reading, emit, |source| source.ids_forgotten),
+        )?;
+        self.counters(
             "forebay_events_duplicated",
             "Events sent again though an earlier sending may have been stored, by reason: known duplicates.",
             |reading, emit| by_label(reading, "reason", &reading.report.duplicated, emit),
@@ -302,6 +317,12 @@ fn by_source(reading: &Reading, emit: Emit<'_, f64>, value: impl Fn(&SourceRepor
     let StreamReport { name, spool, .. } = &reading.report;
     let values = spool.sources.iter().filter_map(|(source, report)| Some((source, value(report)?)));
     values.into_iter().try_for_each(|(source, value)| emit(&[("stream", name), ("source", source)], value as f64))
+}
+
+fn by_rule(reading: &Reading, emit: Emit<'_, u64>, value: impl Fn(&SourceReport) -> u64) -> fmt::Result {
+    let StreamReport { name, spool, .. } = &reading.report;
+    let mut sources = spool.sources.iter();
+    sources.try_for_each(|(source, report)| emit(&[("stream", name), ("source", source)], value(report)))
 }
 
 fn by_label(reading: &Reading, label: &str, counts: &BTreeMap<String, u64>, emit: Emit<'_, u64>) -> fmt::Result {

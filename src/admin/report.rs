@@ -137,6 +137,15 @@ pub struct SourceReport {
     pub quota_bytes: Option<u64>,
     /// It is at its quota: its events wait or are refused, as `on_full` has it.
     pub full: bool,
+    /// Events that this process did not store because of `allow` and `deny`.
+    #[serde(default)]
+    pub filtered: u64,
+    /// Events that this process did not store because they were stored before (`dedupe`).
+    #[serde(default)]
+    pub deduplicated: u64,
+    /// Ids for `dedupe` that this process forgot before their time, because there were too many.
+    #[serde(default)]
+    pub ids_forgotten: u64,
 }
 
 impl From<&SourceUsage> for SourceReport {
@@ -145,6 +154,9 @@ impl From<&SourceUsage> for SourceReport {
             bytes: usage.bytes.load(Ordering::Relaxed),
             quota_bytes: (usage.quota < u64::MAX).then_some(usage.quota),
             full: usage.is_full(),
+            filtered: usage.filtered.load(Ordering::Relaxed),
+            deduplicated: usage.deduplicated.load(Ordering::Relaxed),
+            ids_forgotten: usage.forgotten.load(Ordering::Relaxed),
         }
     }
 }

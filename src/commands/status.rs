@@ -17,7 +17,7 @@ use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-use crate::admin::report::{AgentState, LatencyReport, ShardReport, StatusReport, StreamReport};
+use crate::admin::report::{AgentState, LatencyReport, ShardReport, SourceReport, StatusReport, StreamReport};
 
 /// The longest the whole exchange may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -210,6 +210,19 @@ fn render_stream(out: &mut String, stream: &StreamReport) -> fmt::Result {
     if !stream.rejected.is_empty() {
         write_counts(out, "  rejected", stream.rejected.iter())?;
         writeln!(out)?;
+    }
+    let by_rule = |of: fn(&SourceReport) -> u64| {
+        let counts = stream.spool.sources.iter().map(move |(source, report)| (source, of(report)));
+        counts.filter(|(_, count)| *count > 0).collect::<Vec<_>>()
+    };
+    let left_out: [(&str, fn(&SourceReport) -> u64); 2] =
+        [("  filtered", |source| source.filtered), ("  stored before", |source| source.deduplicated)];
+    for (what, of) in left_out {
+        let counts = by_rule(of);
+        if !counts.is_empty() {
+            write_counts(out, what, counts.iter().map(|(source, count)| (*source, count)))?;
+            writeln!(out)?;
+        }
     }
     if !stream.duplicated.is_empty() {
         write_counts(out, "  sent again", stream.duplicated.iter())?;

@@ -5,16 +5,18 @@
 //! whole. Never judges a value again that `resolve` found faulty: one slip is told once.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::errors::{Origin, Problem, nearest};
 use super::layers::place;
 use super::resolve::{InForce, Section, Typed};
 use super::schema::{SectionKind, stream_arn};
 use super::{
-    Aggregate, AmplitudeConfig, Config, KeyFallback, Listen, MParticleConfig, OnFull, Order, RecordDistribution, SegmentConfig,
-    SegmentProfile, SourceConfig, SourceKind, SpoolConfig, StreamConfig, SyncClass,
+    Aggregate, AmplitudeConfig, Config, DataEncoding, KeyFallback, Listen, MParticleConfig, OnFull, Order, RecordDistribution,
+    RuleConfig, SegmentConfig, SegmentProfile, SizeLimits, SourceConfig, SourceKind, SpoolConfig, StreamConfig, SyncClass,
 };
 use crate::coding::KeySource;
+use crate::ingest::rules::filter::is_type;
 use crate::limits;
 
 /// Segments that must fit a source's quota. Its events in the newest segment stay there however well they are delivered; with
@@ -61,6 +63,7 @@ pub(crate) fn check(in_force: &InForce, problems: &mut Vec<Problem>) {
     check_event_sizes(&sources, &streams, problems);
     for source in &sources {
         check_kind(source, problems);
+        check_rules(source, problems);
         check_quota(source, in_force.one(SectionKind::Spool), problems);
     }
 }
@@ -86,7 +89,7 @@ fn check_spool(spool: &Section, problems: &mut Vec<Problem>) {
 }
 
 /// Keys of `[[source]]` that mean something for some kinds only.
-const KEYS_OF_KINDS: [(&str, &[SourceKind]); 16] = [
+const KEYS_OF_KINDS: &[(&str, &[SourceKind])] = &[
     ("events", &[SourceKind::Amplitude]),
     ("forward_identify", &[SourceKind::Amplitude]),
     ("stringify_user_properties", &[SourceKind::Amplitude]),
@@ -104,11 +107,16 @@ const KEYS_OF_KINDS: [(&str, &[SourceKind]); 16] = [
     ("types", &[SourceKind::Segment]),
     ("integration", &[SourceKind::Segment]),
     ("project_id", &[SourceKind::Segment]),
+    ("dedupe_id", &[SourceKind::Events, SourceKind::Kinesis]),
+    ("limits", &[SourceKind::Segment, SourceKind::Amplitude, SourceKind::MParticle]),
 ];
+
+/// How long the ids of a vendor's events are remembered by default: SDKs send again for some minutes.
+const DEDUPE_OF_VENDORS: Duration = Duration::from_secs(600);
 
 fn check_kind(source: &Section, problems: &mut Vec<Problem>) {
     let kind = SourceKind::of_word(&source.word("kind"));
-    for (key, kinds) in KEYS_OF_KINDS {
+    for &(key, kinds) in KEYS_OF_KINDS {
         // Whoever writes the default down changes nothing by it: as what `forebay config` prints does.
         let setting = source.setting(key);
         let given = setting.value != super::resolve::default(setting.key, &super::RealEnvironment);
@@ -116,6 +124,33 @@ fn check_kind(source: &Section, problems: &mut Vec<Problem>) {
             let kinds: Vec<&str> = kinds.iter().map(|kind| kind.word()).collect();
             let wrong = format!("has no meaning for a source of kind {:?}; take it away", kind.word());
             problems.push(source.problem(key, wrong).allowed(format!("kind = {}", super::schema::quoted(&kinds))));
+        }
+    }
+}
+
+/// Rules that need what the kind does not give, or each other.
+fn check_rules(source: &Section, problems: &mut Vec<Problem>) {
+    if !source.sound(&["kind"]) {
+        return;
+    }
+    let kind = SourceKind::of_word(&source.word("kind"));
+    let without_id = matches!(kind, SourceKind::Events | SourceKind::Kinesis);
+    let dedupe = source.time_or_off("dedupe").is_some_and(|window| !window.is_zero());
+    if without_id && source.sound(&["dedupe", "dedupe_id"]) {
+        if dedupe && source.text("dedupe_id").is_none() {
+            let wrong = format!("an event of kind {:?} has no id of its own; say with dedupe_id where it is found", kind.word());
+            problems.push(source.problem("dedupe", wrong).allowed("dedupe_id = \"/messageId\", or dedupe = \"off\""));
+        }
+        if !dedupe && source.text("dedupe_id").is_some() {
+            let wrong = "has no meaning without dedupe; give the time too, or take this away";
+            problems.push(source.problem("dedupe_id", wrong));
+        }
+    }
+    for key in ["allow", "deny"] {
+        let named = source.texts(key).into_iter().find(|entry| is_type(entry));
+        if let Some(named) = named.filter(|_| without_id && source.sound(&[key])) {
+            let wrong = format!("{named:?} is a type of event, and events of kind {:?} have none", kind.word());
+            problems.push(source.problem(key, wrong).allowed("a pointer and its text, such as \"/event=Signed Up\""));
         }
     }
 }
@@ -311,6 +346,21 @@ fn build_source(source: &Section, spool_max_bytes: u64) -> SourceConfig {
             integration: source.text("integration"),
             project_id: source.text("project_id"),
         },
+        rules: build_rules(source),
+    }
+}
+
+fn build_rules(source: &Section) -> RuleConfig {
+    let without_id = matches!(SourceKind::of_word(&source.word("kind")), SourceKind::Events | SourceKind::Kinesis);
+    let dedupe = if without_id { Duration::ZERO } else { DEDUPE_OF_VENDORS };
+    RuleConfig {
+        allow: source.texts("allow"),
+        deny: source.texts("deny"),
+        add: source.texts("add"),
+        dedupe: source.time_or_off("dedupe").unwrap_or(dedupe),
+        dedupe_id: source.text("dedupe_id"),
+        limits: if source.word("limits") == "vendor" { SizeLimits::Vendor } else { SizeLimits::Kinesis },
+        data_encoding: if source.word("data_encoding") == "base64" { DataEncoding::Base64 } else { DataEncoding::Json },
     }
 }
 

@@ -468,7 +468,7 @@ pub struct SourceConfig {
     pub kind: SourceKind,
     /// Name of the stream its events go to.
     pub stream: String,
-    /// JSON pointers (RFC 6901); the first that is a non-empty string or a number is the key.
+    /// JSON pointers (RFC 6901), templates of them, or `random`; the first that yields a key decides.
     /// Default `/userId`, then `/anonymousId`; for other kinds than `events` none: the vendor's rule holds.
     pub partition_key: Vec<String>,
     /// Default random.
@@ -487,6 +487,8 @@ pub struct SourceConfig {
     pub mparticle: MParticleConfig,
     /// For kind `segment`.
     pub segment: SegmentConfig,
+    /// What is done with its events beside finding a key.
+    pub rules: RuleConfig,
 }
 
 /// What only a source of kind `amplitude` has.
@@ -587,6 +589,45 @@ pub struct SegmentConfig {
     pub integration: Option<String>,
     /// Written into every record.
     pub project_id: Option<String>,
+}
+
+/// The part of `[[source]]` that says what is done with an event beside finding its key.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RuleConfig {
+    /// Types or conditions of which an event must meet one; empty: all are taken.
+    pub allow: Vec<String>,
+    /// Types or conditions of which an event must meet none.
+    pub deny: Vec<String>,
+    /// Fields to add, as `name=value`.
+    pub add: Vec<String>,
+    /// How long an event's id is remembered, so that a copy of it is not stored. Zero: not at all. At most 24 h.
+    pub dedupe: Duration,
+    /// The pointer to an event's id, for kinds whose door knows none.
+    pub dedupe_id: Option<String>,
+    /// Default `kinesis`.
+    pub limits: SizeLimits,
+    /// Default `json`.
+    pub data_encoding: DataEncoding,
+}
+
+/// Whose limits on sizes and counts hold for what a vendor's SDK sends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SizeLimits {
+    /// What fits a Kinesis record and a request body is taken.
+    #[default]
+    Kinesis,
+    /// The vendor's own.
+    Vendor,
+}
+
+/// How a record's data is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DataEncoding {
+    /// As it is.
+    #[default]
+    Json,
+    /// As base64 text, so that a consumer decodes twice.
+    Base64,
 }
 
 /// A string that never shows itself in logs or `Debug`.

@@ -141,6 +141,12 @@ impl Section {
         }
     }
 
+    /// A time that may be off (zero); `None` where nobody said.
+    pub(crate) fn time_or_off(&self, key: &str) -> Option<Duration> {
+        let text = self.text(key)?;
+        Some(units::parse_time(&text).unwrap_or(Duration::ZERO))
+    }
+
     /// None of `keys` has been found faulty yet.
     pub(crate) fn sound(&self, keys: &[&str]) -> bool {
         keys.iter().all(|key| !self.faulty.contains(key))
@@ -346,6 +352,13 @@ fn read_single(kind: Kind, raw: &Raw) -> Result<Typed, String> {
             };
             in_range(time, min, max).map(Typed::Time)
         }
+        Kind::TimeOrOff { min, max } => match text(raw)? {
+            "off" => Ok(Typed::Text(Some("off".into()))),
+            time => {
+                let time = in_range(units::parse_time(time)?, min, max)?;
+                Ok(Typed::Text(Some(units::show_time(time))))
+            }
+        },
         Kind::Sync { min, max } => {
             let word = text(raw)?;
             match word.split_once(':') {

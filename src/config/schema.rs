@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use super::units::{show_bytes, show_time};
 use crate::coding::keys::{KeySource, SOURCES_ALLOWED};
+use crate::ingest::rules::{add, filter, key};
 use crate::ingest::segment::Call;
 use crate::limits;
 
@@ -117,6 +118,13 @@ pub enum Kind {
         /// Longest.
         max: Duration,
     },
+    /// `off`, or a time, both ends included.
+    TimeOrOff {
+        /// Shortest.
+        min: Duration,
+        /// Longest.
+        max: Duration,
+    },
     /// When written events are synced: `always`, `os`, or `interval:TIME` with a time in this range.
     Sync {
         /// Shortest.
@@ -171,6 +179,9 @@ impl Kind {
             }
             Self::Time { min, max } => {
                 format!("a time from {} to {}, such as \"{}\"", show_time(*min), show_time(*max), show_time(*max))
+            }
+            Self::TimeOrOff { min, max } => {
+                format!("\"off\", or a time from {} to {}, such as \"{}\"", show_time(*min), show_time(*max), show_time(*max))
             }
             Self::Sync { min, max } => {
                 let (min, max) = (show_time(*min), show_time(*max));
@@ -269,6 +280,18 @@ static POINTER: Rule = Rule {
     allowed: "a JSON pointer (RFC 6901) such as \"/userId\" or \"/context/traits/id\"; `~` is written ~0 and `/` in a name ~1",
     holds: is_pointer,
 };
+static KEY_ENTRY: Rule = Rule {
+    allowed: "a JSON pointer (RFC 6901) such as \"/userId\" or \"/context/traits/id\" (`~` is written ~0 and `/` in a name ~1), a \
+              template of pointers such as \"{/context/site}-{/userId}\", or \"random\"",
+    holds: key::is_entry,
+};
+static CONDITION: Rule = Rule {
+    allowed: "\"/pointer=text\" (that string, number or boolean is there), \"/pointer\" (a value other than null is there), or a \
+              vendor's type of event such as \"Signed Up\"",
+    holds: filter::is_entry,
+};
+static FIELD: Rule =
+    Rule { allowed: "\"name=value\", the value a text or one of {agent}, {host}, {received_at}, {source}", holds: add::is_entry };
 static KEY_SOURCE: Rule = Rule { allowed: SOURCES_ALLOWED, holds: |text| KeySource::parse(text).is_some() };
 static EVENT_TYPE: Rule = Rule { allowed: "an event type, such as \"Song Played\"", holds: |name| !name.is_empty() };
 static FORWARD: Rule = Rule {
@@ -481,7 +504,7 @@ static STREAM: [Key; 16] = [
     ),
 ];
 
-static SOURCE: [Key; 25] = [
+static SOURCE: [Key; 32] = [
     key("name", Kind::Text(&SOURCE_NAME), Fallback::Required, "Its name: /ingest/NAME over HTTP, source=NAME on the socket."),
     key(
         "kind",
@@ -494,9 +517,10 @@ static SOURCE: [Key; 25] = [
     key("stream", Kind::Text(&STREAM_NAME), Fallback::Unset, "The stream its events go to; with one stream it may be left out."),
     key(
         "partition_key",
-        Kind::Texts(&POINTER),
+        Kind::Texts(&KEY_ENTRY),
         Fallback::Toml("[\"/userId\", \"/anonymousId\"]"),
-        "Where an event's key is found: the first pointer that leads to a non-empty string or a number.",
+        "Where an event's key is found: the first pointer that leads to a non-empty string or a number, the first template all of \
+         whose pointers do, or \"random\"; for vendors' kinds not set: the vendor's own rule.",
     ),
     key(
         "partition_key_fallback",
@@ -627,6 +651,50 @@ static SOURCE: [Key; 25] = [
         Kind::Text(&PROJECT),
         Fallback::Unset,
         "With kind = \"segment\": written into every record as projectId, which names the source there.",
+    ),
+    key(
+        "allow",
+        Kind::Texts(&CONDITION),
+        Fallback::Toml("[]"),
+        "Events that meet one of these are stored, all others are answered as success, counted and not stored; none: all are.",
+    ),
+    key(
+        "deny",
+        Kind::Texts(&CONDITION),
+        Fallback::Toml("[]"),
+        "Events that meet one of these are answered as success, counted and not stored; goes before `allow`.",
+    ),
+    key(
+        "add",
+        Kind::Texts(&FIELD),
+        Fallback::Toml("[]"),
+        "Fields put at the end of an event that is a JSON object and has no member of that name.",
+    ),
+    key(
+        "dedupe",
+        Kind::TimeOrOff { min: Duration::from_secs(1), max: Duration::from_secs(86_400) },
+        Fallback::Unset,
+        "How long an event's id is remembered, also over a restart, so that a copy of it is answered as success, counted and not \
+         stored; not set: \"10m\" for segment, amplitude and mparticle, \"off\" for events and kinesis.",
+    ),
+    key(
+        "dedupe_id",
+        Kind::Text(&POINTER),
+        Fallback::Unset,
+        "Where the id for `dedupe` is found in an event, for kinds events and kinesis; an event without one is never a copy.",
+    ),
+    key(
+        "limits",
+        Kind::Choice { offered: &["kinesis", "vendor"], later: &[] },
+        Fallback::Toml("\"kinesis\""),
+        "Sizes and counts that a vendor's door enforces: \"kinesis\", what fits a record and a body of 16 MiB; \"vendor\", the \
+         vendor's own.",
+    ),
+    key(
+        "data_encoding",
+        Kind::Choice { offered: &["json", "base64"], later: &[] },
+        Fallback::Toml("\"json\""),
+        "How a record's data is written: \"json\", as it is; \"base64\", as base64 text, for consumers that decode twice.",
     ),
 ];
 

@@ -301,6 +301,14 @@ impl<'b> Event<'b> {
         group.map_or(Cow::Borrowed(""), |name| Cow::Owned(name.into_owned()))
     }
 
+    /// By what a copy of it is known, if its sender gave it an `insert_id`: that, and the device.
+    #[must_use]
+    pub fn copy_id(&self) -> Option<String> {
+        let insert = self.members.given("insert_id").and_then(text).filter(|id| !id.is_empty())?;
+        let device = self.device_id.as_ref().map_or("", |id| &id.text);
+        Some(format!("{device}\0{insert}"))
+    }
+
     /// Its event type.
     #[must_use]
     pub fn event_type(&self) -> &str {

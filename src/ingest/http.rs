@@ -10,8 +10,11 @@
 //! spool is answered 503 with `Retry-After`, having cost nothing.
 //!
 //! Failure: every answer other than 200 is `{"error":"…"}`, saying what is wrong and what is allowed, and holds
-//! nothing of an event. Silent or slow clients run into timeouts: first byte, request head, each piece of a body.
-//! At shutdown, requests under way are finished, later ones get 503 and the connection closes.
+//! nothing of an event. Silent or slow clients run into timeouts: first request's head, later heads, each piece of a body.
+//!
+//! *ALL-ANSWERED*: many SDKs throw away what they got no answer to. So at shutdown requests under way are finished, or answered
+//! 503 before the time for that is over; connections are accepted until no older one is left, requests on them and those that
+//! lie in an idle connection's socket get 503; only then is a connection closed, and the listening socket after the last.
 //! Absent on purpose: TLS and anything but loopback.
 
 mod amplitude;
@@ -54,6 +57,12 @@ const STREAMS_MAX: u32 = 128;
 /// How often a silent HTTP/2 connection is asked whether it lives.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 
+/// How long after the signal an idle connection is still listened to: a request may be on its way.
+const LAST_WORDS: Duration = Duration::from_millis(100);
+
+/// How long before the end of [`DRAIN_GRACE`] a request that is still under way is answered, so that the answer gets out.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+
 /// What may be set about the door.
 #[derive(Clone, Debug)]
 pub struct HttpOptions {
@@ -63,8 +72,11 @@ pub struct HttpOptions {
     pub allowed_origins: Vec<String>,
     /// Connections at once; further ones wait in the kernel's backlog. Default 4096.
     pub connections_max: usize,
-    /// First byte of a connection, and head of a request. Default 30 s.
+    /// From the beginning of a connection to the end of its first request's head. Default 30 s.
     pub head_timeout: Duration,
+    /// From an answer to the end of the next request's head: how long a connection is kept for its client. Default 90 s:
+    /// longer than SDKs keep theirs, so that none sends into a connection that is just being closed.
+    pub idle_timeout: Duration,
     /// Each piece of a body. Default 60 s.
     pub body_timeout: Duration,
     /// How long a request may wait for memory or for the spool. Default 8 s.
@@ -78,6 +90,7 @@ impl Default for HttpOptions {
             allowed_origins: Vec::new(),
             connections_max: 4096,
             head_timeout: Duration::from_secs(30),
+            idle_timeout: Duration::from_secs(90),
             body_timeout: Duration::from_secs(60),
             admit_timeout: Duration::from_secs(8),
         }
@@ -165,8 +178,30 @@ impl HttpDoor {
                 },
             }
         }
+        // Who connects now is told, for as long as older connections are being finished; those that wait to be accepted always.
+        let mut older = connections;
+        let mut told: JoinSet<()> = JoinSet::new();
+        let mut late = pin!(sleep(DRAIN_GRACE));
+        loop {
+            tokio::select! {
+                biased;
+                accepted = listener.accept(), if told.len() < connections_max => match accepted {
+                    Ok((stream, _)) => drop(told.spawn(serve_connection(stream, Arc::clone(&context)))),
+                    Err(_) => sleep(ACCEPT_PAUSE).await,
+                },
+                Some(ended) = told.join_next(), if !told.is_empty() => note_end(ended),
+                ended = older.join_next() => match ended {
+                    Some(ended) => note_end(ended),
+                    None => break,
+                },
+                () = &mut late => break,
+            }
+        }
         drop(listener);
-        while let Some(ended) = connections.join_next().await {
+        while let Some(ended) = older.join_next().await {
+            note_end(ended);
+        }
+        while let Some(ended) = told.join_next().await {
             note_end(ended);
         }
     }
@@ -184,7 +219,7 @@ async fn serve_connection(stream: TcpStream, context: Arc<Context>) {
         return;
     }
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(context.options.head_timeout);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(context.options.idle_timeout);
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -207,6 +242,12 @@ async fn serve_connection(stream: TcpStream, context: Arc<Context>) {
             outcome = connection.as_mut() => break outcome,
             () = opening.as_mut(), if !opening.is_elapsed() => if !began.load(Ordering::Relaxed) { return },
             () = &mut stop => {
+                // A request may lie in the socket, or be on its way, while hyper takes the connection for idle.
+                let last_words = pin!(sleep(LAST_WORDS));
+                tokio::select! {
+                    outcome = connection.as_mut() => break outcome,
+                    () = last_words => {}
+                }
                 connection.as_mut().graceful_shutdown();
                 tokio::select! {
                     outcome = connection => break outcome,
@@ -226,7 +267,18 @@ async fn handle(request: Request<Incoming>, context: &Context) -> Answer {
         Ok(origin) => origin,
         Err(problem) => return problem.answer(),
     };
-    let mut answer = match route(request, context, origin.is_some()).await {
+    let late = async {
+        let mut shutdown = context.shutdown.clone();
+        // An error means that the sender is gone, which is a stop too.
+        let _sender_is_gone = shutdown.wait_for(|stop| *stop).await.is_err();
+        sleep(DRAIN_GRACE - LAST_ANSWERS).await;
+    };
+    let answered = tokio::select! {
+        biased;
+        answered = submit::patient(context.options.admit_timeout, route(request, context, origin.is_some())) => answered,
+        () = late => Err(submit::draining()),
+    };
+    let mut answer = match answered {
         Ok(answer) => answer,
         Err(problem) => problem.answer(),
     };

@@ -242,6 +242,12 @@ impl<'t> Scan<'t> {
         self.input.byte(self.at)
     }
 
+    /// The offset at which the scan stands: past the last token, or at the next one after [`Scan::token`].
+    #[inline]
+    pub fn at(&self) -> usize {
+        self.at
+    }
+
     /// Passes over `byte` if the next token is it.
     #[inline]
     pub fn take(&mut self, byte: u8) -> bool {

@@ -23,6 +23,7 @@ pub mod kinesis;
 pub mod members;
 pub mod mparticle;
 pub mod pointer;
+pub mod rules;
 pub mod segment;
 pub mod source;
 pub mod unix;
@@ -35,7 +36,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-pub use source::{Made, NoSource, Reject, Source, Sources};
+pub use source::{Made, NoSource, Reject, Sent, Source, Sources};
 
 /// Becomes `true` (or its sender goes away) when the agent stops accepting.
 pub type Shutdown = watch::Receiver<bool>;

@@ -139,6 +139,19 @@ impl<'b> Batch<'b> {
         }
     }
 
+    /// By what a copy of the batch, or of its event of this index, is known, if its sender gave it a `source_request_id`.
+    #[must_use]
+    pub fn copy_id(&self, event: Option<usize>) -> Option<String> {
+        let id = self.members.given("source_request_id").and_then(text).filter(|id| !id.is_empty())?;
+        Some(event.map_or_else(|| id.to_string(), |event| format!("{id}\0{event}")))
+    }
+
+    /// The type of its event of this index, among those that are forwarded.
+    #[must_use]
+    pub fn event_type(&self, event: usize) -> Option<Cow<'b, str>> {
+        text(Members::of(self.events.get(event)?)?.given("event_type")?)
+    }
+
     /// Each of its events becomes a record.
     #[must_use]
     pub fn is_apart(&self, config: &MParticleConfig) -> bool {

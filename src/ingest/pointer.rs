@@ -9,8 +9,11 @@
 //! Of members that share a name the last one counts, as in most readers: an earlier one leaves no hit behind.
 //! Integers that fit 64 bits are written exactly, other numbers as the shortest text that reads back the same.
 //!
+//! A source with further rules asks for all that its pointers lead to at once ([`Pointers::find_all`]).
+//!
 //! Failure: the whole event must be one JSON text in UTF-8 with nothing after it, otherwise [`NotJson`], also
-//! when all pointers were found before the fault. Absent on purpose: limits on the key's length (`source`).
+//! when all pointers were found before the fault. Half a surrogate pair is read as U+FFFD. Absent on purpose: limits on the
+//! key's length (`source`).
 
 use std::fmt::{self, Write as _};
 
@@ -73,6 +76,52 @@ enum Slot {
     Event(usize, usize),
     /// Byte range of [`Scratch::text`].
     Text(usize, usize),
+    /// Byte range of an event's text that is no key: `true`, `false` and the empty string.
+    NoKey(usize, usize),
+    Null,
+    /// An array or an object.
+    Container,
+}
+
+/// What the pointers lead to in one event, by their number in the list.
+#[derive(Clone, Copy, Debug)]
+pub struct Hits<'a> {
+    slots: &'a [Slot],
+    event: &'a str,
+    text: &'a str,
+}
+
+impl<'a> Hits<'a> {
+    /// The text of a non-empty string or a number.
+    #[must_use]
+    pub fn key(self, at: usize) -> Option<&'a str> {
+        match self.slots[at] {
+            Slot::Event(from, to) => Some(&self.event[from..to]),
+            Slot::Text(from, to) => Some(&self.text[from..to]),
+            Slot::Empty | Slot::NoKey(..) | Slot::Null | Slot::Container => None,
+        }
+    }
+
+    /// The text of any string, number or boolean.
+    #[must_use]
+    pub fn text(self, at: usize) -> Option<&'a str> {
+        match self.slots[at] {
+            Slot::NoKey(from, to) => Some(&self.event[from..to]),
+            _ => self.key(at),
+        }
+    }
+
+    /// There is a value, and it is not null.
+    #[must_use]
+    pub fn has_value(self, at: usize) -> bool {
+        self.is_there(at) && !matches!(self.slots[at], Slot::Null)
+    }
+
+    /// There is a value, which may be null.
+    #[must_use]
+    pub fn is_there(self, at: usize) -> bool {
+        !matches!(self.slots[at], Slot::Empty)
+    }
 }
 
 /// Reused memory of [`Pointers::find`]; one a thread.
@@ -129,6 +178,15 @@ impl Pointers {
     /// # Errors
     /// [`NotJson`] when the event as a whole is not JSON.
     pub fn find<'a>(&self, event: &'a [u8], scratch: &'a mut Scratch) -> Result<Option<&'a str>, NotJson> {
+        let hits = self.find_all(event, scratch)?;
+        Ok((0..self.count).find_map(|at| hits.key(at)))
+    }
+
+    /// What every pointer leads to in `event`. Of equal pointers only the first is answered.
+    ///
+    /// # Errors
+    /// [`NotJson`] when the event as a whole is not JSON.
+    pub fn find_all<'a>(&self, event: &'a [u8], scratch: &'a mut Scratch) -> Result<Hits<'a>, NotJson> {
         let event = std::str::from_utf8(event).map_err(|_| NotJson)?;
         scratch.text.clear();
         scratch.slots.clear();
@@ -140,11 +198,7 @@ impl Pointers {
             return Err(NotJson);
         }
         let scratch: &'a Scratch = scratch;
-        Ok(scratch.slots.iter().find_map(|slot| match *slot {
-            Slot::Empty => None,
-            Slot::Event(from, to) => Some(&event[from..to]),
-            Slot::Text(from, to) => Some(&scratch.text[from..to]),
-        }))
+        Ok(Hits { slots: &scratch.slots, event, text: &scratch.text })
     }
 }
 
@@ -161,6 +215,35 @@ fn unescape(token: &str) -> Option<String> {
         text.push_str(&part[1..]);
     }
     Some(text)
+}
+
+/// A quoted JSON string with its halves of surrogate pairs replaced. `None`: it is no string all the same.
+fn with_halves_replaced(quoted: &str) -> Option<String> {
+    let unit = |at: usize| {
+        let escape = quoted.as_bytes().get(at..at + 6)?.strip_prefix(b"\\u")?;
+        u16::from_str_radix(std::str::from_utf8(escape).ok()?, 16).ok()
+    };
+    let mut whole = String::with_capacity(quoted.len());
+    let mut rest = 0;
+    while let Some(found) = memchr::memchr(b'\\', &quoted.as_bytes()[rest..]) {
+        let at = rest + found;
+        whole.push_str(&quoted[rest..at]);
+        let taken = match (unit(at), unit(at + 6)) {
+            (Some(0xd800..=0xdbff), Some(0xdc00..=0xdfff)) => 12,
+            (Some(0xd800..=0xdfff), _) => {
+                whole.push('\u{fffd}');
+                rest = at + 6;
+                continue;
+            }
+            (Some(_), _) => 6,
+            // Any other escape is a character long, and of one byte.
+            (None, _) => 2,
+        };
+        rest = at + taken;
+        whole.push_str(quoted.get(at..rest)?);
+    }
+    whole.push_str(&quoted[rest..]);
+    serde_json::from_str(&whole).ok()
 }
 
 /// RFC 6901, section 4: digits without leading zeros.
@@ -183,12 +266,20 @@ impl Walk<'_, '_> {
     fn value(&mut self, node: usize) -> Option<()> {
         let nodes = self.nodes;
         match self.scan.token() {
-            b'{' if !nodes[node].children.is_empty() => self.object(&nodes[node].children),
-            b'[' if !nodes[node].children.is_empty() => self.array(&nodes[node].children),
+            b'{' if !nodes[node].children.is_empty() => {
+                self.contains(node);
+                self.object(&nodes[node].children)
+            }
+            b'[' if !nodes[node].children.is_empty() => {
+                self.contains(node);
+                self.array(&nodes[node].children)
+            }
             b'"' => {
                 let text = self.scan.string()?;
-                let Some(hit) = nodes[node].ends.filter(|_| text.start < text.end) else { return Some(()) };
-                self.slots[hit] = if text.escaped {
+                let Some(hit) = nodes[node].ends else { return Some(()) };
+                self.slots[hit] = if text.start == text.end {
+                    Slot::NoKey(text.start, text.end)
+                } else if text.escaped {
                     let decoded = self.decoded(text)?;
                     self.written(format_args!("{decoded}"))
                 } else {
@@ -199,13 +290,27 @@ impl Walk<'_, '_> {
             b'-' | b'0'..=b'9' => {
                 let number = self.scan.number()?;
                 if let Some(hit) = nodes[node].ends {
-                    // serde_json's own text of a number, so that a key reads as the number would in any JSON it writes.
-                    let number: serde_json::Number = serde_json::from_slice(number).ok()?;
-                    self.slots[hit] = self.written(format_args!("{number}"));
+                    // serde_json's own text of a number, so that a key reads as the number would in any JSON it writes. One
+                    // beyond its range is taken as it stands.
+                    self.slots[hit] = match serde_json::from_slice::<serde_json::Number>(number) {
+                        Ok(number) => self.written(format_args!("{number}")),
+                        Err(_) => Slot::Event(self.scan.at() - number.len(), self.scan.at()),
+                    };
                 }
                 Some(())
             }
-            _ => self.scan.skip(),
+            first => {
+                let start = self.scan.at();
+                self.scan.skip()?;
+                if let Some(hit) = nodes[node].ends {
+                    self.slots[hit] = match first {
+                        b'n' => Slot::Null,
+                        b't' | b'f' => Slot::NoKey(start, self.scan.at()),
+                        _ => Slot::Container,
+                    };
+                }
+                Some(())
+            }
         }
     }
 
@@ -255,9 +360,17 @@ impl Walk<'_, '_> {
         self.scan.take(b']').then_some(())
     }
 
-    /// A string with escapes, read as it is meant. `None` where it means no text (half a surrogate pair).
+    /// The node's value is an array or an object.
+    fn contains(&mut self, node: usize) {
+        if let Some(hit) = self.nodes[node].ends {
+            self.slots[hit] = Slot::Container;
+        }
+    }
+
+    /// A string with escapes, read as it is meant; half a surrogate pair, which some clients send, as U+FFFD.
     fn decoded(&self, text: Text) -> Option<String> {
-        serde_json::from_str(&self.event[text.start - 1..=text.end]).ok()
+        let quoted = &self.event[text.start - 1..=text.end];
+        serde_json::from_str(quoted).ok().or_else(|| with_halves_replaced(quoted))
     }
 
     fn written(&mut self, text: fmt::Arguments<'_>) -> Slot {
@@ -306,6 +419,7 @@ mod tests {
             ("0.1", "0.1"),
             ("1.50", "1.5"),
             ("1e3", "1000.0"),
+            ("-1e999", "-1e999"),
         ] {
             assert_eq!(key(&["/n"], &format!(r#"{{"n":{number}}}"#)).as_deref(), Some(text));
         }
@@ -349,6 +463,30 @@ mod tests {
     fn deep_nesting_that_no_pointer_names_is_skipped_without_recursion() {
         let deep = format!(r#"{{"x":{}{},"userId":"u"}}"#, "[".repeat(100_000), "]".repeat(100_000));
         assert_eq!(key(&["/userId"], &deep).as_deref(), Some("u"));
+    }
+
+    #[test]
+    fn half_a_surrogate_pair_is_replaced_and_costs_nobody_a_key() {
+        assert_eq!(key(&["/a"], r#"{"a":"x\ud800y"}"#).as_deref(), Some("x\u{fffd}y"));
+        assert_eq!(key(&["/a"], r#"{"a":"\udc00\ud83d\ude80\\\ud83d\n"}"#).as_deref(), Some("\u{fffd}\u{1f680}\\\u{fffd}\n"));
+        assert_eq!(key(&["/a"], r#"{"\ud800":1,"a":"u","b":"\udfff"}"#).as_deref(), Some("u"));
+        assert_eq!(find(&["/a"], r#"{"a":"\ud80"}"#), Err(NotJson));
+    }
+
+    #[test]
+    fn all_that_pointers_lead_to_is_told_apart() {
+        let pointers = ["/s", "/n", "/t", "/f", "/e", "/null", "/o", "/l", "/none", "/o/p"];
+        let compiled = Pointers::compile(&pointers).unwrap();
+        let event = r#"{"s":"x","n":1.50,"t":true,"f":false,"e":"","null":null,"o":{"p":[]},"l":[1]}"#;
+        let mut scratch = Scratch::default();
+        let hits = compiled.find_all(event.as_bytes(), &mut scratch).unwrap();
+        let all = |of: &dyn Fn(usize) -> Option<String>| (0..pointers.len()).filter_map(of).collect::<Vec<_>>();
+        assert_eq!(all(&|at| hits.key(at).map(str::to_owned)), ["x", "1.5"]);
+        assert_eq!(all(&|at| hits.text(at).map(str::to_owned)), ["x", "1.5", "true", "false", ""]);
+        let named =
+            |of: &dyn Fn(usize) -> bool| (0..pointers.len()).filter(|at| of(*at)).map(|at| pointers[at]).collect::<Vec<_>>();
+        assert_eq!(named(&|at| !hits.has_value(at)), ["/null", "/none"]);
+        assert_eq!(named(&|at| !hits.is_there(at)), ["/none"]);
     }
 
     #[test]

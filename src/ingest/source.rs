@@ -2,22 +2,33 @@
 //!
 //! Place: the listeners hold [`Sources`], choose one [`Source`] for a connection or a request, and have it
 //! encode each event into a batch of its stream's spool. All rules of a source that concern an event are here,
-//! so that socket and HTTP cannot differ.
+//! so that socket and HTTP cannot differ. Rules beyond a key found by pointers are `rules`; a source without such rules does
+//! not pay for them.
 //!
-//! Owner: sources never change. Each thread has its own scratch memory.
+//! Owner: sources never change, but for the ids that `dedupe` keeps. Each thread has its own scratch memory.
 //!
-//! Failure: an event that breaks a rule is a [`Reject`], which names the rule and never the event's contents.
-//! Absent on purpose: durability (the caller submits the batch and awaits the receipt) and any I/O.
+//! Failure: an event that breaks a rule is a [`Reject`], which names the rule and never the event's contents. One that is
+//! filtered, or a copy of an earlier one, is no failure: it is answered as success, counted, and leaves its batch as it is.
+//! Absent on purpose: durability (the caller has the batch submitted and awaits what was [`Sent`]).
+
+mod ruled;
 
 use std::cell::RefCell;
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 
-use crate::config::{AmplitudeConfig, KeyFallback, MParticleConfig, Secret, SourceConfig, SourceKind, SyncClass};
+pub use self::ruled::Sent;
+use self::ruled::{Given, GivenKey};
+use crate::config::{AmplitudeConfig, KeyFallback, MParticleConfig, Secret, SizeLimits, SourceConfig, SourceKind, SyncClass};
 use crate::event::KeyHash;
-use crate::host::{Entropy, Host};
+use crate::host::{Clock, Entropy, Host};
 use crate::ingest::pointer::{PointerError, Pointers, Scratch};
-use crate::ingest::segment::Rules;
+use crate::ingest::rules::Rules;
+use crate::ingest::rules::add::Facts;
+use crate::ingest::rules::dedupe::{Dedupe, IDS_MAX, take_waits};
+use crate::ingest::rules::key::is_entry;
+use crate::ingest::segment;
 use crate::limits::{EVENT_BYTES_MAX, KEY_BYTES_MAX, KEY_CHARS_MAX};
 use crate::metrics::Limit;
 use crate::spool::{Batch, Closed, Permit, SpoolHandle, Tenant};
@@ -81,7 +92,7 @@ impl Reject {
             Self::KeyNotUtf8 => "the partition key is not UTF-8",
             Self::NotJson => "the event is not JSON, which the source needs to find its partition key",
             Self::Malformed => "the event is not of the form that the source's kind has",
-            Self::NoKey => "no JSON pointer of the source's partition_key finds a non-empty string or a number in the event",
+            Self::NoKey => "no entry of the source's partition_key finds a non-empty string or a number in the event",
             Self::BadFrame => "the frame is cut short or its length is wrong",
             Self::NotValid => "the event lacks what the vendor's API demands of one",
             Self::Full(limit) => limit.sentence(),
@@ -107,10 +118,15 @@ pub struct Source {
     access_keys: Vec<(String, Secret)>,
     host: Host,
     rule: KeyRule,
+    /// What there is beside [`KeyRule`], whose pointers then are among these.
+    rules: Option<Box<Rules>>,
+    dedupe: Option<Arc<Dedupe>>,
+    limits: SizeLimits,
+    clock: Arc<dyn Clock>,
     spool: SpoolHandle,
     amplitude: AmplitudeConfig,
     mparticle: MParticleConfig,
-    segment: Rules,
+    segment: segment::Rules,
     /// The source as its spool knows it: name and quota.
     tenant: Tenant,
 }
@@ -121,24 +137,43 @@ impl Source {
     /// # Errors
     /// A JSON pointer that RFC 6901 does not allow.
     pub fn new(config: &SourceConfig, spool: SpoolHandle, host: &Host) -> Result<Self, PointerError> {
+        let rules = Rules::compile(config, &Facts::of(&config.name))?.map(Box::new);
+        // Whatever is no entry of any form is an error here; entries of the other forms are in `rules`.
+        let own = |entry: &&String| rules.is_none() || !is_entry(entry);
+        let pointers: Vec<&String> = config.partition_key.iter().filter(own).collect();
+        let pointers = Pointers::compile(&pointers)?;
+        let tenant = spool.register(&config.name, config.spool_quota);
+        let window = config.rules.dedupe;
+        let usage = || Arc::clone(tenant.usage());
+        let dedupe = (!window.is_zero()).then(|| Dedupe::new(window, usage(), Arc::clone(&host.clock), IDS_MAX));
         Ok(Self {
             kind: config.kind,
-            tenant: spool.register(&config.name, config.spool_quota),
             stream: config.stream.clone(),
             data_bytes_max: config.max_event_bytes,
             keys: config.keys.clone(),
             access_keys: config.access_keys.iter().filter_map(access_key).collect(),
             host: host.clone(),
-            rule: KeyRule {
-                pointers: Pointers::compile(&config.partition_key)?,
-                fallback: config.partition_key_fallback,
-                entropy: Arc::clone(&host.entropy),
-            },
-            segment: Rules::new(&config.segment, host),
+            rule: KeyRule { pointers, fallback: config.partition_key_fallback, entropy: Arc::clone(&host.entropy) },
+            rules,
+            dedupe,
+            limits: config.rules.limits,
+            clock: Arc::clone(&host.clock),
+            tenant,
+            segment: segment::Rules::new(&config.segment, host),
             spool,
             amplitude: config.amplitude.clone(),
             mparticle: config.mparticle.clone(),
         })
+    }
+
+    /// Has the ids that `dedupe` keeps survive this process: they are noted below the directory of the stream's spool. Does
+    /// nothing for a source without `dedupe`.
+    #[must_use]
+    pub fn with_ids_in(self, host: &Host, spool_dir: &Path) -> Self {
+        if let Some(dedupe) = &self.dedupe {
+            dedupe.keep_in(host, spool_dir, IDS_MAX);
+        }
+        self
     }
 
     /// As configured.
@@ -191,7 +226,7 @@ impl Source {
 
     /// What its configuration says for Segment's door.
     #[must_use]
-    pub fn segment(&self) -> &Rules {
+    pub fn segment(&self) -> &segment::Rules {
         &self.segment
     }
 
@@ -199,6 +234,24 @@ impl Source {
     #[must_use]
     pub fn data_bytes_max(&self) -> usize {
         self.data_bytes_max
+    }
+
+    /// Whose limits on the sizes of events and requests its door keeps.
+    #[must_use]
+    pub fn limits(&self) -> SizeLimits {
+        self.limits
+    }
+
+    /// The most bytes that an event of `bytes` takes once its source's rules have been applied.
+    #[must_use]
+    pub fn grown(&self, bytes: usize) -> usize {
+        self.rules.as_ref().map_or(bytes, |rules| rules.grown(bytes))
+    }
+
+    /// Some events take more bytes than they came with.
+    #[must_use]
+    pub fn grows(&self) -> bool {
+        self.rules.as_ref().is_some_and(|rules| rules.grow())
     }
 
     /// Where its events go.
@@ -234,12 +287,16 @@ impl Source {
         }
     }
 
-    /// Appends one event to `batch`, with the key that the source's pointers or its fallback choose.
+    /// Appends one event to `batch`, with the key that the source's `partition_key` or its fallback choose; or leaves it out,
+    /// because it is filtered or was stored before.
     ///
     /// # Errors
     /// The rule that the event breaks; `batch` is then unchanged. The caller counts it ([`Source::count_rejected`]).
     pub fn encode(&self, event: &[u8], batch: &mut Batch) -> Result<(), Reject> {
         self.judge_size(event.len())?;
+        if let Some(rules) = &self.rules {
+            return self.encode_by_rules(rules, &Given { key: GivenKey::None, ..Given::of(event) }, batch);
+        }
         self.rule.choose(event, |key| batch.push(key, None, event))
     }
 
@@ -251,24 +308,39 @@ impl Source {
         self.judge_size(event.len())?;
         let key = std::str::from_utf8(key).map_err(|_| Reject::KeyNotUtf8)?;
         check_key(key)?;
+        if let Some(rules) = &self.rules {
+            return self.encode_by_rules(rules, &Given { key: GivenKey::Named(key), ..Given::of(event) }, batch);
+        }
         batch.push(key, None, event);
         Ok(())
     }
 
-    /// Appends one event that a vendor's door made of what it was sent. Pointers that the source's configuration names go before
-    /// the vendor's rule for the key. A key of more than 256 characters becomes its SHA-256 in hexadecimal digits: vendors take
+    /// Appends one event that a vendor's door made of what it was sent. A `partition_key` that the source's configuration names
+    /// goes before the vendor's rule for the key. A key of more than 256 characters becomes its SHA-256 in hexadecimal digits: vendors take
     /// such ids, and one of them must not cost a whole request.
     ///
     /// # Errors
     /// As [`Source::encode`].
     pub fn encode_made(&self, made: &Made<'_>, batch: &mut Batch) -> Result<(), Reject> {
         self.judge_size(made.data.len())?;
+        if let Some(rules) = &self.rules {
+            let by_vendor = (!made.key.is_empty()).then_some(made.key);
+            let Made { hash, data, event_type, id, .. } = *made;
+            let given = Given { data, key: GivenKey::Vendor(by_vendor), hash, event_type, id };
+            return self.encode_by_rules(rules, &given, batch);
+        }
         let mut take = |key: &str| batch.push(key, made.hash, made.data);
         let by_vendor = (!made.key.is_empty()).then_some(made.key);
         self.rule.choose_made(made.data, by_vendor, |key| match check_key(key) {
             Ok(()) => take(key),
             Err(_) => take(&short_key(key)),
         })
+    }
+
+    /// Hands a batch of this source's events to the commit thread ([`SpoolHandle::submit`]).
+    pub fn submit(&self, mut batch: Batch, permit: Permit) -> Sent {
+        let waits = if self.dedupe.is_some() { take_waits(&mut batch) } else { Vec::new() };
+        Sent { receipt: self.spool.submit(batch, permit), waits }
     }
 
     /// Waits until `bytes` may be taken in: for memory, and, unless the policy is to refuse, for the source's quota.
@@ -315,6 +387,10 @@ pub struct Made<'m> {
     pub hash: Option<KeyHash>,
     /// What the record is to hold.
     pub data: &'m [u8],
+    /// Its type, by which `allow` and `deny` may name it; `None` where the vendor's events have none.
+    pub event_type: Option<&'m str>,
+    /// By which a copy of it is known (`dedupe`), together with the source; `None`: there may be copies.
+    pub id: Option<&'m str>,
 }
 
 /// Id and secret of `ID:SECRET`, as the configuration has checked that it is.
@@ -397,13 +473,17 @@ impl KeyRule {
     fn fall_back<R>(&self, take: impl FnOnce(&str) -> R) -> Result<R, Reject> {
         match self.fallback {
             KeyFallback::Random => {
-                // Spread is all that is asked of it, not identity: 32 bits, so that it costs few bytes.
-                let text = hex(self.entropy.next_u64() as u32);
+                let text = self.random();
                 let key = std::str::from_utf8(&text).expect("hex digits are ASCII");
                 Ok(take(key))
             }
             KeyFallback::Reject => Err(Reject::NoKey),
         }
+    }
+
+    /// A random key. Spread is all that is asked of it, not identity: 32 bits, so that it costs few bytes.
+    fn random(&self) -> [u8; 8] {
+        hex(self.entropy.next_u64() as u32)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Cuts a byte stream into events: lines or frames. Pure; no I/O, no clock.
 //!
 //! Place: the reader of a socket connection feeds every read buffer through a [`Splitter`]; `forebay send` cuts
-//! its input with the same one, and NDJSON bodies of HTTP are cut here too. Events that lie whole in the buffer
+//! its input with the same one, and bodies of HTTP, which are whole, are cut by [`lines`] and [`frames`]. Events that lie whole in the buffer
 //! are handed on as slices of it. Only what is cut off at the buffer's end is carried over in the splitter.
 //!
 //! Lines: any bytes up to `\n`; a `\r` before it is stripped, an empty line is skipped and is no event. A line
@@ -288,6 +288,40 @@ pub fn lines(body: &[u8], data_bytes_max: usize) -> impl Iterator<Item = Item<'_
     })
 }
 
+/// The items of a whole body of frames: what a [`Splitter`] would make of it. The last one may be a frame cut short
+/// ([`Reject::BadFrame`]) or [`Item::Lost`].
+pub fn frames(body: &[u8], data_bytes_max: usize) -> impl Iterator<Item = Item<'_>> {
+    let mut rest = body;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        if rest.len() < FRAME_HEADER_BYTES {
+            rest = &[];
+            return Some(Item::Rejected(Reject::BadFrame));
+        }
+        let header = Header::read(rest);
+        let verdict = header.verdict(data_bytes_max);
+        if matches!(verdict, Verdict::Lost) {
+            rest = &[];
+            return Some(Item::Lost);
+        }
+        let Some((frame, after)) = rest.split_at_checked(4 + header.length) else {
+            rest = &[];
+            return Some(match verdict {
+                // As on the socket: it was rejected when its header was read.
+                Verdict::Skip(reject) => Item::Rejected(reject),
+                _ => Item::Rejected(Reject::BadFrame),
+            });
+        };
+        rest = after;
+        Some(match verdict {
+            Verdict::Skip(reject) => Item::Rejected(reject),
+            _ => header.event(frame),
+        })
+    })
+}
+
 /// A line's item; `None` for an empty one.
 fn line(bytes: &[u8], data_bytes_max: usize) -> Option<Item<'_>> {
     match bytes.len() {
@@ -513,6 +547,7 @@ mod tests {
                 expected.push(if data.len() > 8 { TOO_LARGE } else { Owned::Event(key, data) });
             }
             prop_assert_eq!(&split(Format::Frames, 8, [&stream[..]]), &expected);
+            prop_assert_eq!(&super::frames(&stream, 8).map(own).collect::<Vec<_>>(), &expected);
             prop_assert_eq!(split(Format::Frames, 8, chunked(&stream, &cuts)), expected);
         }
 
@@ -521,10 +556,9 @@ mod tests {
             stream in prop::collection::vec(prop_oneof![3 => Just(0u8), 2 => 0u8..8, 1 => any::<u8>()], 0..200),
             cuts in prop::collection::vec(1usize..12, 1..20),
         ) {
-            prop_assert_eq!(
-                split(Format::Frames, 8, [&stream[..]]),
-                split(Format::Frames, 8, chunked(&stream, &cuts))
-            );
+            let whole = split(Format::Frames, 8, [&stream[..]]);
+            prop_assert_eq!(&super::frames(&stream, 8).map(own).collect::<Vec<_>>(), &whole);
+            prop_assert_eq!(whole, split(Format::Frames, 8, chunked(&stream, &cuts)));
         }
     }
 }

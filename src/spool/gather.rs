@@ -24,6 +24,7 @@ mod keeper;
 mod room;
 mod tail;
 
+use std::any::Any;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -86,10 +87,21 @@ impl Pool {
     }
 }
 
+/// What rides with a batch and is told what becomes of it, by the commit thread and before any receipt of the batch leaves.
+/// One that is dropped untold rode with a batch that was forgotten, or of which nobody knows.
+pub trait Companion: Any + Send + std::fmt::Debug {
+    /// Every event of the batch is durable. Must not wait.
+    fn durable(self: Box<Self>);
+
+    /// None of its events was taken, for want of room. Tells how many more events are refused with them.
+    fn refused(self: Box<Self>) -> u64;
+}
+
 /// Frames being gathered by one connection or one request, in one reused buffer. Dropped, it is forgotten.
 #[derive(Debug)]
 pub struct Batch {
     bytes: Vec<u8>,
+    companion: Option<Box<dyn Companion>>,
     count: u32,
     /// Number of the source, from 1; 0: nobody's.
     source: u16,
@@ -126,10 +138,20 @@ impl Batch {
         self.count
     }
 
-    /// No events.
+    /// No events, and nobody who waits for what becomes of it.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.count == 0
+        self.count == 0 && self.companion.is_none()
+    }
+
+    /// What rides with it, or from now on does.
+    pub fn companion(&mut self, begin: impl FnOnce() -> Box<dyn Companion>) -> &mut dyn Companion {
+        &mut **self.companion.get_or_insert_with(begin)
+    }
+
+    /// What rides with it.
+    pub fn companion_mut(&mut self) -> Option<&mut dyn Companion> {
+        self.companion.as_deref_mut()
     }
 }
 
@@ -199,6 +221,7 @@ struct Waiting {
     events: u32,
     bytes: u32,
     source: u16,
+    companion: Option<Box<dyn Companion>>,
     /// Who wants to know.
     sender: oneshot::Sender<Result<Position, Limit>>,
     permit: Permit,
@@ -387,7 +410,7 @@ impl SpoolHandle {
     /// An empty batch in a reused buffer, whose events are counted for no source.
     #[must_use]
     pub fn batch(&self) -> Batch {
-        Batch { bytes: self.shared.pool.take(), count: 0, source: 0, pool: Arc::clone(&self.shared.pool) }
+        Batch { bytes: self.shared.pool.take(), companion: None, count: 0, source: 0, pool: Arc::clone(&self.shared.pool) }
     }
 
     /// An empty batch for a source's events.
@@ -413,7 +436,8 @@ impl SpoolHandle {
             return Receipt(receipt);
         }
         let first = gathering.events;
-        gathering.waiting.push(Waiting { first, events, bytes, source, sender, permit });
+        let companion = batch.companion.take();
+        gathering.waiting.push(Waiting { first, events, bytes, source, companion, sender, permit });
         gathering.events += u64::from(batch.count);
         gathering.bytes += batch.len();
         match gathering.parts.last_mut() {
@@ -459,6 +483,12 @@ impl Tenant {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.usage.name
+    }
+
+    /// What is counted of the source.
+    #[must_use]
+    pub fn usage(&self) -> &Arc<SourceUsage> {
+        &self.usage
     }
 
     /// Says once, until it is below again, that the source has met its quota.

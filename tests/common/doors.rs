@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use forebay::config::{KeyFallback, Secret, SourceConfig, SourceKind};
+use forebay::config::{KeyFallback, RuleConfig, Secret, SourceConfig, SourceKind};
 use forebay::event::{KeyHash, LANES, Position};
 use forebay::host::Host;
 use forebay::ingest::{Source, Sources};
@@ -152,6 +152,7 @@ pub fn config(name: &str) -> SourceConfig {
         amplitude: Default::default(),
         mparticle: Default::default(),
         segment: Default::default(),
+        rules: RuleConfig::default(),
     }
 }
 

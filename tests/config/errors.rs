@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use forebay::config::{OnFull, Order, Request, SectionKind, SyncClass};
+use forebay::config::{DataEncoding, OnFull, Order, Request, RuleConfig, SectionKind, SyncClass};
 
 use super::{FILE, Maps, ONE_STREAM, agent, assert_tells, flag};
 
@@ -247,4 +247,34 @@ fn stream_flags_make_a_stream_or_change_the_only_one_and_refuse_to_guess() {
     let two = Maps::file(&format!("{ONE_STREAM}[[stream]]\nname = \"b\"\n[[source]]\nname = \"a\"\nstream = \"b\"\n"));
     let report = two.load_as(&request).unwrap_err().to_string();
     assert_tells(&report, &["--stream = \"s\"", "--region = \"eu-west-1\"", "works with one stream"]);
+}
+
+#[test]
+fn rules_of_a_source_are_read_and_judged_by_their_forms() {
+    let source = |rules: &str| Maps::file(&format!("{ONE_STREAM}[[source]]\nname = \"web\"\n{rules}\n"));
+    let good = source(
+        "partition_key = [\"{/context/site}-{/userId}\", \"random\"]\nallow = [\"/type=track\"]\ndeny = [\"/test\"]\n\
+         add = [\"env=a=b\", \"host={host}\"]\ndedupe = \"90s\"\ndedupe_id = \"/messageId\"\ndata_encoding = \"base64\"",
+    );
+    let rules = good.config().sources.remove(0).rules;
+    assert_eq!((rules.allow, rules.deny), (vec!["/type=track".to_owned()], vec!["/test".to_owned()]));
+    assert_eq!((rules.add.len(), rules.dedupe, rules.dedupe_id.as_deref()), (2, Duration::from_secs(90), Some("/messageId")));
+    assert_eq!(rules.data_encoding, DataEncoding::Base64);
+    assert_eq!(source("").config().sources.remove(0).rules, RuleConfig::default(), "nothing for plain events");
+    assert!(source("dedupe = \"off\"").config().sources[0].rules.dedupe.is_zero());
+    for (rules, parts) in [
+        ("partition_key = [\"{/a\"]", ["source[0].partition_key[0]", "a template of pointers"]),
+        ("allow = [\"\"]", ["source[0].allow[0]", "/pointer=text"]),
+        ("deny = [\"Signed Up\"]", ["source[0].deny", "/event=Signed Up"]),
+        ("add = [\"a={hots}\"]", ["source[0].add[0]", "{received_at}"]),
+        ("add = [\"a\"]", ["source[0].add[0]", "name=value"]),
+        ("dedupe = \"25h\"\ndedupe_id = \"/id\"", ["source[0].dedupe", "\"off\", or a time from 1s to 1d"]),
+        ("dedupe = \"10m\"", ["source[0].dedupe", "dedupe_id = \"/messageId\""]),
+        ("dedupe_id = \"/id\"", ["source[0].dedupe_id", "no meaning without dedupe"]),
+        ("dedupe = \"10m\"\ndedupe_id = \"id\"", ["source[0].dedupe_id", "a JSON pointer"]),
+        ("limits = \"vendor\"", ["source[0].limits", "no meaning for a source of kind \"events\""]),
+        ("data_encoding = \"base46\"", ["source[0].data_encoding", "\"base64\""]),
+    ] {
+        assert_tells(&source(rules).one_problem(), &parts);
+    }
 }

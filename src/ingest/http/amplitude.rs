@@ -146,7 +146,9 @@ async fn upload(request: Request<Incoming>, context: &Context) -> Result<String,
             let event = Event::judge(json, upload.id_chars_min).map_err(|_| Reject::NotJson)?;
             scratch.clear();
             record::write(&event, &arrival, config, &mut scratch);
-            source.encode_made(&Made { key: &event.key(), hash: None, data: &scratch }, batch)
+            let (key, id) = (event.key(), event.copy_id());
+            let event_type = Some(event.event_type());
+            source.encode_made(&Made { key: &key, hash: None, data: &scratch, event_type, id: id.as_deref() }, batch)
         },
         bytes,
         context,
@@ -237,7 +239,7 @@ async fn identify(call: IdentifyCall, request: Request<Incoming>, context: &Cont
         |one, batch| {
             scratch.clear();
             crate::ingest::members::push_raw(&mut scratch, one.json);
-            source.encode_made(&Made { key: &one.key, hash: None, data: &scratch }, batch)
+            source.encode_made(&Made { key: &one.key, hash: None, data: &scratch, event_type: None, id: None }, batch)
         },
         bytes,
         context,

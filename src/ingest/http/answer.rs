@@ -145,8 +145,8 @@ impl From<NoSource> for Problem {
     }
 }
 
-/// 200: all accepted events are durable. Indexes count from 0.
-pub fn accepted(accepted: u64, rejected: &[(u32, Reject)]) -> Answer {
+/// 200: all accepted events are durable. Indexes count from 0. What rules left out is told where there is any.
+pub fn accepted(accepted: u64, left_out: usize, rejected: &[(u32, Reject)]) -> Answer {
     #[derive(serde::Serialize)]
     struct Rejected {
         index: u32,
@@ -155,10 +155,13 @@ pub fn accepted(accepted: u64, rejected: &[(u32, Reject)]) -> Answer {
     #[derive(serde::Serialize)]
     struct Accepted {
         accepted: u64,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        left_out: Option<usize>,
         rejected: Vec<Rejected>,
     }
+    let left_out = (left_out > 0).then_some(left_out);
     let rejected = rejected.iter().map(|&(index, reject)| Rejected { index, reason: reject.to_string() }).collect();
-    let body = serde_json::to_string(&Accepted { accepted, rejected }).expect("numbers and strings always serialize");
+    let body = serde_json::to_string(&Accepted { accepted, left_out, rejected }).expect("numbers and strings always serialize");
     json(StatusCode::OK, body)
 }
 

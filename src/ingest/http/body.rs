@@ -12,13 +12,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
+use hyper::StatusCode;
 use hyper::body::{Body as _, Incoming};
-use hyper::header::{CONTENT_ENCODING, HeaderMap};
+use hyper::header::{CONTENT_ENCODING, EXPECT, HeaderMap};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 
 use super::HttpOptions;
 use super::answer::Problem;
+use super::submit::wait_patiently;
 
 /// Bytes of a body, as sent and as decoded.
 pub const BODY_BYTES_MAX: usize = 16 << 20;
@@ -54,8 +56,8 @@ impl Memory {
     /// 503: there was none in time.
     pub async fn take(&self, bytes: usize, patience: Duration) -> Result<SemaphorePermit<'_>, Problem> {
         let pages = bytes.div_ceil(PAGE_BYTES) as u32;
-        match timeout(patience, self.0.acquire_many(pages)).await {
-            Ok(Ok(permit)) => Ok(permit),
+        match wait_patiently(patience, self.0.acquire_many(pages)).await {
+            Some(Ok(permit)) => Ok(permit),
             _ => Err(Problem::overload("the requests under way take all memory that bodies may take; try again")),
         }
     }
@@ -74,13 +76,25 @@ pub struct Body<'m> {
 /// # Errors
 /// The answer to give, as listed above.
 pub async fn read<'m>(
-    incoming: Incoming,
+    mut incoming: Incoming,
     headers: &HeaderMap,
     memory: &'m Memory,
     options: &HttpOptions,
 ) -> Result<Body<'m>, Problem> {
-    let codings = codings(headers)?;
-    let mut body = collect(incoming, memory, options).await?;
+    let collected = match codings(headers) {
+        Ok(codings) => collect(&mut incoming, memory, options).await.map(|body| (codings, body)),
+        Err(problem) => Err(problem),
+    };
+    let (codings, mut body) = match collected {
+        Ok(collected) => collected,
+        Err(problem) => {
+            // What broke off or is too large is not read on.
+            if matches!(problem.status(), StatusCode::SERVICE_UNAVAILABLE | StatusCode::UNSUPPORTED_MEDIA_TYPE) {
+                discard(incoming, headers, options).await;
+            }
+            return Err(problem);
+        }
+    };
     for coding in codings.into_iter().rev() {
         let mut room = memory.take(BODY_BYTES_MAX, options.admit_timeout).await?;
         let encoded = body.bytes;
@@ -94,11 +108,26 @@ pub async fn read<'m>(
     Ok(body)
 }
 
+/// Reads a body that nobody wants and forgets it: a client that is still sending might not read its answer. Not one that waits
+/// to be told to send, nor one that is too large anyhow.
+pub async fn discard(mut incoming: Incoming, headers: &HeaderMap, options: &HttpOptions) {
+    if headers.contains_key(EXPECT) || incoming.size_hint().lower() > BODY_BYTES_MAX as u64 {
+        return;
+    }
+    let mut length = 0;
+    while let Ok(Some(Ok(frame))) = timeout(options.body_timeout, incoming.frame()).await {
+        length += frame.data_ref().map_or(0, Bytes::len);
+        if length > BODY_BYTES_MAX {
+            return;
+        }
+    }
+}
+
 fn over() -> Problem {
     Problem::too_large(format!("the body is larger than {} MiB; send the events in several requests", BODY_BYTES_MAX >> 20))
 }
 
-async fn collect<'m>(mut incoming: Incoming, memory: &'m Memory, options: &HttpOptions) -> Result<Body<'m>, Problem> {
+async fn collect<'m>(incoming: &mut Incoming, memory: &'m Memory, options: &HttpOptions) -> Result<Body<'m>, Problem> {
     let told = incoming.size_hint().exact();
     if told.is_some_and(|bytes| bytes > BODY_BYTES_MAX as u64) {
         return Err(over());

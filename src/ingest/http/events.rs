@@ -1,21 +1,28 @@
 //! `POST /ingest` and `/ingest/{source}`: a body becomes events, events a receipt, the receipt an answer.
 //!
 //! Place: the route of plain events. The source is chosen and the write key checked before the body is read. The
-//! body's form follows its `Content-Type`: NDJSON, JSON (an array of events, or one object), or one raw event.
+//! body's form follows its `Content-Type`: NDJSON, JSON (an array of events, or one object), or one raw event; `?format=lines`
+//! and `?format=frames`, as on the socket, go before it.
 //! Elements of an array are taken as the bytes they were sent as.
 //!
 //! *ALL-READ-FIRST*: a body that cannot be taken apart is refused before any of its events is accepted. Events
 //! that break a rule of the source are listed, by their index from 0, in an otherwise good answer; only where
 //! the request is a single event is its rejection the answer.
 //!
+//! While there is no room, the body is not read: who waits for room holds no memory. A request that is refused for its head
+//! has its body read and forgotten, so that its client reads the answer.
+//!
 //! Failure: should the spool give out in the middle of a large request, the answer is 503 though some of its
 //! events may be durable; the client sends all again (at least once, as everywhere).
+
+use std::sync::Arc;
 
 use base64::Engine as _;
 use bytes::Bytes;
 use hyper::Request;
 use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
+use hyper::http::request::Parts;
 use serde::de::{Deserializer as _, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
@@ -33,6 +40,8 @@ use crate::spool::Batch;
 enum Form {
     /// An event a line.
     Lines,
+    /// Length-prefixed events with optional keys.
+    Frames,
     /// An array of events, or one object.
     Json,
     /// One event, any bytes.
@@ -41,12 +50,20 @@ enum Form {
 
 /// Handles a request whose path named `source`, or none.
 pub async fn ingest(request: Request<Incoming>, source: Option<String>, context: &Context) -> Result<Answer, Problem> {
-    submit::unless_draining(context)?;
     let (head, incoming) = request.into_parts();
-    let key = write_key(&head.headers);
-    let source = context.sources.choose(source.as_deref(), key.as_deref())?;
-    let form = form(head.headers.get(CONTENT_TYPE))?;
-    let partition_key = partition_key(&head.headers)?;
+    let judged = judge(&head, source.as_deref(), context);
+    let judged = match judged {
+        // Refusing is for later, when it is known how many events that are.
+        Ok((source, ..)) if source.refuses().is_none() => submit::wait_for_room(source, || 0, context).await.and(judged),
+        judged => judged,
+    };
+    let (source, form, partition_key) = match judged {
+        Ok(judged) => judged,
+        Err(problem) => {
+            body::discard(incoming, &head.headers, &context.options).await;
+            return Err(problem);
+        }
+    };
     let body = body::read(incoming, &head.headers, &context.memory, &context.options).await?;
     let events = take_apart(form, &body.bytes, source.data_bytes_max())?;
     let single = matches!(events, Events::One(_));
@@ -57,7 +74,34 @@ pub async fn ingest(request: Request<Incoming>, source: Option<String>, context:
     let done = taken.durable().await?;
     match done.rejected[..] {
         [(_, reject)] if single => Err(Problem::rejected(reject)),
-        _ => Ok(answer::accepted(done.accepted(), &done.rejected)),
+        _ => Ok(answer::accepted(done.accepted(), done.left_out.len(), &done.rejected)),
+    }
+}
+
+/// What a request's head says: source, form of the body, and the key of all its events.
+type Judged<'r> = (&'r Arc<Source>, Option<Form>, Option<&'r str>);
+
+fn judge<'r>(head: &'r Parts, source: Option<&str>, context: &'r Context) -> Result<Judged<'r>, Problem> {
+    submit::unless_draining(context)?;
+    let key = write_key(&head.headers);
+    let source = context.sources.choose(source, key.as_deref())?;
+    let form = match format(head.uri.query())? {
+        None => form(head.headers.get(CONTENT_TYPE))?,
+        named => named,
+    };
+    Ok((source, form, partition_key(&head.headers)?))
+}
+
+/// `format=lines` or `format=frames` of a query. Its other parameters mean nothing here.
+fn format(query: Option<&str>) -> Result<Option<Form>, Problem> {
+    let mut named = query.unwrap_or_default().split('&').filter_map(|part| part.strip_prefix("format="));
+    match named.next() {
+        None => Ok(None),
+        Some("lines") => Ok(Some(Form::Lines)),
+        Some("frames") => Ok(Some(Form::Frames)),
+        Some(_) => Err(Problem::bad(
+            "unknown format; known are format=lines and format=frames, and without either the Content-Type tells",
+        )),
     }
 }
 
@@ -107,6 +151,8 @@ fn partition_key(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
 enum Events<'b> {
     /// Lines, and the largest event.
     Lines(&'b [u8], usize),
+    /// Frames, and the largest event.
+    Frames(&'b [u8], usize),
     /// Byte ranges of an array's elements.
     Elements(&'b [u8], Vec<(u32, u32)>),
     /// A request that is one event.
@@ -118,6 +164,7 @@ impl Events<'_> {
     fn count(&self) -> u64 {
         match self {
             Self::Lines(body, data_bytes_max) => wire::lines(body, *data_bytes_max).count() as u64,
+            Self::Frames(body, data_bytes_max) => wire::frames(body, *data_bytes_max).count() as u64,
             Self::Elements(_, ranges) => ranges.len() as u64,
             Self::One(_) => 1,
         }
@@ -130,6 +177,15 @@ fn take_apart(form: Option<Form>, body: &Bytes, data_bytes_max: usize) -> Result
     let form = form.unwrap_or(if text.starts_with(b"[") { Form::Json } else { Form::Lines });
     match (form, text.first()) {
         (Form::Lines, _) => Ok(Events::Lines(body, data_bytes_max)),
+        (Form::Frames, _) => {
+            let broken = |item| matches!(item, Item::Lost | Item::Rejected(Reject::BadFrame));
+            match wire::frames(body, data_bytes_max).position(broken) {
+                None => Ok(Events::Frames(body, data_bytes_max)),
+                Some(index) => {
+                    Err(Problem::bad(format!("event {index}: {}; no event of the body is accepted", Reject::BadFrame.sentence())))
+                }
+            }
+        }
         (Form::Raw, _) if body.is_empty() => Err(Problem::bad("the body is empty; it should be one event")),
         (Form::Raw, _) => Ok(Events::One(body)),
         (Form::Json, Some(b'[')) => Ok(Events::Elements(text, elements(text)?)),
@@ -200,6 +256,7 @@ async fn take(
     context: &Context,
 ) -> Result<Taken, Problem> {
     let encode = |item: Item<'_>, batch: &mut Batch| match (item, key) {
+        (Item::Event { key: Some(key), data }, _) => source.encode_keyed(key, data, batch),
         (Item::Event { data, .. }, Some(key)) => source.encode_keyed(key.as_bytes(), data, batch),
         (Item::Event { data, .. }, None) => source.encode(data, batch),
         (Item::Rejected(reject), _) => Err(reject),
@@ -217,6 +274,12 @@ async fn take(
                 return Err(too_many());
             }
             submit::all(source, wire::lines(body, data_bytes_max), bytes_of, encode, body_bytes, context).await
+        }
+        Events::Frames(body, data_bytes_max) => {
+            if wire::frames(body, data_bytes_max).nth(EVENTS_MAX).is_some() {
+                return Err(too_many());
+            }
+            submit::all(source, wire::frames(body, data_bytes_max), bytes_of, encode, body_bytes, context).await
         }
     }
 }
@@ -279,6 +342,7 @@ mod tests {
     fn the_form_follows_the_type_and_without_one_the_first_byte() {
         let apart = |form, body: &'static str| match take_apart(form, &Bytes::from_static(body.as_bytes()), 100) {
             Ok(Events::Lines(..)) => "lines",
+            Ok(Events::Frames(..)) => "frames",
             Ok(Events::Elements(..)) => "array",
             Ok(Events::One(event)) if event == body.trim().as_bytes() => "one",
             Ok(Events::One(_)) => "other",
@@ -291,6 +355,9 @@ mod tests {
         assert_eq!(apart(Some(Form::Json), "{\"a\":1}{"), "problem");
         assert_eq!(apart(Some(Form::Json), "7"), "problem");
         assert_eq!(apart(Some(Form::Json), ""), "problem");
+        assert_eq!(apart(Some(Form::Frames), "\0\0\0\x03\0\0x"), "frames");
+        assert_eq!(apart(Some(Form::Frames), ""), "frames");
+        assert_eq!(apart(Some(Form::Frames), "\0\0\0\x03\0\0"), "problem");
         assert_eq!(apart(Some(Form::Raw), "[1]"), "one");
         assert_eq!(apart(Some(Form::Raw), ""), "problem");
     }
@@ -300,6 +367,15 @@ mod tests {
         assert_eq!(form(Some(&header("Application/JSON; charset=utf-8"))).unwrap(), Some(Form::Json));
         assert_eq!(form(None).unwrap(), None);
         assert_eq!(problem(form(Some(&header("text/plain")))).0, 415);
+    }
+
+    #[test]
+    fn a_format_in_the_query_is_a_known_one() {
+        assert_eq!(format(None).unwrap(), None);
+        assert_eq!(format(Some("x=y&format=frames&format=z")).unwrap(), Some(Form::Frames));
+        assert_eq!(format(Some("format=lines")).unwrap(), Some(Form::Lines));
+        let (status, text) = problem(format(Some("format=csv")));
+        assert!(status == 400 && text.contains("format=frames"), "{text}");
     }
 
     #[test]

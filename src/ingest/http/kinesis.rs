@@ -266,7 +266,7 @@ async fn accept(source: &Source, put: &Put<'_>, single: bool, context: &Context)
     let mut records = Vec::with_capacity(events.len());
     let encode = |event: &Event<'_>, batch: &mut Batch| {
         let before = batch.count();
-        let made = Made { key: event.key, hash: event.hash, data: event.data };
+        let made = Made { key: event.key, hash: event.hash, data: event.data, event_type: None, id: None };
         let outcome = source.encode_made(&made, batch);
         // A rule of the source may leave one out.
         records.extend((before..batch.count()).map(|_| event.record));

@@ -166,7 +166,10 @@ async fn take(call: Call, request: Request<Incoming>, context: &Context) -> Resu
         |(batch, event), into| {
             scratch.clear();
             let key = record::write(&all[batch], event, &arrival, config, &mut scratch);
-            source.encode_made(&Made { key: &key, hash: None, data: &scratch }, into)
+            let id = all[batch].copy_id(event);
+            let event_type = event.and_then(|event| all[batch].event_type(event));
+            let made = Made { key: &key, hash: None, data: &scratch, event_type: event_type.as_deref(), id: id.as_deref() };
+            source.encode_made(&made, into)
         },
         bytes,
         context,

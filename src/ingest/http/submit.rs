@@ -4,22 +4,26 @@
 //! answer of what is durable. *RECEIPT-AFTER-SYNC*: [`Taken::durable`] is the only way to the numbers of a good answer.
 //!
 //! Backpressure: while there is no room, a request waits, up to `admit_timeout`, because many SDKs throw away what they are
-//! refused, and none minds an answer that takes some seconds; where the policy is to refuse, it is refused at once.
+//! refused, and none minds an answer that takes some seconds; where the policy is to refuse, it is refused at once. One
+//! request has that time once ([`patient`]): for its body's memory, for room, for its first batch's admission, and for a
+//! spool that turns out to be full or broken when the batch is to be written.
 //!
 //! Failure: should the spool give out in the middle of a large request, the answer is 503 though some of its events may be
 //! durable; the client sends all again (at least once, as everywhere).
 
+use std::cell::Cell;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::Context;
 use super::answer::Problem;
 use crate::event::Position;
-use crate::ingest::{Reject, Source, stopped};
+use crate::ingest::{Reject, Sent, Source, stopped};
 use crate::limits::{BATCH_BYTES, KEY_BYTES_MAX};
 use crate::metrics::Limit;
-use crate::spool::{Batch, NotDurable, Permit, Receipt};
+use crate::spool::{Batch, NotDurable, Permit, SpoolHandle};
 
 /// Events in one request: bounds what a body of tiny events costs beside its bytes.
 pub const EVENTS_MAX: usize = 100_000;
@@ -33,8 +37,28 @@ const FRAME_OVERHEAD_BYTES: usize = KEY_BYTES_MAX + 64;
 /// How often it is looked whether there is room again.
 const LOOK_EVERY: Duration = Duration::from_millis(25);
 
+tokio::task_local! {
+    /// What is left of a request's patience.
+    static LEFT: Cell<Duration>;
+}
+
+/// Gives a request its patience: all its waiting for the agent together takes no longer.
+pub async fn patient<T>(patience: Duration, request: impl Future<Output = T>) -> T {
+    LEFT.scope(Cell::new(patience), request).await
+}
+
+/// Waits for the agent, as long as the request has patience left; `usual` where nobody gave it any. `None`: in vain.
+pub async fn wait_patiently<T>(usual: Duration, awaited: impl Future<Output = T>) -> Option<T> {
+    let left = LEFT.try_with(Cell::get).unwrap_or(usual);
+    let since = Instant::now();
+    let outcome = timeout(left, awaited).await.ok();
+    // Outside of a request nothing is kept.
+    LEFT.try_with(|kept| kept.set(left.saturating_sub(since.elapsed()))).unwrap_or_default();
+    outcome
+}
+
 /// An agent that is stopping.
-fn draining() -> Problem {
+pub fn draining() -> Problem {
     Problem::overload("the agent is stopping and accepts nothing more")
 }
 
@@ -66,8 +90,8 @@ pub async fn wait_for_room(source: &Source, events: impl Fn() -> u64, context: &
     };
     tokio::select! {
         biased;
-        waited = timeout(context.options.admit_timeout, room) => match (waited, source.full()) {
-            (Err(_), Some(limit)) => Err(Problem::full(limit)),
+        waited = wait_patiently(context.options.admit_timeout, room) => match (waited, source.full()) {
+            (None, Some(limit)) => Err(Problem::full(limit)),
             _ => Ok(()),
         },
         () = stopped(context.shutdown.clone()) => Err(draining()),
@@ -78,28 +102,28 @@ pub async fn wait_for_room(source: &Source, events: impl Fn() -> u64, context: &
 #[derive(Debug)]
 pub struct Taken {
     /// Of each batch its receipt, and how many events it has.
-    receipts: Vec<(Receipt, u32)>,
+    receipts: Vec<(Sent, u32)>,
+    left_out: Vec<u32>,
     rejected: Vec<(u32, Reject)>,
+    spool: SpoolHandle,
+    patience: Duration,
 }
 
 /// What became of them in the end: all that were accepted are durable.
 #[derive(Debug)]
 pub struct Done {
-    /// First position and number of each batch.
-    batches: Vec<(Position, u32)>,
-    /// The others by their index from 0.
+    accepted: u64,
+    /// Those that a rule of the source left out (filtered, or stored before), by their index from 0. They are answered as
+    /// success.
+    pub left_out: Vec<u32>,
+    /// Those that were refused, by their index from 0.
     pub rejected: Vec<(u32, Reject)>,
 }
 
 impl Done {
-    /// Events that are durable.
+    /// Events of the request that are durable. What was left out is not among them.
     pub fn accepted(&self) -> u64 {
-        self.batches.iter().map(|(_, events)| u64::from(*events)).sum()
-    }
-
-    /// The positions of those, in their order in the request.
-    pub fn positions(&self) -> impl Iterator<Item = Position> {
-        self.batches.iter().flat_map(|&(first, events)| (first.0..first.0 + u64::from(events)).map(Position))
+        self.accepted
     }
 }
 
@@ -131,15 +155,37 @@ impl Taken {
     /// # Errors
     /// They are not, or not known to be.
     pub async fn durable(self) -> Result<Done, Problem> {
-        let mut batches = Vec::with_capacity(self.receipts.len());
-        for (receipt, events) in self.receipts {
-            match receipt.durable().await {
-                Ok(first) => batches.push((first, events)),
+        let Self { receipts, left_out, rejected, spool, patience } = self;
+        let mut accepted = 0;
+        for (sent, events) in receipts {
+            let outcome = tokio::select! {
+                biased;
+                outcome = sent.durable() => outcome,
+                problem = give_up(&spool, patience) => return Err(problem),
+            };
+            match outcome {
+                Ok(_) => accepted += u64::from(events),
                 Err(NotDurable::Full(limit)) => return Err(Problem::full(limit)),
                 Err(NotDurable::Closed) => return Err(not_durable()),
             }
         }
-        Ok(Done { batches, rejected: self.rejected })
+        Ok(Done { accepted, left_out, rejected })
+    }
+}
+
+/// Resolves when a request's patience is at its end and its events lie before a spool that is full or broken. That a disk is
+/// slow is no reason. They may become durable all the same, once the spool can.
+async fn give_up(spool: &SpoolHandle, patience: Duration) -> Problem {
+    let metrics = &spool.shared().metrics;
+    sleep(LEFT.try_with(Cell::get).unwrap_or(patience)).await;
+    loop {
+        if let Some(limit) = metrics.full_by() {
+            return Problem::full(limit);
+        }
+        if !metrics.writable.load(Ordering::Relaxed) {
+            return not_durable();
+        }
+        sleep(LOOK_EVERY).await;
     }
 }
 
@@ -156,9 +202,18 @@ pub async fn all<I>(
     bytes: usize,
     context: &Context,
 ) -> Result<Taken, Problem> {
-    let mut taken = Taken { receipts: Vec::new(), rejected: Vec::new() };
+    let mut taken = Taken {
+        receipts: Vec::new(),
+        left_out: Vec::new(),
+        rejected: Vec::new(),
+        spool: source.spool().clone(),
+        patience: context.options.admit_timeout,
+    };
     let mut items = items.enumerate().peekable();
-    let mut patience = context.options.admit_timeout;
+    // What rules add, or base64, takes memory too.
+    let bytes_of = |item: &I| source.grown(bytes_of(item));
+    let bytes = if source.grows() { usize::MAX - FRAME_OVERHEAD_BYTES } else { bytes };
+    let mut patience = None;
     loop {
         // An event larger than a batch is one alone: so a permit covers what lies in its batch.
         let room = items.peek().map_or(0, |(_, item)| bytes_of(item)).max(BATCH_BYTES);
@@ -166,8 +221,11 @@ pub async fn all<I>(
         let mut batch = source.batch();
         let counted = taken.rejected.len();
         while let Some((index, item)) = items.next_if(|(_, item)| bytes_of(item) <= room) {
-            if let Err(reject) = encode(item, &mut batch) {
-                taken.rejected.push((index as u32, reject));
+            let before = batch.count();
+            match encode(item, &mut batch) {
+                Ok(()) if batch.count() == before => taken.left_out.push(index as u32),
+                Ok(()) => {}
+                Err(reject) => taken.rejected.push((index as u32, reject)),
             }
             if batch.len() >= BATCH_BYTES {
                 break;
@@ -180,22 +238,29 @@ pub async fn all<I>(
         }
         if !batch.is_empty() {
             let events = batch.count();
-            taken.receipts.push((source.spool().submit(batch, permit), events));
+            taken.receipts.push((source.submit(batch, permit), events));
         }
         if !more {
             return Ok(taken);
         }
-        patience = context.options.admit_timeout * PATIENCE_FACTOR;
+        patience = Some(context.options.admit_timeout * PATIENCE_FACTOR);
     }
 }
 
-async fn admit(source: &Source, bytes: usize, patience: Duration, context: &Context) -> Result<Permit, Problem> {
+/// Admits a request's first batch, or, with a `patience` of its own, a later one.
+async fn admit(source: &Source, bytes: usize, patience: Option<Duration>, context: &Context) -> Result<Permit, Problem> {
+    let admitted = async {
+        match patience {
+            None => wait_patiently(context.options.admit_timeout, source.admit(bytes)).await,
+            Some(patience) => timeout(patience, source.admit(bytes)).await.ok(),
+        }
+    };
     tokio::select! {
         biased;
-        admitted = timeout(patience, source.admit(bytes)) => match admitted {
-            Ok(Ok(permit)) => Ok(permit),
-            Ok(Err(_)) => Err(draining()),
-            Err(_) => Err(match source.full() {
+        admitted = admitted => match admitted {
+            Some(Ok(permit)) => Ok(permit),
+            Some(Err(_)) => Err(draining()),
+            None => Err(match source.full() {
                 Some(limit) => Problem::full(limit),
                 None => Problem::overload("the disk is slower than events come; try again"),
             }),

@@ -31,6 +31,10 @@ pub struct Maker<'q> {
     received_ms: i64,
     record: Vec<u8>,
     key: String,
+    /// A track call's event, another call's type.
+    event_type: String,
+    /// By what a copy is known: the messageId; empty where the sender gave none.
+    copy_id: String,
     scans: Scans,
 }
 
@@ -107,7 +111,17 @@ impl<'q> Maker<'q> {
     #[must_use]
     pub fn new(rules: &'q Rules, request: &'q Request<'q>, bytes_max: usize) -> Self {
         let received_ms = i64::try_from(rules.clock.wall_ms()).unwrap_or(0);
-        Self { rules, request, bytes_max, received_ms, record: Vec::new(), key: String::new(), scans: Scans::default() }
+        Self {
+            rules,
+            request,
+            bytes_max,
+            received_ms,
+            record: Vec::new(),
+            key: String::new(),
+            event_type: String::new(),
+            copy_id: String::new(),
+            scans: Scans::default(),
+        }
     }
 
     /// At least as many bytes as a message's record will have.
@@ -135,7 +149,7 @@ impl<'q> Maker<'q> {
         if message.len() / 2 > self.bytes_max {
             return Err(Flaw::TooLarge);
         }
-        let Self { rules, request, record, key, scans, .. } = self;
+        let Self { rules, request, record, key, event_type, copy_id, scans, .. } = self;
         let mut fields = Fields::default();
         record.clear();
         read(message, rules, request, record, &mut fields, &mut scans.message)?;
@@ -155,6 +169,8 @@ impl<'q> Maker<'q> {
         }
         key.clear();
         let message_id = id(fields.message_id);
+        replace(event_type, id(fields.event).filter(|_| call == Call::Track).as_deref().unwrap_or(call.word()));
+        replace(copy_id, message_id.as_deref().unwrap_or_default());
         separate(record);
         record.extend_from_slice(b"\"messageId\":");
         match (&message_id, fields.message_id) {
@@ -200,7 +216,7 @@ impl<'q> Maker<'q> {
         if event.len() / 2 > self.bytes_max {
             return Err(Flaw::TooLarge);
         }
-        let Self { rules, request, record, key, scans, .. } = self;
+        let Self { rules, request, record, key, event_type, copy_id, scans, .. } = self;
         let metadata = request.metadata.ok_or(Flaw::NoMetadata)?;
         let (mut user, mut anonymous, mut event_id, mut time, mut name) = (None, None, None, None, None);
         each_member(metadata, &mut scans.member, |field, _, value| match field.as_ref() {
@@ -212,7 +228,8 @@ impl<'q> Maker<'q> {
             _ => {}
         });
         let person = id(user).or_else(|| id(anonymous)).ok_or(Flaw::NoMetadata)?;
-        id(name).ok_or(Flaw::NoMetadata)?;
+        replace(event_type, &id(name).ok_or(Flaw::NoMetadata)?);
+        replace(copy_id, id(event_id).as_deref().unwrap_or_default());
         record.clear();
         record.push(b'{');
         copy_members(event, |name| name != b"_metarouter", rules.facade, record, &mut scans.message)?;
@@ -243,8 +260,14 @@ impl<'q> Maker<'q> {
         if self.record.len() > self.bytes_max {
             return Err(Flaw::TooLarge);
         }
-        Ok(Some(Made { key: &self.key, hash: None, data: &self.record }))
+        let id = (!self.copy_id.is_empty()).then_some(self.copy_id.as_str());
+        Ok(Some(Made { key: &self.key, hash: None, data: &self.record, event_type: Some(&self.event_type), id }))
     }
+}
+
+fn replace(held: &mut String, text: &str) {
+    held.clear();
+    held.push_str(text);
 }
 
 /// Copies what a message has of its own, and notes what matters.

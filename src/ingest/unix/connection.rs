@@ -37,9 +37,9 @@ use super::acks::{self, Ended, Note};
 use super::partials::{Partial, Partials, READ_BYTES};
 use crate::ingest::hello::{HELLO_BYTES_MAX, Hello, Sniff, sniff};
 use crate::ingest::wire::{Item, Splitter};
-use crate::ingest::{DRAIN_GRACE, NoSource, Reject, Shutdown, Source, Sources, Stopped, stopped};
+use crate::ingest::{DRAIN_GRACE, NoSource, Reject, Sent, Shutdown, Source, Sources, Stopped, stopped};
 use crate::limits::{BATCH_BYTES, KEY_BYTES_MAX};
-use crate::spool::{Batch, Permit, Receipt};
+use crate::spool::{Batch, Permit};
 
 /// Read buffers that a thread keeps.
 const BUFFERS_KEPT: usize = 8;
@@ -141,7 +141,7 @@ pub async fn serve(stream: UnixStream, shared: Arc<Shared>, shutdown: Shutdown) 
     let hello = hello.unwrap_or_default();
     let (acks, write) = if hello.ack {
         let (send, notes) = mpsc::channel(NOTES_MAX);
-        let durable = |receipt: Receipt| async { receipt.durable().await.map(|_| ()) };
+        let durable = |sent: Sent| async { sent.durable().await.map(|_| ()) };
         (Some(send), Write::Acks(tokio::spawn(acks::tell(write, notes, durable))))
     } else {
         (None, Write::Idle(write))
@@ -151,6 +151,7 @@ pub async fn serve(stream: UnixStream, shared: Arc<Shared>, shutdown: Shutdown) 
         source,
         acks,
         count: 0,
+        noted: 0,
         rejects: Vec::new(),
         shutdown: shutdown.clone(),
     };
@@ -345,9 +346,11 @@ enum Filled {
 struct Connection {
     source: Arc<Source>,
     splitter: Splitter,
-    acks: Option<mpsc::Sender<Note<Receipt>>>,
+    acks: Option<mpsc::Sender<Note<Sent>>>,
     /// Events so far, rejected ones included.
     count: u64,
+    /// Of these, those that a note has told.
+    noted: u64,
     /// Those rejected that no note has told yet. Stays empty without acknowledgements.
     rejects: Vec<(u64, Reject)>,
     shutdown: Shutdown,
@@ -513,11 +516,13 @@ impl Connection {
                 drop(permit);
                 None
             }
-            Some(batch) => Some(self.source.spool().submit(batch, permit)),
+            Some(batch) => Some(self.source.submit(batch, permit)),
         };
+        // A batch may be empty, and its events settled all the same: rejected, or left out by a rule.
         if let Some(acks) = &self.acks
-            && (receipt.is_some() || !self.rejects.is_empty())
+            && self.count > self.noted
         {
+            self.noted = self.count;
             let note = Note { receipt, count: self.count, rejects: std::mem::take(&mut self.rejects) };
             tokio::select! {
                 biased;

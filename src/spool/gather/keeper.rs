@@ -295,6 +295,9 @@ impl Keeper<'_> {
         // Given back as one, after the last receipt.
         let mut permits: Option<OwnedSemaphorePermit> = None;
         for waiting in group.waiting {
+            if let Some(companion) = waiting.companion {
+                companion.durable();
+            }
             let Permit { held, since } = waiting.permit;
             self.shared.metrics.receipt_seconds.observe_n(now.saturating_sub(since).as_secs_f64(), 1);
             // Whoever dropped the receipt does not want to know.
@@ -310,10 +313,11 @@ impl Keeper<'_> {
     fn refuse(&self, group: Gathering, limit: Limit) {
         let usages = self.shared.sources();
         for waiting in group.waiting {
-            if waiting.events > 0 {
-                self.shared.refused.fetch_add(u64::from(waiting.events), Ordering::Relaxed);
+            let events = u64::from(waiting.events) + waiting.companion.map_or(0, |companion| companion.refused());
+            if events > 0 {
+                self.shared.refused.fetch_add(events, Ordering::Relaxed);
                 let source = usage(&usages, waiting.source).map_or("", |usage| &usage.name);
-                self.shared.count_rejected(source, FULL, u64::from(waiting.events));
+                self.shared.count_rejected(source, FULL, events);
             }
             let answer = if waiting.events > 0 { Err(limit) } else { Ok(self.writer.next()) };
             // Whoever dropped the receipt does not want to know.
