@@ -17,7 +17,7 @@ use crate::config::{KeyFallback, Secret, SourceConfig, SourceKind, SyncClass};
 use crate::event::KeyHash;
 use crate::host::{Entropy, Host};
 use crate::ingest::pointer::{PointerError, Pointers, Scratch};
-use crate::ingest::segment::Rules;
+use crate::ingest::segment;
 use crate::limits::{EVENT_BYTES_MAX, KEY_BYTES_MAX, KEY_CHARS_MAX};
 use crate::metrics::Limit;
 use crate::spool::{Batch, Closed, Permit, SpoolHandle, Tenant};
@@ -99,7 +99,7 @@ pub struct Source {
     keys: Vec<Secret>,
     rule: KeyRule,
     spool: SpoolHandle,
-    segment: Rules,
+    segment: segment::Rules,
     /// The source as its spool knows it: name and quota.
     tenant: Tenant,
 }
@@ -120,7 +120,7 @@ impl Source {
                 fallback: config.partition_key_fallback,
                 entropy: Arc::clone(&host.entropy),
             },
-            segment: Rules::new(&config.segment, host),
+            segment: segment::Rules::new(&config.segment, host),
             spool,
         })
     }
@@ -139,7 +139,7 @@ impl Source {
 
     /// What its configuration says for Segment's door.
     #[must_use]
-    pub fn segment(&self) -> &Rules {
+    pub fn segment(&self) -> &segment::Rules {
         &self.segment
     }
 

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use forebay::config::{OnFull, Order, Request, SectionKind, SyncClass};
+use forebay::config::{OnFull, Order, Request, SectionKind, SegmentConfig, SegmentProfile, SyncClass};
 
 use super::{FILE, Maps, ONE_STREAM, agent, assert_tells, flag};
 
@@ -26,7 +26,7 @@ fn all_errors_are_told_at_once_each_with_place_value_and_what_is_allowed() {
             "spool.max_bytes = \"10G\"",
             "GiB (1024 cubed) or GB (1000 cubed)",
             "allowed: a size from 256MiB to 1PiB",
-            "spool.segment_bytes = a boolean",
+            "spool.segment_bytes = true",
             "a text in quotes is needed, a boolean was given",
             "stream[0].linger = \"1h\"",
             "too large\n      allowed: a time from 0ms to 10s",
@@ -50,6 +50,34 @@ fn what_a_later_version_will_offer_is_named_as_such() {
         let report = Maps::file(&format!("{ONE_STREAM}[[source]]\nname = \"s\"\nkind = {kind:?}\n")).one_problem();
         assert_tells(&report, &["not offered by this version", "allowed: \""]);
     }
+}
+
+#[test]
+fn a_source_of_kind_segment_is_as_its_profile_has_it_unless_told_otherwise() {
+    let with = |lines: &str| Maps::file(&format!("{ONE_STREAM}[[source]]\nname = \"s\"\n{lines}\n"));
+    let of = |lines: &str| with(&format!("kind = \"segment\"\n{lines}")).config().sources[0].clone();
+    assert_eq!(of("").segment, SegmentConfig::default());
+    assert!(of("").partition_key.is_empty());
+    let told = "profile = \"actions\"\npayload = \"facade\"\nuse_message_id = true\ntypes = [\"track\"]\nintegration = \"Lake\"\n\
+                project_id = \"p\"\npartition_key = [\"/userId\"]";
+    let source = of(told);
+    assert_eq!(
+        source.segment,
+        SegmentConfig {
+            profile: SegmentProfile::Actions,
+            facade: Some(true),
+            use_message_id: true,
+            types: vec!["track".into()],
+            integration: Some("Lake".into()),
+            project_id: Some("p".into()),
+        }
+    );
+    assert_eq!(source.partition_key, ["/userId"]);
+    assert_tells(
+        &with("profile = \"actions\"").one_problem(),
+        &["has no meaning for a source of kind \"events\"", "\"segment\""],
+    );
+    assert_tells(&with("kind = \"segment\"\ntypes = [\"tracks\"]").one_problem(), &["types[0] = \"tracks\"", "\"screen\""]);
 }
 
 #[test]

@@ -31,6 +31,7 @@ pub struct Maker<'q> {
     received_ms: i64,
     record: Vec<u8>,
     key: String,
+    id: String,
     scans: Scans,
 }
 
@@ -107,7 +108,16 @@ impl<'q> Maker<'q> {
     #[must_use]
     pub fn new(rules: &'q Rules, request: &'q Request<'q>, bytes_max: usize) -> Self {
         let received_ms = i64::try_from(rules.clock.wall_ms()).unwrap_or(0);
-        Self { rules, request, bytes_max, received_ms, record: Vec::new(), key: String::new(), scans: Scans::default() }
+        Self {
+            rules,
+            request,
+            bytes_max,
+            received_ms,
+            record: Vec::new(),
+            key: String::new(),
+            id: String::new(),
+            scans: Scans::default(),
+        }
     }
 
     /// At least as many bytes as a message's record will have.
@@ -135,7 +145,7 @@ impl<'q> Maker<'q> {
         if message.len() / 2 > self.bytes_max {
             return Err(Flaw::TooLarge);
         }
-        let Self { rules, request, record, key, scans, .. } = self;
+        let Self { rules, request, record, key, id: own_id, scans, .. } = self;
         let mut fields = Fields::default();
         record.clear();
         read(message, rules, request, record, &mut fields, &mut scans.message)?;
@@ -153,27 +163,28 @@ impl<'q> Maker<'q> {
         if !request.integrations.is_empty() {
             merge(b"\"integrations\":{", &request.integrations, fields.integrations, rules.facade, record, scans)?;
         }
-        key.clear();
-        let message_id = id(fields.message_id);
+        own_id.clear();
         separate(record);
         record.extend_from_slice(b"\"messageId\":");
-        match (&message_id, fields.message_id) {
-            (Some(_), Some(raw)) => put(raw, rules.facade, record),
+        match (id(fields.message_id), fields.message_id) {
+            (Some(sent), Some(raw)) => {
+                own_id.push_str(&sent);
+                put(raw, rules.facade, record);
+            }
             _ => {
-                let made = uuid(rules);
+                own_id.extend(uuid(rules).map(char::from));
                 record.push(b'"');
-                record.extend_from_slice(&made);
+                record.extend_from_slice(own_id.as_bytes());
                 record.push(b'"');
-                if rules.by_message_id {
-                    key.extend(made.map(char::from));
-                }
             }
         }
-        if key.is_empty() {
-            let person = || id(fields.user_id).or_else(|| id(fields.to)).or_else(|| id(fields.anonymous_id));
-            let person = || person().or_else(|| id(fields.session_id)).or_else(|| id(fields.previous_id));
-            let chosen = if rules.by_message_id { message_id.or_else(person) } else { person().or(message_id) };
-            key.push_str(chosen.as_deref().unwrap_or_default());
+        // A valid message has one of these, so the key is never empty.
+        let person = || id(fields.user_id).or_else(|| id(fields.to)).or_else(|| id(fields.anonymous_id));
+        let person = || person().or_else(|| id(fields.session_id)).or_else(|| id(fields.previous_id));
+        key.clear();
+        match person() {
+            Some(person) if !rules.by_message_id => key.push_str(&person),
+            _ => key.push_str(own_id),
         }
         if fields.channel.is_none() {
             record.extend_from_slice(if request.from_browser { b",\"channel\":\"client\"" } else { b",\"channel\":\"server\"" });
@@ -200,7 +211,7 @@ impl<'q> Maker<'q> {
         if event.len() / 2 > self.bytes_max {
             return Err(Flaw::TooLarge);
         }
-        let Self { rules, request, record, key, scans, .. } = self;
+        let Self { rules, request, record, key, id: own_id, scans, .. } = self;
         let metadata = request.metadata.ok_or(Flaw::NoMetadata)?;
         let (mut user, mut anonymous, mut event_id, mut time, mut name) = (None, None, None, None, None);
         each_member(metadata, &mut scans.member, |field, _, value| match field.as_ref() {
@@ -222,21 +233,30 @@ impl<'q> Maker<'q> {
             name == b"writeKey" || name == b"eventID" && id(event_id).is_none() || name == b"timestamp" && id(time).is_none()
         };
         copy_members(metadata, |name| !unkept(name), rules.facade, record, &mut scans.message)?;
-        let event_id = id(event_id).map(std::borrow::Cow::into_owned).unwrap_or_else(|| {
-            let made = uuid(rules);
-            record.extend_from_slice(b",\"eventID\":\"");
-            record.extend_from_slice(&made);
-            record.push(b'"');
-            made.map(char::from).iter().collect()
-        });
+        own_id.clear();
+        match id(event_id) {
+            Some(sent) => own_id.push_str(&sent),
+            None => {
+                own_id.extend(uuid(rules).map(char::from));
+                record.extend_from_slice(b",\"eventID\":\"");
+                record.extend_from_slice(own_id.as_bytes());
+                record.push(b'"');
+            }
+        }
         if id(time).is_none() {
             record.extend_from_slice(b",\"timestamp\":");
             quoted_time(self.received_ms, record);
         }
         record.extend_from_slice(b"}}");
         key.clear();
-        key.push_str(if rules.by_message_id { &event_id } else { &person });
+        key.push_str(if rules.by_message_id { own_id } else { &person });
         self.made()
+    }
+
+    /// The id of the message that was made last, sent or generated: a copy of it has the same.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
     }
 
     fn made(&self) -> Result<Option<Made<'_>>, Flaw> {
