@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use forebay::coding::{Coding, EncryptionKey, KeyRing};
-use forebay::config::{AmplitudeConfig, MParticleConfig};
+use forebay::config::{AmplitudeConfig, MParticleConfig, SegmentConfig, SegmentProfile};
 use forebay::deaggregate::{Content, MAGIC, Member, deaggregate};
 use forebay::event::{KeyHash, LANES, Lane, Position};
 use forebay::host::{Files as _, Host};
@@ -30,6 +30,7 @@ use forebay::ingest::kinesis::{Protocol, cbor, json};
 use forebay::ingest::members::Members;
 use forebay::ingest::mparticle;
 use forebay::ingest::pointer::{Pointers, Scratch};
+use forebay::ingest::segment::{Flaw, Maker, Path as Route, Request, Rules, SHARED_BYTES_MAX, body_of_query};
 use forebay::ingest::wire::{self, Format, Item, Splitter};
 use forebay::limits::KEY_BYTES_MAX;
 use forebay::spool::cursor::Cursor;
@@ -52,7 +53,7 @@ use fault_files::{FaultFiles, SimClock, sim_host};
 pub type Body = fn(&[u8]);
 
 /// Every target by its name, which is that of its corpus too.
-pub const TARGETS: [(&str, Body); 12] = [
+pub const TARGETS: [(&str, Body); 13] = [
     ("segment", segment),
     ("index", index),
     ("recovery", recovery),
@@ -65,6 +66,7 @@ pub const TARGETS: [(&str, Body); 12] = [
     ("amplitude", amplitude),
     ("mparticle", mparticle),
     ("kinesis", kinesis),
+    ("segment_api", segment_api),
 ];
 
 /// Bytes read as instructions; zeroes when they are used up.
@@ -809,4 +811,49 @@ fn same_value(ours: &Value<'_>, theirs: &serde_json::Value) -> bool {
         }
         _ => false,
     }
+}
+
+/// A request to Segment's door, from its body to its records, which must be JSON on one line, no larger than was promised.
+pub fn segment_api(data: &[u8]) {
+    let Some((&choice, body)) = data.split_first() else { return };
+    let path = ["/v1/batch", "/v1/track", "/v1/a", "/v1/custom/event"][usize::from(choice & 3)];
+    let profile = if choice & 4 == 0 { SegmentProfile::Astronomer } else { SegmentProfile::Actions };
+    let config = SegmentConfig { profile, project_id: (choice & 8 != 0).then(|| "p".to_owned()), ..SegmentConfig::default() };
+    let host = sim_host(&FaultFiles::default(), &Arc::new(SimClock::new()), 1);
+    let rules = Rules::new(&config, &host);
+    let path = Route::of(path).expect("a path of the door");
+    let text = std::str::from_utf8(body);
+    if let Some(query) = text.ok().and_then(body_of_query) {
+        assert!(text.is_ok_and(|text| text.contains("data=")) || is_json(&query), "a query became no JSON");
+    }
+    let request = Request::take_apart(path, body, 1000);
+    let mut request = match request {
+        Ok(request) => request,
+        Err(problem) => {
+            assert!(problem.code != "invalid_json" || !is_json(body), "JSON was taken for none");
+            return;
+        }
+    };
+    assert!(is_json(body), "what is not JSON was taken for it");
+    request.offer_metadata(br#"{"eventName":"e","userID":"u"}"#);
+    let sizes = Maker::new(&rules, &request, 1 << 20);
+    let mut maker = Maker::new(&rules, &request, 1 << 20);
+    for message in request.messages() {
+        let made = if path == Route::Custom { maker.make_custom(message) } else { maker.make(message) };
+        let Ok(Some(made)) = made else {
+            assert!(made.err() != Some(Flaw::TooLarge) || message.len() > (1 << 20) / 3 - SHARED_BYTES_MAX * 3);
+            continue;
+        };
+        assert!(!made.key.is_empty() && made.data.len() <= sizes.bytes_of(message));
+        assert!(is_json(made.data) && !made.data.contains(&b'\n'), "a record is no JSON on one line");
+        // The tree refuses more: half a surrogate pair, a number beyond f64.
+        if let Ok(tree) = serde_json::from_slice::<serde_json::Value>(made.data) {
+            assert!(tree.get("writeKey").is_none() && tree["_metarouter"].get("writeKey").is_none() || path != Route::Custom);
+            assert!(path == Route::Custom || ["receivedAt", "timestamp", "type"].iter().all(|name| tree[name].is_string()));
+        }
+    }
+}
+
+fn is_json(text: &[u8]) -> bool {
+    std::str::from_utf8(text).is_ok() && serde_json::from_slice::<serde::de::IgnoredAny>(text).is_ok()
 }

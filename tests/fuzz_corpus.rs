@@ -91,6 +91,11 @@ fn a_request_of_the_kinesis_api_is_read_as_serde_json_reads_it_and_each_record_y
 }
 
 #[test]
+fn whatever_segments_door_takes_becomes_json_on_one_line() {
+    replay("segment_api");
+}
+
+#[test]
 fn every_target_has_its_fuzzer_and_is_replayed() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let here = fs::read_to_string(root.join("tests/fuzz_corpus.rs")).expect("this file");

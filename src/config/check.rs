@@ -340,11 +340,15 @@ fn build_source(source: &Section, spool_max_bytes: u64) -> SourceConfig {
         },
         segment: SegmentConfig {
             profile: SegmentProfile::of_word(&source.word("profile")),
-            facade: source.text("payload").map(|payload| payload == "facade"),
+            facade: match source.word("payload").as_str() {
+                "facade" => Some(true),
+                "verbatim" => Some(false),
+                _ => None,
+            },
             use_message_id: source.bool("use_message_id"),
             types: source.texts("types"),
-            integration: source.text("integration"),
-            project_id: source.text("project_id"),
+            integration: source.text("integration").filter(|name| !name.is_empty()),
+            project_id: source.text("project_id").filter(|id| !id.is_empty()),
         },
         rules: build_rules(source),
     }

@@ -309,11 +309,7 @@ static CALL: Rule = Rule {
     allowed: "one of \"track\", \"identify\", \"page\", \"screen\", \"group\", \"alias\"",
     holds: |word| Call::of_word(word).is_some(),
 };
-static INTEGRATION: Rule = Rule {
-    allowed: "a destination's name as `integrations` names it, such as \"Amazon Kinesis\"",
-    holds: |name| !name.is_empty(),
-};
-static PROJECT: Rule = Rule { allowed: "1 to 256 characters", holds: |id| (1..=256).contains(&id.chars().count()) };
+static SHORT_TEXT: Rule = Rule { allowed: "at most 256 characters", holds: |text| text.chars().count() <= 256 };
 static WRITE_KEY: Rule = Rule {
     allowed: "1 to 256 visible ASCII characters without a space",
     holds: |key| (1..=256).contains(&key.len()) && key.bytes().all(|b| b.is_ascii_graphic()),
@@ -621,10 +617,10 @@ static SOURCE: [Key; 32] = [
     ),
     key(
         "payload",
-        Kind::Choice { offered: &["facade", "verbatim"], later: &[] },
-        Fallback::Unset,
+        Kind::Choice { offered: &["profile", "facade", "verbatim"], later: &[] },
+        Fallback::Toml("\"profile\""),
         "With kind = \"segment\": \"facade\" writes strings that are ISO dates as Segment's library does, in UTC with milliseconds; \
-         \"verbatim\" leaves them. Not set: \"verbatim\" for \"actions\", else \"facade\".",
+         \"verbatim\" leaves them; \"profile\" is \"verbatim\" for \"actions\", else \"facade\".",
     ),
     key(
         "use_message_id",
@@ -641,16 +637,16 @@ static SOURCE: [Key; 32] = [
     ),
     key(
         "integration",
-        Kind::Text(&INTEGRATION),
-        Fallback::Unset,
-        "With kind = \"segment\": the name under which a message's `integrations` turns this destination off; not set: \"AWS Kinesis \
+        Kind::Text(&SHORT_TEXT),
+        Fallback::Toml("\"\""),
+        "With kind = \"segment\": the name under which a message's `integrations` turns this destination off; \"\" is \"AWS Kinesis \
          (Actions)\" for \"actions\", else \"Amazon Kinesis\".",
     ),
     key(
         "project_id",
-        Kind::Text(&PROJECT),
-        Fallback::Unset,
-        "With kind = \"segment\": written into every record as projectId, which names the source there.",
+        Kind::Text(&SHORT_TEXT),
+        Fallback::Toml("\"\""),
+        "With kind = \"segment\": written into every record as projectId, which names the source there; \"\": none.",
     ),
     key(
         "allow",

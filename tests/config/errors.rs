@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use forebay::config::{DataEncoding, OnFull, Order, Request, RuleConfig, SectionKind, SyncClass};
+use forebay::config::{DataEncoding, OnFull, Order, Request, RuleConfig, SectionKind, SegmentConfig, SegmentProfile, SyncClass};
 
 use super::{FILE, Maps, ONE_STREAM, agent, assert_tells, flag};
 
@@ -42,6 +42,34 @@ fn all_errors_are_told_at_once_each_with_place_value_and_what_is_allowed() {
             "source[0].partition_key[2] = 7",
         ],
     );
+}
+
+#[test]
+fn a_source_of_kind_segment_is_as_its_profile_has_it_unless_told_otherwise() {
+    let with = |lines: &str| Maps::file(&format!("{ONE_STREAM}[[source]]\nname = \"s\"\n{lines}\n"));
+    let of = |lines: &str| with(&format!("kind = \"segment\"\n{lines}")).config().sources[0].clone();
+    assert_eq!(of("").segment, SegmentConfig::default());
+    assert!(of("").partition_key.is_empty());
+    let told = "profile = \"actions\"\npayload = \"facade\"\nuse_message_id = true\ntypes = [\"track\"]\nintegration = \"Lake\"\n\
+                project_id = \"p\"\npartition_key = [\"/userId\"]";
+    let source = of(told);
+    assert_eq!(
+        source.segment,
+        SegmentConfig {
+            profile: SegmentProfile::Actions,
+            facade: Some(true),
+            use_message_id: true,
+            types: vec!["track".into()],
+            integration: Some("Lake".into()),
+            project_id: Some("p".into()),
+        }
+    );
+    assert_eq!(source.partition_key, ["/userId"]);
+    assert_tells(
+        &with("profile = \"actions\"").one_problem(),
+        &["has no meaning for a source of kind \"events\"", "\"segment\""],
+    );
+    assert_tells(&with("kind = \"segment\"\ntypes = [\"tracks\"]").one_problem(), &["types[0] = \"tracks\"", "\"screen\""]);
 }
 
 #[test]

@@ -33,8 +33,7 @@ pub struct Maker<'q> {
     key: String,
     /// A track call's event, another call's type.
     event_type: String,
-    /// By what a copy is known: the messageId; empty where the sender gave none.
-    copy_id: String,
+    id: String,
     scans: Scans,
 }
 
@@ -119,7 +118,7 @@ impl<'q> Maker<'q> {
             record: Vec::new(),
             key: String::new(),
             event_type: String::new(),
-            copy_id: String::new(),
+            id: String::new(),
             scans: Scans::default(),
         }
     }
@@ -149,7 +148,7 @@ impl<'q> Maker<'q> {
         if message.len() / 2 > self.bytes_max {
             return Err(Flaw::TooLarge);
         }
-        let Self { rules, request, record, key, event_type, copy_id, scans, .. } = self;
+        let Self { rules, request, record, key, event_type, id: own_id, scans, .. } = self;
         let mut fields = Fields::default();
         record.clear();
         read(message, rules, request, record, &mut fields, &mut scans.message)?;
@@ -167,29 +166,29 @@ impl<'q> Maker<'q> {
         if !request.integrations.is_empty() {
             merge(b"\"integrations\":{", &request.integrations, fields.integrations, rules.facade, record, scans)?;
         }
-        key.clear();
-        let message_id = id(fields.message_id);
         replace(event_type, id(fields.event).filter(|_| call == Call::Track).as_deref().unwrap_or(call.word()));
-        replace(copy_id, message_id.as_deref().unwrap_or_default());
+        own_id.clear();
         separate(record);
         record.extend_from_slice(b"\"messageId\":");
-        match (&message_id, fields.message_id) {
-            (Some(_), Some(raw)) => put(raw, rules.facade, record),
+        match (id(fields.message_id), fields.message_id) {
+            (Some(sent), Some(raw)) => {
+                own_id.push_str(&sent);
+                put(raw, rules.facade, record);
+            }
             _ => {
-                let made = uuid(rules);
+                own_id.extend(uuid(rules).map(char::from));
                 record.push(b'"');
-                record.extend_from_slice(&made);
+                record.extend_from_slice(own_id.as_bytes());
                 record.push(b'"');
-                if rules.by_message_id {
-                    key.extend(made.map(char::from));
-                }
             }
         }
-        if key.is_empty() {
-            let person = || id(fields.user_id).or_else(|| id(fields.to)).or_else(|| id(fields.anonymous_id));
-            let person = || person().or_else(|| id(fields.session_id)).or_else(|| id(fields.previous_id));
-            let chosen = if rules.by_message_id { message_id.or_else(person) } else { person().or(message_id) };
-            key.push_str(chosen.as_deref().unwrap_or_default());
+        // A valid message has one of these, so the key is never empty.
+        let person = || id(fields.user_id).or_else(|| id(fields.to)).or_else(|| id(fields.anonymous_id));
+        let person = || person().or_else(|| id(fields.session_id)).or_else(|| id(fields.previous_id));
+        key.clear();
+        match person() {
+            Some(person) if !rules.by_message_id => key.push_str(&person),
+            _ => key.push_str(own_id),
         }
         if fields.channel.is_none() {
             record.extend_from_slice(if request.from_browser { b",\"channel\":\"client\"" } else { b",\"channel\":\"server\"" });
@@ -216,7 +215,7 @@ impl<'q> Maker<'q> {
         if event.len() / 2 > self.bytes_max {
             return Err(Flaw::TooLarge);
         }
-        let Self { rules, request, record, key, event_type, copy_id, scans, .. } = self;
+        let Self { rules, request, record, key, event_type, id: own_id, scans, .. } = self;
         let metadata = request.metadata.ok_or(Flaw::NoMetadata)?;
         let (mut user, mut anonymous, mut event_id, mut time, mut name) = (None, None, None, None, None);
         each_member(metadata, &mut scans.member, |field, _, value| match field.as_ref() {
@@ -229,7 +228,6 @@ impl<'q> Maker<'q> {
         });
         let person = id(user).or_else(|| id(anonymous)).ok_or(Flaw::NoMetadata)?;
         replace(event_type, &id(name).ok_or(Flaw::NoMetadata)?);
-        replace(copy_id, id(event_id).as_deref().unwrap_or_default());
         record.clear();
         record.push(b'{');
         copy_members(event, |name| name != b"_metarouter", rules.facade, record, &mut scans.message)?;
@@ -239,20 +237,23 @@ impl<'q> Maker<'q> {
             name == b"writeKey" || name == b"eventID" && id(event_id).is_none() || name == b"timestamp" && id(time).is_none()
         };
         copy_members(metadata, |name| !unkept(name), rules.facade, record, &mut scans.message)?;
-        let event_id = id(event_id).map(std::borrow::Cow::into_owned).unwrap_or_else(|| {
-            let made = uuid(rules);
-            record.extend_from_slice(b",\"eventID\":\"");
-            record.extend_from_slice(&made);
-            record.push(b'"');
-            made.map(char::from).iter().collect()
-        });
+        own_id.clear();
+        match id(event_id) {
+            Some(sent) => own_id.push_str(&sent),
+            None => {
+                own_id.extend(uuid(rules).map(char::from));
+                record.extend_from_slice(b",\"eventID\":\"");
+                record.extend_from_slice(own_id.as_bytes());
+                record.push(b'"');
+            }
+        }
         if id(time).is_none() {
             record.extend_from_slice(b",\"timestamp\":");
             quoted_time(self.received_ms, record);
         }
         record.extend_from_slice(b"}}");
         key.clear();
-        key.push_str(if rules.by_message_id { &event_id } else { &person });
+        key.push_str(if rules.by_message_id { own_id } else { &person });
         self.made()
     }
 
@@ -260,8 +261,8 @@ impl<'q> Maker<'q> {
         if self.record.len() > self.bytes_max {
             return Err(Flaw::TooLarge);
         }
-        let id = (!self.copy_id.is_empty()).then_some(self.copy_id.as_str());
-        Ok(Some(Made { key: &self.key, hash: None, data: &self.record, event_type: Some(&self.event_type), id }))
+        let (event_type, id) = (Some(self.event_type.as_str()), Some(self.id.as_str()));
+        Ok(Some(Made { key: &self.key, hash: None, data: &self.record, event_type, id }))
     }
 }
 
