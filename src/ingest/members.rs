@@ -56,12 +56,6 @@ impl<'t> Members<'t> {
         self.list.into_iter()
     }
 
-    /// There are none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.list.is_empty()
-    }
-
     fn place(&self, name: &str) -> Option<usize> {
         if self.list.len() <= FEW { self.list.iter().position(|(own, _)| own == name) } else { self.places.get(name).copied() }
     }

@@ -26,7 +26,7 @@ fn all_errors_are_told_at_once_each_with_place_value_and_what_is_allowed() {
             "spool.max_bytes = \"10G\"",
             "GiB (1024 cubed) or GB (1000 cubed)",
             "allowed: a size from 256MiB to 1PiB",
-            "spool.segment_bytes = a boolean",
+            "spool.segment_bytes = true",
             "a text in quotes is needed, a boolean was given",
             "stream[0].linger = \"1h\"",
             "too large\n      allowed: a time from 0ms to 10s",
@@ -89,6 +89,27 @@ fn access_keys_are_for_the_kinesis_api_and_write_keys_are_not() {
         assert_tells(&report, &["source[0].access_keys[0] = \"***\"", "allowed: a list, each of it ID:SECRET"]);
         assert!(!report.contains("ecret\""), "{report}");
     }
+}
+
+#[test]
+fn a_key_of_another_kind_of_source_is_told_unless_it_says_what_holds_anyway() {
+    let with = |lines: &str| Maps::file(&format!("{ONE_STREAM}[[source]]\nname = \"s\"\n{lines}\n"));
+    for (kind, line) in [
+        ("events", "forward_identify = true"),
+        ("events", "unique_id = \"a\""),
+        ("amplitude", "forward = []"),
+        ("mparticle", "events = [\"a\"]"),
+    ] {
+        let report = with(&format!("kind = {kind:?}\n{line}")).one_problem();
+        assert_tells(&report, &[line, &format!("has no meaning for a source of kind {kind:?}"), "allowed: kind = "]);
+    }
+    with("kind = \"events\"\nforward_identify = false\nevents = []\nsend_as_batch = true").config();
+    let config = with("kind = \"amplitude\"\nforward_identify = true\nevents = [\"a\"]").config();
+    assert!(config.sources[0].amplitude.forward_identify && config.sources[0].amplitude.events.contains("a"));
+    let report = with("kind = \"mparticle\"\nforward = [\"crash\", \"crashes\"]").one_problem();
+    assert_tells(&report, &["source[0].forward[1] = \"crashes\"", "allowed: a list, each of it \"lifecycle\""]);
+    let report = with("kind = \"mparticle\"\nsend_as_batch = \"maybe\"").one_problem();
+    assert_tells(&report, &["source[0].send_as_batch = \"maybe\"", "neither true nor false", "allowed: true, false"]);
 }
 
 #[test]
