@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use super::errors::{Origin, Problem, nearest};
 use super::layers::place;
 use super::resolve::{InForce, Section, Typed};
-use super::schema::{SectionKind, stream_arn};
+use super::schema::{Fallback, SectionKind, stream_arn};
 use super::{
     Aggregate, Config, KeyFallback, Listen, OnFull, Order, RecordDistribution, SourceConfig, SourceKind, SpoolConfig,
     StreamConfig, SyncClass,
@@ -95,8 +95,13 @@ const KEYS_OF_KINDS: [(&str, &[SourceKind]); 2] = [
 fn check_kind(source: &Section, problems: &mut Vec<Problem>) {
     let kind = SourceKind::of_word(&source.word("kind"));
     for (key, kinds) in KEYS_OF_KINDS {
-        let given = !matches!(source.setting(key).origin, Origin::Default);
-        if given && !kinds.contains(&kind) && source.sound(&["kind", key]) {
+        let setting = source.setting(key);
+        // What stands in the example file, and what `forebay config` prints, says nothing.
+        let said = match setting.key.fallback {
+            Fallback::Toml(default) => setting.value.to_toml() != default,
+            _ => setting.value != Typed::Text(None),
+        };
+        if said && !kinds.contains(&kind) && source.sound(&["kind", key]) {
             let kinds: Vec<&str> = kinds.iter().map(|kind| kind.word()).collect();
             let wrong = format!("has no meaning for a source of kind {:?}; take it away", kind.word());
             problems.push(source.problem(key, wrong).allowed(format!("kind = {}", super::schema::quoted(&kinds))));
