@@ -4,7 +4,9 @@
 
 use std::time::Duration;
 
-use forebay::config::{DataEncoding, OnFull, Order, Request, RuleConfig, SectionKind, SegmentConfig, SegmentProfile, SyncClass};
+use forebay::config::{
+    DataEncoding, OnFull, Order, Request, RuleConfig, Secret, SectionKind, SegmentConfig, SegmentProfile, SyncClass,
+};
 
 use super::{FILE, Maps, ONE_STREAM, agent, assert_tells, flag};
 
@@ -84,6 +86,8 @@ fn access_keys_are_for_the_kinesis_api_and_write_keys_are_not() {
         &with("kind = \"kinesis\"\nkeys = [\"k\"]").one_problem(),
         &["source[0].keys", "has no meaning for a source of kind \"kinesis\""],
     );
+    let file = with("kind = \"kinesis\"\naccess_keys_file = \"/access\"").with_file("/access", "A:1\n\nB:2:3\n");
+    assert_eq!(file.config().sources[0].access_keys, [Secret("A:1".into()), Secret("B:2:3".into())]);
     for wrong in ["AKID", "AKID:", ":secret", "AK ID:secret", "AKID:sec ret"] {
         let report = with(&format!("kind = \"kinesis\"\naccess_keys = [{wrong:?}]")).one_problem();
         assert_tells(&report, &["source[0].access_keys[0] = \"***\"", "allowed: a list, each of it ID:SECRET"]);

@@ -188,8 +188,10 @@ class Cli(Client):
 
     def call(self, operation, *arguments):
         """One call; its answer, or None where it failed."""
-        env = {"PATH": os.environ["PATH"], "HOME": self.agent.dir, "PYTHONPATH": os.environ.get("PYTHONPATH", ""), **servers.CREDENTIALS}
-        command = [sys.executable, "-m", "awscli", "--endpoint-url", self.endpoint, "--region", servers.REGION, "--output", "json"]
+        own = {name: os.environ.get(name, "") for name in ("PATH", "PYTHONPATH")}
+        env = {**own, "HOME": self.agent.dir, **servers.CREDENTIALS}
+        command = [sys.executable, "-m", "awscli", "--endpoint-url", self.endpoint]
+        command += ["--region", servers.REGION, "--output", "json"]
         done = subprocess.run(
             [*command, "kinesis", operation, *arguments], capture_output=True, text=True, timeout=120, env=env, check=False
         )
@@ -228,8 +230,8 @@ class Cli(Client):
 
 
 class Program(Client):
-    """A client that is a program: door_kinesis.cjs, or Door.java. It is told `ID KEY HASH DATA` a line (key and data in base64, `-`
-    for no hash), an empty line after each batch, and tells `calls JSON`, `again ID` and `ok ID SHARD SEQUENCE`."""
+    """A client that is a program: door_kinesis.cjs, or Door.java. It is told `ID KEY HASH DATA` a line (key and data in
+    base64, `-` for no hash), an empty line after each batch, and tells `calls JSON`, `again ID` and `ok ID SHARD SEQUENCE`."""
 
     def __init__(self, name, agent, made, command, env, log_dir):
         super().__init__(name, agent, made)
@@ -267,8 +269,8 @@ class Program(Client):
         try:
             for batch in self.batches():
                 for ident, key, explicit, data in batch:
-                    fields = [ident, base64.b64encode(key.encode()), "-" if explicit is None else explicit, base64.b64encode(data)]
-                    stdin.write(" ".join(field.decode() if isinstance(field, bytes) else str(field) for field in fields) + "\n")
+                    key, data = (base64.b64encode(one).decode() for one in (key.encode(), data))
+                    stdin.write(f"{ident} {key} {'-' if explicit is None else explicit} {data}\n")
                 stdin.write("\n")
                 stdin.flush()
             stdin.close()
@@ -310,11 +312,11 @@ def judge(report, name, clients, records, exactly):
     events = [(stored, event) for stored in records for event in stored.events]
     got = Counter((event.key, event.data) for _, event in events)
     for client in clients:
-        report.check(name + f"{client.name} was told that all of it is safe", lambda client=client: [client.error] if client.error else [
-            ident for ident, *_ in client.made if ident not in client.safe
-        ])
+        unsafe = [client.error] if client.error else [ident for ident, *_ in client.made if ident not in client.safe]
+        report.check(name + f"{client.name} was told that all of it is safe", lambda unsafe=unsafe: unsafe)
     report.check(name + "nothing is missing", lambda: [f"{key}: {data[:60]!r}" for key, data in (wanted - got)])
-    report.check(name + "nothing was made up", lambda: [f"{key}: {data[:60]!r}" for key, data in got if (key, data) not in wanted])
+    made_up = [f"{key}: {data[:60]!r}" for key, data in got if (key, data) not in wanted]
+    report.check(name + "nothing was made up", lambda: made_up)
     if exactly:
         report.check(name + "nothing came twice", lambda: [f"{key}: {data[:60]!r}" for key, data in (got - wanted)])
 
@@ -380,7 +382,8 @@ def writes(server, aggregate, report, log_dir):
         told = [client.calls.get(what) for what in ("status", "open", "shards")]
         report.equal(name + f"{client.name} found the stream and its shards", told, ["ACTIVE", 4, 4])
     boto = clients[0].calls
-    report.equal(name + "boto3's other calls", [boto.get(what) for what in ("described", "streams", "limit", "tags")], [4, [stream], 4, []])
+    told = [boto.get(what) for what in ("described", "streams", "limit", "tags")]
+    report.equal(name + "boto3's other calls", told, [4, [stream], 4, []])
     taken = [(event, client.safe[event[0]]) for client in clients for event in client.made if event[0] in client.safe]
     # An aggregate has one shard for all its events: the first's.
     alone = [(event, told) for event, told in taken if not in_aggregate(event[0])]
@@ -445,9 +448,7 @@ def restarts(server, report, log_dir):
             start_again()
 
         run_all(clients, meanwhile)
-        waiting.until(
-            "nothing is pending", lambda: agent.status()["account"]["pending"] == 0, DELIVERY_SECONDS
-        )
+        waiting.until("nothing is pending", lambda: agent.status()["account"]["pending"] == 0, DELIVERY_SECONDS)
         agent.stop()
         records = readback.read_stream(server.client, stream)
     finally:

@@ -60,13 +60,16 @@ impl Stream {
         &self.arn.name
     }
 
-    /// A request means this stream. An ARN is compared as far as the stream's own is known.
+    /// A request means this stream. An ARN is compared as far as the stream's own is known; one without an account is the one that
+    /// the agent gave itself before it knew better.
     #[must_use]
     pub fn is_meant(&self, by: StreamRef<'_>) -> bool {
         let by_arn = |arn: &str| {
             let given = StreamArn::new(arn, None, None);
             let is_known = self.summary.is_some() || self.arn.account.as_deref() != Some(NO_ACCOUNT);
-            given.name == self.arn.name && (!is_known || (given.region == self.arn.region && given.account == self.arn.account))
+            let is_ours = given.account.as_deref() == Some(NO_ACCOUNT);
+            given.name == self.arn.name
+                && (!is_known || is_ours || (given.region == self.arn.region && given.account == self.arn.account))
         };
         by.name.is_none_or(|name| name == self.arn.name) && by.arn.is_none_or(by_arn)
     }
@@ -385,6 +388,9 @@ mod tests {
         assert!(!by(&known, Some("other"), None) && !by(&known, Some("other"), Some(arn)));
         let other = "arn:aws:kinesis:eu-west-1:999999999999:stream/clicks";
         assert!(!by(&known, None, Some(other)));
+        // Told before the stream was described, and used afterwards.
+        let told = Stream::new("clicks", Some("eu-west-1"), None, None).arn.to_string();
+        assert!(by(&known, None, Some(&told)));
         // Configured by its name, and not described yet.
         assert!(by(&stream(1), None, Some(other)));
         assert!(!by(&stream(1), None, Some("arn:aws:kinesis:eu-west-1:999999999999:stream/other")));
