@@ -244,6 +244,8 @@ impl Journal {
 #[allow(clippy::disallowed_methods, reason = "tests look at files from outside")]
 mod tests {
     use super::*;
+    use crate::coding::Coding;
+    use crate::coding::keys::{EncryptionKey, KeyRing};
 
     const WINDOW: Duration = Duration::from_secs(600);
 
@@ -281,6 +283,25 @@ mod tests {
         let mut golden = b"FBYIDS1\n".to_vec();
         golden.extend(0u8..24);
         assert_eq!(std::fs::read(dir.path().join("ids/web.0000000001.ids")).unwrap(), golden);
+    }
+
+    #[test]
+    fn a_compressed_and_encrypted_spool_keeps_its_ids_so_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let keys = KeyRing::new(vec![EncryptionKey::new([7; 32])]);
+        let host = Coding { compress: true, keys }.host(&Host::real());
+        let open = || Journal::open(&host, dir.path(), "web", WINDOW, 64);
+        let (mut journal, _) = open();
+        for id in 0..20 {
+            journal.note([(id, now())].into_iter());
+        }
+        // Dropped as by a kill: no file was finished.
+        drop(journal);
+        for _ in 0..2 {
+            assert_eq!(open().1.iter().map(|(id, _)| *id).collect::<Vec<_>>(), (0..20).collect::<Vec<_>>());
+        }
+        let (_, plain) = Journal::open(&Host::real(), dir.path(), "web", WINDOW, 64);
+        assert!(plain.is_empty(), "nothing of it lies there plain");
     }
 
     #[test]
