@@ -299,7 +299,7 @@ async fn run(rows: Vec<Row>) {
         soon(local).await;
         assert!(answered.get() >= ATTACKERS, "{}: all were answered", row.name);
     }
-    let faults = faults.borrow();
+    let faults = faults.take();
     assert!(faults.is_empty(), "{faults:#?}");
     let grown = peak_bytes() - before;
     assert!(grown <= GROWTH_MAX_BYTES, "the process grew by {} MiB", grown >> 20);
