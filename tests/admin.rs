@@ -233,7 +233,9 @@ async fn status_tells_every_stream_in_the_promised_shape() {
                 "spool": {
                     "bytes": 4_096, "oldest_pending_seconds": 1.5, "writable": true,
                     "full": false, "full_by": "", "sync": "always", "on_full": "reject",
-                    "sources": {"we/b": {"bytes": 2_048, "quota_bytes": 8_192, "full": false}},
+                    "sources": {"we/b": {
+                        "bytes": 2_048, "quota_bytes": 8_192, "full": false, "filtered": 0, "deduplicated": 0, "ids_forgotten": 0,
+                    }},
                 },
                 "dead_letters": {"held": 3, "bytes": 512, "stuck_reason": "full"},
                 "put": {"singly": false, "requests": {"ok": 7, "throttle": 1}, "records": 8, "bytes": 9_000, "payload_units": 8, "throttled": 6},

@@ -211,14 +211,9 @@ fn render_stream(out: &mut String, stream: &StreamReport) -> fmt::Result {
         write_counts(out, "  rejected", stream.rejected.iter())?;
         writeln!(out)?;
     }
-    let by_rule = |of: fn(&SourceReport) -> u64| {
-        let counts = stream.spool.sources.iter().map(move |(source, report)| (source, of(report)));
-        counts.filter(|(_, count)| *count > 0).collect::<Vec<_>>()
-    };
-    let left_out: [(&str, fn(&SourceReport) -> u64); 2] =
-        [("  filtered", |source| source.filtered), ("  stored before", |source| source.deduplicated)];
-    for (what, of) in left_out {
-        let counts = by_rule(of);
+    for (what, of) in LEFT_OUT {
+        let counts = stream.spool.sources.iter().map(|(source, report)| (source, of(report)));
+        let counts: Vec<(&String, u64)> = counts.filter(|(_, count)| *count > 0).collect();
         if !counts.is_empty() {
             write_counts(out, what, counts.iter().map(|(source, count)| (*source, count)))?;
             writeln!(out)?;
@@ -301,6 +296,13 @@ fn full_means(on_full: &str) -> &'static str {
         _ => "holds events back",
     }
 }
+
+/// Tells one of a source's counts.
+type CountOf = fn(&SourceReport) -> u64;
+
+/// What rules of sources leave out, and how it is told.
+const LEFT_OUT: [(&str, CountOf); 2] =
+    [("  filtered", |source| source.filtered), ("  stored before", |source| source.deduplicated)];
 
 fn write_counts<'a>(out: &mut String, title: &str, counts: impl Iterator<Item = (&'a String, &'a u64)>) -> fmt::Result {
     for (at, (name, n)) in counts.enumerate() {

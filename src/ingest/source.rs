@@ -24,7 +24,7 @@ use crate::config::{AmplitudeConfig, KeyFallback, MParticleConfig, Secret, SizeL
 use crate::event::KeyHash;
 use crate::host::{Clock, Entropy, Host};
 use crate::ingest::pointer::{PointerError, Pointers, Scratch};
-use crate::ingest::rules::Rules;
+use crate::ingest::rules;
 use crate::ingest::rules::add::Facts;
 use crate::ingest::rules::dedupe::{Dedupe, IDS_MAX, take_waits};
 use crate::ingest::rules::key::is_entry;
@@ -119,7 +119,7 @@ pub struct Source {
     host: Host,
     rule: KeyRule,
     /// What there is beside [`KeyRule`], whose pointers then are among these.
-    rules: Option<Box<Rules>>,
+    rules: Option<Box<rules::Rules>>,
     dedupe: Option<Arc<Dedupe>>,
     limits: SizeLimits,
     clock: Arc<dyn Clock>,
@@ -137,7 +137,7 @@ impl Source {
     /// # Errors
     /// A JSON pointer that RFC 6901 does not allow.
     pub fn new(config: &SourceConfig, spool: SpoolHandle, host: &Host) -> Result<Self, PointerError> {
-        let rules = Rules::compile(config, &Facts::of(&config.name))?.map(Box::new);
+        let rules = rules::Rules::compile(config, &Facts::of(&config.name))?.map(Box::new);
         // Whatever is no entry of any form is an error here; entries of the other forms are in `rules`.
         let own = |entry: &&String| rules.is_none() || !is_entry(entry);
         let pointers: Vec<&String> = config.partition_key.iter().filter(own).collect();

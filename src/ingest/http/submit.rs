@@ -154,22 +154,36 @@ impl Taken {
     ///
     /// # Errors
     /// They are not, or not known to be.
-    pub async fn durable(self) -> Result<Done, Problem> {
-        let Self { receipts, left_out, rejected, spool, patience } = self;
+    pub async fn durable(mut self) -> Result<Done, Problem> {
+        let (left_out, rejected) = (std::mem::take(&mut self.left_out), std::mem::take(&mut self.rejected));
         let mut accepted = 0;
-        for (sent, events) in receipts {
+        for (outcome, events) in self.outcomes().await? {
+            outcome.map_err(Problem::full)?;
+            accepted += u64::from(events);
+        }
+        Ok(Done { accepted, left_out, rejected })
+    }
+
+    /// Waits until each batch is durable or refused for want of room. Of each, in order, its first position and how many events
+    /// it has; for doors whose answers tell event from event.
+    ///
+    /// # Errors
+    /// It is not known whether all others are durable.
+    pub async fn outcomes(self) -> Result<Vec<(Result<Position, Limit>, u32)>, Problem> {
+        let mut outcomes = Vec::with_capacity(self.receipts.len());
+        for (sent, events) in self.receipts {
             let outcome = tokio::select! {
                 biased;
                 outcome = sent.durable() => outcome,
-                problem = give_up(&spool, patience) => return Err(problem),
+                problem = give_up(&self.spool, self.patience) => return Err(problem),
             };
-            match outcome {
-                Ok(_) => accepted += u64::from(events),
-                Err(NotDurable::Full(limit)) => return Err(Problem::full(limit)),
+            outcomes.push(match outcome {
+                Ok(first) => (Ok(first), events),
+                Err(NotDurable::Full(limit)) => (Err(limit), events),
                 Err(NotDurable::Closed) => return Err(not_durable()),
-            }
+            });
         }
-        Ok(Done { accepted, left_out, rejected })
+        Ok(outcomes)
     }
 }
 

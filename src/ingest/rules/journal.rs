@@ -12,7 +12,8 @@
 //! | 8 | wall clock in milliseconds when its event was durable |
 //!
 //! The last two repeat. There is no checksum: a damaged id is the id of no event, so it suppresses none. Nothing is synced:
-//! what was written survives the process (kill -9), and a power cut costs the ids of the last seconds.
+//! what was written survives the process (kill -9), and a power cut costs the ids of the last seconds. The files lie plain
+//! also beside an encrypted spool: of a hash nobody learns more than that an id he can guess was sent.
 //!
 //! *LOSABLE*: whatever happens to these files costs duplicates, never an event. Failure: told once in the log; then ids are
 //! known to this process only, and the next note tries a new file.
@@ -244,6 +245,8 @@ impl Journal {
 #[allow(clippy::disallowed_methods, reason = "tests look at files from outside")]
 mod tests {
     use super::*;
+    use crate::coding::Coding;
+    use crate::coding::keys::{EncryptionKey, KeyRing};
 
     const WINDOW: Duration = Duration::from_secs(600);
 
@@ -281,6 +284,23 @@ mod tests {
         let mut golden = b"FBYIDS1\n".to_vec();
         golden.extend(0u8..24);
         assert_eq!(std::fs::read(dir.path().join("ids/web.0000000001.ids")).unwrap(), golden);
+    }
+
+    #[test]
+    fn ids_beside_a_compressed_and_encrypted_spool_are_kept_as_beside_any() {
+        let dir = tempfile::tempdir().unwrap();
+        let keys = KeyRing::new(vec![EncryptionKey::new([7; 32])]);
+        let host = Coding { compress: true, keys }.host(&Host::real());
+        let open = || Journal::open(&host, dir.path(), "web", WINDOW, 64);
+        let (mut journal, _) = open();
+        for id in 0..20 {
+            journal.note([(id, now())].into_iter());
+        }
+        // Dropped as by a kill: no file was finished.
+        drop(journal);
+        for _ in 0..2 {
+            assert_eq!(open().1.iter().map(|(id, _)| *id).collect::<Vec<_>>(), (0..20).collect::<Vec<_>>());
+        }
     }
 
     #[test]
