@@ -1,6 +1,7 @@
-//! The data plane over HTTP: HTTP/1.1 and h2c on one loopback port.
+//! The data plane over HTTP: HTTP/1.1 and HTTP/2, on a loopback port, on one with TLS, on a Unix socket.
 //!
-//! Place: `run` binds at start and serves until the shutdown signal. A connection is one task that hyper drives;
+//! Place: `run` binds at start, one [`HttpDoor`] a listener (`listen`), and serves until the shutdown signal. A connection is
+//! one task that hyper drives, after the TLS handshake where there is one (`tls`);
 //! every request passes the guards (`guard`: host, origin), then its route. Bodies are read and decoded within
 //! limits by `body`; a door (`events` for `/ingest`, one file for each vendor) judges them and makes the answer, and `submit`
 //! is the way to the spool that all doors share. The path alone tells the door.
@@ -12,18 +13,21 @@
 //! Failure: every answer other than 200 is `{"error":"…"}`, saying what is wrong and what is allowed, and holds
 //! nothing of an event. Silent or slow clients run into timeouts: first byte, request head, each piece of a body.
 //! At shutdown, requests under way are finished, later ones get 503 and the connection closes.
-//! Absent on purpose: TLS and anything but loopback.
+//! Absent on purpose: anything but this machine.
 
 mod answer;
 mod body;
 mod events;
 mod guard;
+mod listen;
 mod submit;
+pub mod tls;
 
 use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,12 +38,14 @@ use hyper::service::service_fn;
 use hyper::{Method, Request};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use crate::ingest::{DRAIN_GRACE, Shutdown, Sources, stopped};
+use crate::ingest::{DRAIN_GRACE, Shutdown, Sources, stopped, unix};
 use answer::{Answer, Problem};
+use listen::{Arrived, Listener, Via};
+use tls::Pair;
 
 /// Pause after an accept that failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
@@ -80,30 +86,45 @@ impl Default for HttpOptions {
     }
 }
 
-/// Why the port cannot be bound.
+/// Why a listener cannot be bound.
 #[derive(Debug)]
-pub struct BindError {
-    address: SocketAddr,
-    error: io::Error,
+pub enum BindError {
+    /// A port.
+    Port {
+        /// Its key in the configuration.
+        key: &'static str,
+        /// Where it should be.
+        address: SocketAddr,
+        /// What the operating system said.
+        error: io::Error,
+    },
+    /// The Unix socket.
+    Socket(unix::BindError),
 }
 
 impl fmt::Display for BindError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "HTTP listener {}: cannot bind it: {}", self.address, self.error)?;
-        if self.error.kind() == io::ErrorKind::AddrInUse {
-            f.write_str("; another process listens there: stop it, set listen.http to another port, or to \"\" to go without")?;
+        match self {
+            Self::Port { key, address, error } => {
+                write!(f, "HTTP listener {address}: cannot bind it: {error}")?;
+                if error.kind() == io::ErrorKind::AddrInUse {
+                    write!(f, "; another process listens there: stop it, set {key} to another port, or to \"\" to go without")?;
+                }
+                Ok(())
+            }
+            Self::Socket(error) => error.tell("listen.http_socket", f),
         }
-        Ok(())
     }
 }
 
 impl std::error::Error for BindError {}
 
-/// A bound and listening port.
+/// A bound and listening port or socket.
 #[derive(Debug)]
 pub struct HttpDoor {
-    listener: TcpListener,
+    listener: Listener,
     options: HttpOptions,
+    memory: Arc<body::Memory>,
 }
 
 /// Binds `address`. Must be called within a tokio runtime.
@@ -111,9 +132,32 @@ pub struct HttpDoor {
 /// # Errors
 /// [`BindError`], with its remedy.
 pub async fn bind(address: SocketAddr, options: HttpOptions) -> Result<HttpDoor, BindError> {
+    let listener = Listener::Port(port("listen.http", address).await?);
+    Ok(HttpDoor { listener, options, memory: Arc::default() })
+}
+
+/// Binds `address` for HTTP over TLS. Must be called within a tokio runtime.
+///
+/// # Errors
+/// [`BindError`], with its remedy.
+pub async fn bind_tls(address: SocketAddr, pair: Pair, options: HttpOptions) -> Result<HttpDoor, BindError> {
+    let listener = Listener::Tls(port("listen.https", address).await?, Arc::new(pair));
+    Ok(HttpDoor { listener, options, memory: Arc::default() })
+}
+
+/// Binds `path` for HTTP over a Unix socket, by the rules of [`unix`], for these user ids (none: whoever may open it).
+/// Must be called within a tokio runtime.
+///
+/// # Errors
+/// [`BindError`], with its remedy.
+pub async fn bind_socket(path: &Path, allowed_uids: Vec<u32>, options: HttpOptions) -> Result<HttpDoor, BindError> {
+    let (listener, file) = unix::bind_file(path).await.map_err(BindError::Socket)?;
+    Ok(HttpDoor { listener: Listener::Socket { _file: file, listener, allowed_uids }, options, memory: Arc::default() })
+}
+
+async fn port(key: &'static str, address: SocketAddr) -> Result<TcpListener, BindError> {
     // tokio sets SO_REUSEADDR, so that connections in TIME_WAIT do not keep a restarted agent out.
-    let listener = TcpListener::bind(address).await.map_err(|error| BindError { address, error })?;
-    Ok(HttpDoor { listener, options })
+    TcpListener::bind(address).await.map_err(|error| BindError::Port { key, address, error })
 }
 
 /// What all requests share.
@@ -121,7 +165,7 @@ pub async fn bind(address: SocketAddr, options: HttpOptions) -> Result<HttpDoor,
 struct Context {
     sources: Sources,
     options: HttpOptions,
-    memory: body::Memory,
+    memory: Arc<body::Memory>,
     shutdown: Shutdown,
 }
 
@@ -131,14 +175,19 @@ impl HttpDoor {
     /// # Errors
     /// What the operating system says.
     pub fn address(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
+        self.listener.address()
+    }
+
+    /// Bodies of this listener and of `other` share one budget.
+    pub fn share_memory(&mut self, other: &Self) {
+        self.memory = Arc::clone(&other.memory);
     }
 
     /// Serves until `shutdown`, then returns once all connections are done.
     pub async fn serve(self, sources: Sources, shutdown: Shutdown) {
-        let Self { listener, options } = self;
+        let Self { listener, options, memory } = self;
         let connections_max = options.connections_max.max(1);
-        let context = Arc::new(Context { sources, options, memory: body::Memory::default(), shutdown: shutdown.clone() });
+        let context = Arc::new(Context { sources, options, memory, shutdown: shutdown.clone() });
         let mut connections: JoinSet<()> = JoinSet::new();
         let mut stop = stopped(shutdown);
         let mut accepting = true;
@@ -174,11 +223,9 @@ fn note_end(ended: Result<(), tokio::task::JoinError>) {
     }
 }
 
-async fn serve_connection(stream: TcpStream, context: Arc<Context>) {
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "an HTTP connection is gone already");
-        return;
-    }
+async fn serve_connection(arrived: Arrived, context: Arc<Context>) {
+    let opened = arrived.open(context.options.head_timeout, context.shutdown.clone()).await;
+    let Some((stream, via)) = opened else { return };
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(context.options.head_timeout);
     builder
@@ -191,7 +238,7 @@ async fn serve_connection(stream: TcpStream, context: Arc<Context>) {
     let service = service_fn(|request| {
         began.store(true, Ordering::Relaxed);
         let context = Arc::clone(&context);
-        async move { Ok::<_, Infallible>(handle(request, &context).await) }
+        async move { Ok::<_, Infallible>(handle(request, via, &context).await) }
     });
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
     let mut stop = stopped(context.shutdown.clone());
@@ -216,11 +263,15 @@ async fn serve_connection(stream: TcpStream, context: Arc<Context>) {
     }
 }
 
-async fn handle(request: Request<Incoming>, context: &Context) -> Answer {
+async fn handle(request: Request<Incoming>, via: Via, context: &Context) -> Answer {
     let one = request.version() < hyper::Version::HTTP_2;
-    let origin = match guard::check(request.uri(), request.headers(), &context.options) {
+    let origin = match guard::check(&request, via, &context.options) {
         Ok(origin) => origin,
-        Err(problem) => return problem.answer(),
+        Err(problem) => {
+            let mut answer = problem.answer();
+            guard::vary(&mut answer, &context.options);
+            return answer;
+        }
     };
     let mut answer = match route(request, context, origin.is_some()).await {
         Ok(answer) => answer,
@@ -230,6 +281,7 @@ async fn handle(request: Request<Incoming>, context: &Context) -> Answer {
     if let Some(origin) = origin {
         guard::allow(origin, &mut answer);
     }
+    guard::vary(&mut answer, &context.options);
     if one && *context.shutdown.borrow() {
         answer::close(&mut answer);
     }
@@ -238,6 +290,9 @@ async fn handle(request: Request<Incoming>, context: &Context) -> Answer {
 
 async fn route(request: Request<Incoming>, context: &Context, from_browser: bool) -> Result<Answer, Problem> {
     let path = request.uri().path();
+    if request.method() == Method::OPTIONS && from_browser {
+        return Ok(guard::preflight());
+    }
     let source = match path.strip_prefix("/ingest") {
         Some("" | "/") => None,
         Some(rest) if rest.starts_with('/') => Some(rest[1..].trim_end_matches('/').to_owned()),
@@ -245,7 +300,6 @@ async fn route(request: Request<Incoming>, context: &Context, from_browser: bool
     };
     match *request.method() {
         Method::POST => events::ingest(request, source, context).await,
-        Method::OPTIONS if from_browser => Ok(guard::preflight()),
         _ => Err(Problem::method("POST")),
     }
 }
