@@ -121,6 +121,7 @@ fn one_stream_is_enough_and_all_else_has_its_documented_default() {
     let config = Maps::file(ONE_STREAM).config();
     assert_eq!(config.listen.socket.as_deref(), Some(Path::new("/run/forebay/forebay.sock")));
     assert_eq!(config.listen.http, Some("127.0.0.1:4710".parse().unwrap()));
+    assert_eq!((config.listen.https, &config.listen.http_socket), (None, &None));
     assert_eq!(config.listen.admin, Some("127.0.0.1:4711".parse().unwrap()));
     assert!(
         config.listen.allowed_uids.is_empty()
