@@ -252,7 +252,7 @@ fn every_key_can_be_given_by_the_environment_alone() {
         for key in section.keys() {
             let value = match key.kind {
                 Kind::Choice { offered, .. } => offered[offered.len() - 1].to_owned(),
-                Kind::Address => format!("[::1]:{}", 5000 + key.name.len()),
+                Kind::Address => format!("[::1]:{}", 5000 + (key.name.as_bytes()[0] as usize) * 10 + key.name.len()),
                 Kind::Bytes { max, .. } => (max - 1).to_string(),
                 Kind::Time { max, .. } => format!("{}ms", max.as_millis() - 1),
                 Kind::Sync { max, .. } => format!("interval:{}ms", max.as_millis()),
@@ -268,6 +268,7 @@ fn every_key_can_be_given_by_the_environment_alone() {
                 Kind::Text(_) => match key.name {
                     "role_arn" => "arn:aws:iam::123456789012:role/r".into(),
                     "endpoint" => "http://localhost:1".into(),
+                    "http_socket" => "another".into(),
                     _ => "given".into(),
                 },
             };

@@ -9,6 +9,7 @@
 #   FOREBAY_RESHARD_SEED=N             which reshards manyreshards-* does; default 4
 #   FOREBAY_BIN=path                   the agent's binary; default target/debug/forebay, built if it is missing
 #
+# `browser` needs Chromium, or a line says LEFT OUT.
 # The Kinesis Client Library reads along where java and mvn are there and Maven answers; else a line says LEFT OUT.
 #
 # The last line is "N passed, M failed"; the exit code is 0 only if M is 0.
