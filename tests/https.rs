@@ -164,8 +164,7 @@ async fn http_2_and_http_1_are_agreed_upon_and_both_take_events_with_tls_12_and_
             let told = stream.get_ref().1.alpn_protocol().map(|name| String::from_utf8(name.to_vec()).unwrap());
             assert_eq!(told.as_deref(), agreed, "{offered:?}");
             if agreed == Some("h2") {
-                let (mut sender, connection) =
-                    soon(http2::handshake(TokioExecutor::new(), TokioIo::new(stream))).await.unwrap();
+                let (mut sender, connection) = soon(http2::handshake(TokioExecutor::new(), TokioIo::new(stream))).await.unwrap();
                 tokio::spawn(connection);
                 let mut request = request("localhost");
                 request.headers_mut().remove("host");
@@ -323,7 +322,9 @@ async fn plain_http_and_noise_on_the_tls_port_are_closed_without_harm() {
     let mut answer = String::new();
     soon(stream.read_to_string(&mut answer)).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("https://"), "{answer}");
-    for noise in [&b"\0\0\0\0\0\0\0\0\0\0\0\0"[..], b"\x16\x03\x01\xff\xff garbage that is no hello", b"\x80\x2e\x01\x03\x01", b"\xff"] {
+    for noise in
+        [&b"\0\0\0\0\0\0\0\0\0\0\0\0"[..], b"\x16\x03\x01\xff\xff garbage that is no hello", b"\x80\x2e\x01\x03\x01", b"\xff"]
+    {
         let mut stream = TcpStream::connect(door.address()).await.unwrap();
         stream.write_all(noise).await.unwrap();
         stream.shutdown().await.unwrap();

@@ -237,6 +237,8 @@ mod tests {
             assert_eq!(judged("POST", &[("content-type", kind), ("user-agent", "curl/8")], &HttpOptions::default()), 200);
         }
         assert_eq!(judged("GET", &[], &HttpOptions::default()), 200);
+        // Node.js' fetch says how it fetches, but not from which site: there is none.
+        assert_eq!(judged("POST", &[("sec-fetch-mode", "cors"), ("user-agent", "node")], &HttpOptions::default()), 200);
     }
 
     #[test]

@@ -84,7 +84,7 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// Reads the pair. Must be called within a tokio runtime.
+    /// Reads the pair.
     ///
     /// # Errors
     /// [`TlsError`], which names the key of the configuration, the file and the remedy.
