@@ -35,6 +35,7 @@ use crate::dispatch::run::{Ended, Event, Inbox, Parts, SentLog};
 use crate::dispatch::{DispatchOptions, Dispatcher, remembered, run};
 use crate::event::{LANES, Position};
 use crate::host::{self, Host};
+use crate::ingest::http::tls::{Pair, TlsError};
 use crate::ingest::{Source, Sources, http, unix};
 use crate::kinesis::KinesisApi;
 use crate::limits::Budgets;
@@ -59,8 +60,10 @@ pub enum StartError {
     Key(KeyError),
     /// The socket.
     Socket(unix::BindError),
-    /// The HTTP port.
+    /// An HTTP listener.
     Http(http::BindError),
+    /// The TLS listener's certificate or key.
+    Tls(TlsError),
     /// The admin port.
     Admin(io::Error),
     /// A source's pointers, which the configuration should have refused.
@@ -76,6 +79,7 @@ impl fmt::Display for StartError {
             Self::Key(error) => error.fmt(f),
             Self::Socket(error) => error.fmt(f),
             Self::Http(error) => error.fmt(f),
+            Self::Tls(error) => error.fmt(f),
             Self::Admin(error) => error.fmt(f),
             Self::Source(error) => f.write_str(error),
             Self::Threads(error) => write!(f, "cannot start a thread: {error}"),
@@ -86,11 +90,11 @@ impl fmt::Display for StartError {
 impl std::error::Error for StartError {}
 
 impl StartError {
-    /// The configuration must change before a start can work: keys are missing.
+    /// The configuration must change before a start can work: keys are missing, or a certificate is bad.
     #[must_use]
     pub fn is_configuration(&self) -> bool {
         match self {
-            Self::Key(_) => true,
+            Self::Key(_) | Self::Tls(_) => true,
             Self::Spool { error: OpenError::Io { error, .. }, .. } => {
                 matches!(CodingError::of(error), Some(CodingError::NoKey { .. }))
             }
@@ -134,6 +138,8 @@ pub struct Agent {
     host: Host,
     /// Where HTTP listens.
     pub http: Option<SocketAddr>,
+    /// Where HTTP over TLS listens.
+    pub https: Option<SocketAddr>,
     /// Where the admin listener listens.
     pub admin_address: Option<SocketAddr>,
 }
@@ -142,6 +148,50 @@ pub struct Agent {
 #[must_use]
 pub fn spool_dir(root: &Path, stream: &str) -> PathBuf {
     root.join(stream.rsplit_once(":stream/").map_or(stream, |(_, name)| name))
+}
+
+/// The HTTP listeners that are configured. Their bodies share one memory.
+struct HttpDoors {
+    http: Option<http::HttpDoor>,
+    https: Option<http::HttpDoor>,
+    socket: Option<http::HttpDoor>,
+}
+
+impl HttpDoors {
+    async fn bind(config: &Config) -> Result<Self, StartError> {
+        let listen = &config.listen;
+        let options = http::HttpOptions {
+            allowed_hosts: listen.allowed_hosts.clone(),
+            allowed_origins: listen.allowed_origins.clone(),
+            ..http::HttpOptions::default()
+        };
+        let mut doors = Self { http: None, https: None, socket: None };
+        // A bad certificate is told before anything is bound.
+        let pair = match (&listen.tls_certificate, &listen.tls_key) {
+            (Some(certificate), Some(key)) if listen.https.is_some() => {
+                Some(Pair::read(certificate, key).map_err(StartError::Tls)?)
+            }
+            _ => None,
+        };
+        if let Some(address) = listen.http {
+            doors.http = Some(http::bind(address, options.clone()).await.map_err(StartError::Http)?);
+        }
+        if let (Some(address), Some(pair)) = (listen.https, pair) {
+            doors.https = Some(http::bind_tls(address, pair, options.clone()).await.map_err(StartError::Http)?);
+        }
+        if let Some(path) = &listen.http_socket {
+            let bound = http::bind_socket(path, listen.allowed_uids.clone(), options).await;
+            doors.socket = Some(bound.map_err(StartError::Http)?);
+        }
+        let Self { http, https, socket } = &mut doors;
+        let all: Vec<&mut http::HttpDoor> = [http, https, socket].into_iter().flatten().collect();
+        if let [first, others @ ..] = &mut { all }[..] {
+            for other in others {
+                other.share_memory(first);
+            }
+        }
+        Ok(doors)
+    }
 }
 
 impl Agent {
@@ -165,17 +215,7 @@ impl Agent {
             }
             None => None,
         };
-        let http = match config.listen.http {
-            Some(address) => {
-                let options = http::HttpOptions {
-                    allowed_hosts: config.listen.allowed_hosts.clone(),
-                    allowed_origins: config.listen.allowed_origins.clone(),
-                    ..http::HttpOptions::default()
-                };
-                Some(http::bind(address, options).await.map_err(StartError::Http)?)
-            }
-            None => None,
-        };
+        let HttpDoors { http, https, socket: http_socket } = HttpDoors::bind(config).await?;
         let admin_listener = match config.listen.admin {
             Some(address) => Some(admin::bind(address).await.map_err(StartError::Admin)?),
             None => None,
@@ -199,11 +239,12 @@ impl Agent {
         let mut doors = JoinSet::new();
         let mut admin_tasks = JoinSet::new();
         let http_address = http.as_ref().and_then(|door| door.address().ok());
+        let https_address = https.as_ref().and_then(|door| door.address().ok());
         if let Some(door) = socket {
             doors.spawn(door.serve(sources.clone(), shutdown.clone()));
         }
-        if let Some(door) = http {
-            doors.spawn(door.serve(sources, shutdown));
+        for door in [http, https, http_socket].into_iter().flatten() {
+            doors.spawn(door.serve(sources.clone(), shutdown.clone()));
         }
         let admin_address = admin_listener.as_ref().and_then(|listener| listener.local_addr().ok());
         if let Some(listener) = admin_listener {
@@ -229,7 +270,8 @@ impl Agent {
                 .collect();
             admin_tasks.spawn(admin::serve(listener, Arc::new(state), admin_shutdown));
         }
-        Ok(Self { streams, doors, admin: admin_tasks, draining, admin_stop, host, http: http_address, admin_address })
+        let (http, https) = (http_address, https_address);
+        Ok(Self { streams, doors, admin: admin_tasks, draining, admin_stop, host, http, https, admin_address })
     }
 
     /// Becomes true when `POST /drain` or [`Agent::drain`] asked for the end.

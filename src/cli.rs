@@ -8,6 +8,7 @@
 
 mod check;
 mod dead;
+mod dev_cert;
 mod spool;
 
 use std::path::PathBuf;
@@ -24,6 +25,7 @@ use crate::logging::{self, LogFormat};
 
 pub use check::*;
 pub use dead::*;
+pub use dev_cert::*;
 pub use spool::*;
 
 /// Takes an application's events, has them on disk before it says "received", and delivers them to Amazon Kinesis.
@@ -80,6 +82,8 @@ pub enum Command {
     Check(CheckArgs),
     /// The least rights for the configured streams, as IAM documents
     IamPolicy(IamPolicyArgs),
+    /// A certificate for this machine, for the TLS listener
+    DevCert(DevCertArgs),
 }
 
 /// Flags that stand for keys of the configuration.
@@ -334,12 +338,12 @@ impl Cli {
         self.global.log_level.as_deref().unwrap_or(usual)
     }
 
-    /// The configuration that the command needs; `demo` brings its own.
+    /// The configuration that the command needs; `demo` brings its own, `dev-cert` needs none.
     #[must_use]
     pub fn config_request(&self) -> Option<Request> {
         use SectionKind::Listen;
         let (flags, dev, purpose) = match &self.command {
-            Command::Demo(_) => return None,
+            Command::Demo(_) | Command::DevCert(_) => return None,
             Command::Run(args) => (args.agent.overrides(), args.agent.dev, Purpose::Agent),
             Command::Config(args) => (args.agent.overrides(), args.agent.dev, Purpose::Agent),
             Command::Send(args) => {

@@ -64,6 +64,7 @@ async fn dispatch(command: Command, loaded: Option<Loaded>) -> ExitCode {
             commands::check::run(&args, &loaded.expect("`config_request` asks for one for this command")).await
         }
         Command::IamPolicy(args) => commands::iam_policy::run(&args, config, &RealEnvironment).await,
+        Command::DevCert(args) => commands::dev_cert::run(&args),
         Command::Config(args) => commands::config::run(&args, &loaded.expect("`config_request` asks for one for this command")),
     }
 }

@@ -37,7 +37,7 @@ fn written(text: &str) -> (tempfile::TempDir, String) {
 
 #[test]
 fn help_of_every_command_ends_well_and_shows_an_example() {
-    for command in ["run", "demo", "send", "tail", "status", "spool", "config", "check", "iam-policy"] {
+    for command in ["run", "demo", "send", "tail", "status", "spool", "config", "check", "iam-policy", "dev-cert"] {
         let (code, stdout, stderr) = forebay(&[command, "--help"], &[]);
         assert_eq!((code, stderr.as_str()), (0, ""), "{command}");
         assert_tells(&stdout, &["Example", &format!("forebay {command}"), "--config", "--log-format"]);

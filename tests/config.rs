@@ -121,6 +121,7 @@ fn one_stream_is_enough_and_all_else_has_its_documented_default() {
     let config = Maps::file(ONE_STREAM).config();
     assert_eq!(config.listen.socket.as_deref(), Some(Path::new("/run/forebay/forebay.sock")));
     assert_eq!(config.listen.http, Some("127.0.0.1:4710".parse().unwrap()));
+    assert_eq!((config.listen.https, &config.listen.http_socket), (None, &None));
     assert_eq!(config.listen.admin, Some("127.0.0.1:4711".parse().unwrap()));
     assert!(
         config.listen.allowed_uids.is_empty()
@@ -261,7 +262,7 @@ fn every_key_can_be_given_by_the_environment_alone() {
                 },
                 Kind::Choice { .. } if key.name == "kind" => "events".into(),
                 Kind::Choice { offered, .. } => offered[offered.len() - 1].to_owned(),
-                Kind::Address => format!("[::1]:{}", 5000 + key.name.len()),
+                Kind::Address => format!("[::1]:{}", 5000 + (key.name.as_bytes()[0] as usize) * 10 + key.name.len()),
                 Kind::Bytes { max, .. } => (max - 1).to_string(),
                 Kind::Time { max, .. } => format!("{}ms", max.as_millis() - 1),
                 Kind::TimeOrOff { max, .. } => format!("{}ms", max.as_millis() - 1),
@@ -282,6 +283,7 @@ fn every_key_can_be_given_by_the_environment_alone() {
                     "role_arn" => "arn:aws:iam::123456789012:role/r".into(),
                     "endpoint" => "http://localhost:1".into(),
                     "dedupe_id" => "/id".into(),
+                    "http_socket" => "another".into(),
                     _ => "given".into(),
                 },
             };

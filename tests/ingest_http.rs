@@ -368,7 +368,10 @@ async fn foreign_hosts_and_web_pages_are_refused_unless_listed() {
     assert_eq!(answer.status, 200);
     assert_eq!(answer.headers["access-control-allow-origin"], "https://app.example.com");
     let preflight = door.send("OPTIONS", "/ingest", &listed, "").await;
-    assert_eq!((preflight.status, &preflight.headers["access-control-allow-methods"]), (204, &"POST".parse().unwrap()));
+    assert_eq!(
+        (preflight.status, &preflight.headers["access-control-allow-methods"]),
+        (204, &"GET, HEAD, POST".parse().unwrap())
+    );
     for origin in ["https://evil.example", "null"] {
         for method in ["POST", "OPTIONS"] {
             let answer = door.send(method, "/ingest", &[("origin", origin)], "{\"userId\":1}").await;

@@ -129,6 +129,7 @@ pub async fn run(args: &CheckArgs, loaded: &Loaded) -> ExitCode {
     let host = Host::real();
     let file = loaded.file.as_ref().map_or_else(|| "no file, environment and flags".into(), |file| file.display().to_string());
     let mut here = vec![Finding::ok("configuration", format!("{file}: no errors"))];
+    here.extend(local::certificate(&config.listen));
     here.extend(local::check(&config.spool, config.streams.len(), &host));
     let mut sections = vec![Section { stream: None, findings: here }];
     if !args.local {

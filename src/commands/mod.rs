@@ -8,6 +8,7 @@ pub mod config;
 pub mod dead;
 #[cfg(feature = "dev")]
 pub mod demo;
+pub mod dev_cert;
 pub mod iam_policy;
 pub mod run;
 pub mod send;

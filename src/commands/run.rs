@@ -51,6 +51,8 @@ async fn serve(
     tracing::info!(
         socket = config.listen.socket.as_ref().map(|path| path.display().to_string()),
         http = agent.http.map(|address| address.to_string()),
+        https = agent.https.map(|address| address.to_string()),
+        http_socket = config.listen.http_socket.as_ref().map(|path| path.display().to_string()),
         admin = agent.admin_address.map(|address| address.to_string()),
         streams = config.streams.len(),
         version = env!("CARGO_PKG_VERSION"),

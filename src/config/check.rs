@@ -69,12 +69,27 @@ pub(crate) fn check(in_force: &InForce, problems: &mut Vec<Problem>) {
 }
 
 fn check_listen(listen: &Section, problems: &mut Vec<Problem>) {
-    let (socket, http, admin) = (listen.word("socket"), listen.address("http"), listen.address("admin"));
-    if http.is_some() && http == admin && http.is_some_and(|http| http.port() != 0) && listen.sound(&["http", "admin"]) {
-        problems.push(listen.problem("admin", "the same address as listen.http; each needs its own port"));
+    for (key, other) in [("admin", "http"), ("https", "http"), ("https", "admin")] {
+        let address = listen.address(key).filter(|address| address.port() != 0);
+        if address.is_some() && address == listen.address(other) && listen.sound(&[key, other]) {
+            problems.push(listen.problem(key, format!("the same address as listen.{other}; each needs its own port")));
+        }
     }
-    if socket.is_empty() && http.is_none() && listen.sound(&["socket", "http"]) {
-        problems.push(listen.problem("socket", "socket and http are both off, so no event could come in; turn one on"));
+    let (socket, http_socket) = (listen.word("socket"), listen.word("http_socket"));
+    if !socket.is_empty() && socket == http_socket && listen.sound(&["socket", "http_socket"]) {
+        problems.push(listen.problem("http_socket", "the same path as listen.socket; each needs its own"));
+    }
+    let none =
+        socket.is_empty() && http_socket.is_empty() && listen.address("http").is_none() && listen.address("https").is_none();
+    if none && listen.sound(&["socket", "http_socket", "http", "https"]) {
+        let wrong = "socket, http, https and http_socket are all off, so no event could come in; turn one on";
+        problems.push(listen.problem("socket", wrong));
+    }
+    for key in ["tls_certificate", "tls_key"] {
+        if listen.address("https").is_some() && listen.text(key).is_none() && listen.sound(&["https", key]) {
+            let wrong = format!("needs listen.{key}; `forebay dev-cert` makes a certificate and a key for this machine");
+            problems.push(listen.problem("https", wrong));
+        }
     }
 }
 
@@ -256,6 +271,10 @@ pub(crate) fn build(in_force: &InForce) -> Config {
             socket: listen.text("socket").filter(|path| !path.is_empty()).map(PathBuf::from),
             allowed_uids: listen.ids("allowed_uids"),
             http: listen.address("http"),
+            https: listen.address("https"),
+            tls_certificate: listen.text("tls_certificate").map(PathBuf::from),
+            tls_key: listen.text("tls_key").map(PathBuf::from),
+            http_socket: listen.text("http_socket").filter(|path| !path.is_empty()).map(PathBuf::from),
             admin: listen.address("admin"),
             allowed_hosts: listen.texts("allowed_hosts"),
             allowed_origins: listen.texts("allowed_origins"),

@@ -222,6 +222,14 @@ pub struct Listen {
     pub allowed_uids: Vec<u32>,
     /// Data plane over HTTP; loopback only. Default `127.0.0.1:4710`.
     pub http: Option<SocketAddr>,
+    /// The same over TLS; loopback only. Default off. With it, `tls_certificate` and `tls_key` are there.
+    pub https: Option<SocketAddr>,
+    /// PEM file of the TLS listener's certificate and chain.
+    pub tls_certificate: Option<PathBuf>,
+    /// PEM file of its key.
+    pub tls_key: Option<PathBuf>,
+    /// The same over a Unix socket, mode 0660. Default off.
+    pub http_socket: Option<PathBuf>,
     /// Health, metrics, status; loopback only. Default `127.0.0.1:4711`.
     pub admin: Option<SocketAddr>,
     /// Host names besides loopback ones that a `Host` header may carry.

@@ -333,7 +333,7 @@ static ROOT: [Key; 1] = [key(
     "How long SIGTERM waits for delivery; what is left then stays in the spool for the next start.",
 )];
 
-static LISTEN: [Key; 6] = [
+static LISTEN: [Key; 10] = [
     key(
         "socket",
         Kind::Text(&SOCKET),
@@ -347,6 +347,26 @@ static LISTEN: [Key; 6] = [
         "User ids that may connect to the socket; none listed: whoever may open it.",
     ),
     key("http", Kind::Address, Fallback::Toml("\"127.0.0.1:4710\""), "Events over HTTP, loopback only; \"\" turns it off."),
+    key(
+        "https",
+        Kind::Address,
+        Fallback::Toml("\"\""),
+        "The same over TLS, HTTP/1.1 and HTTP/2, loopback only, for SDKs that refuse plain HTTP; \"\" is off.",
+    ),
+    key(
+        "tls_certificate",
+        Kind::Text(&PATH),
+        Fallback::Unset,
+        "PEM file of the certificate that `https` shows, with its chain; read again when it changes.",
+    ),
+    key("tls_key", Kind::Text(&PATH), Fallback::Unset, "PEM file of that certificate's key; read again when it changes."),
+    key(
+        "http_socket",
+        Kind::Text(&SOCKET),
+        Fallback::Toml("\"\""),
+        "Events over HTTP on a Unix socket, mode 0660, for clients that take a socket's path; allowed_uids holds for it too; \"\" is \
+         off.",
+    ),
     key(
         "admin",
         Kind::Address,

@@ -1,6 +1,7 @@
-//! The data plane over HTTP: HTTP/1.1 and h2c on one loopback port.
+//! The data plane over HTTP: HTTP/1.1 and HTTP/2, on a loopback port, on one with TLS, on a Unix socket.
 //!
-//! Place: `run` binds at start and serves until the shutdown signal. A connection is one task that hyper drives;
+//! Place: `run` binds at start, one [`HttpDoor`] a listener (`listen`), and serves until the shutdown signal. A connection is
+//! one task that hyper drives, after the TLS handshake where there is one (`tls`);
 //! every request passes the guards (`guard`: host, origin), then its route. Bodies are read and decoded within
 //! limits by `body`; a door (`events` for `/ingest`, one file for each vendor) judges them and makes the answer, and `submit`
 //! is the way to the spool that all doors share. The path alone tells the door.
@@ -15,7 +16,7 @@
 //! *ALL-ANSWERED*: many SDKs throw away what they got no answer to. So at shutdown requests under way are finished, or answered
 //! 503 before the time for that is over; connections are accepted until no older one is left, requests on them and those that
 //! lie in an idle connection's socket get 503; only then is a connection closed, and the listening socket after the last.
-//! Absent on purpose: TLS and anything but loopback.
+//! Absent on purpose: anything but this machine.
 
 mod amplitude;
 mod answer;
@@ -23,14 +24,17 @@ mod body;
 mod events;
 mod guard;
 mod kinesis;
+mod listen;
 mod mparticle;
 mod segment;
 mod submit;
+pub mod tls;
 
 use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -41,12 +45,14 @@ use hyper::service::service_fn;
 use hyper::{Method, Request};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use crate::ingest::{DRAIN_GRACE, Shutdown, Sources, stopped};
+use crate::ingest::{DRAIN_GRACE, Shutdown, Sources, stopped, unix};
 use answer::{Answer, Problem};
+use listen::{Arrived, Listener, Via};
+use tls::Pair;
 
 /// Pause after an accept that failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
@@ -97,30 +103,45 @@ impl Default for HttpOptions {
     }
 }
 
-/// Why the port cannot be bound.
+/// Why a listener cannot be bound.
 #[derive(Debug)]
-pub struct BindError {
-    address: SocketAddr,
-    error: io::Error,
+pub enum BindError {
+    /// A port.
+    Port {
+        /// Its key in the configuration.
+        key: &'static str,
+        /// Where it should be.
+        address: SocketAddr,
+        /// What the operating system said.
+        error: io::Error,
+    },
+    /// The Unix socket.
+    Socket(unix::BindError),
 }
 
 impl fmt::Display for BindError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "HTTP listener {}: cannot bind it: {}", self.address, self.error)?;
-        if self.error.kind() == io::ErrorKind::AddrInUse {
-            f.write_str("; another process listens there: stop it, set listen.http to another port, or to \"\" to go without")?;
+        match self {
+            Self::Port { key, address, error } => {
+                write!(f, "HTTP listener {address}: cannot bind it: {error}")?;
+                if error.kind() == io::ErrorKind::AddrInUse {
+                    write!(f, "; another process listens there: stop it, set {key} to another port, or to \"\" to go without")?;
+                }
+                Ok(())
+            }
+            Self::Socket(error) => error.tell("listen.http_socket", f),
         }
-        Ok(())
     }
 }
 
 impl std::error::Error for BindError {}
 
-/// A bound and listening port.
+/// A bound and listening port or socket.
 #[derive(Debug)]
 pub struct HttpDoor {
-    listener: TcpListener,
+    listener: Listener,
     options: HttpOptions,
+    memory: Arc<body::Memory>,
 }
 
 /// Binds `address`. Must be called within a tokio runtime.
@@ -128,9 +149,32 @@ pub struct HttpDoor {
 /// # Errors
 /// [`BindError`], with its remedy.
 pub async fn bind(address: SocketAddr, options: HttpOptions) -> Result<HttpDoor, BindError> {
+    let listener = Listener::Port(port("listen.http", address).await?);
+    Ok(HttpDoor { listener, options, memory: Arc::default() })
+}
+
+/// Binds `address` for HTTP over TLS. Must be called within a tokio runtime.
+///
+/// # Errors
+/// [`BindError`], with its remedy.
+pub async fn bind_tls(address: SocketAddr, pair: Pair, options: HttpOptions) -> Result<HttpDoor, BindError> {
+    let listener = Listener::Tls(port("listen.https", address).await?, Arc::new(pair));
+    Ok(HttpDoor { listener, options, memory: Arc::default() })
+}
+
+/// Binds `path` for HTTP over a Unix socket, by the rules of [`unix`], for these user ids (none: whoever may open it).
+/// Must be called within a tokio runtime.
+///
+/// # Errors
+/// [`BindError`], with its remedy.
+pub async fn bind_socket(path: &Path, allowed_uids: Vec<u32>, options: HttpOptions) -> Result<HttpDoor, BindError> {
+    let (listener, file) = unix::bind_file(path).await.map_err(BindError::Socket)?;
+    Ok(HttpDoor { listener: Listener::Socket { _file: file, listener, allowed_uids }, options, memory: Arc::default() })
+}
+
+async fn port(key: &'static str, address: SocketAddr) -> Result<TcpListener, BindError> {
     // tokio sets SO_REUSEADDR, so that connections in TIME_WAIT do not keep a restarted agent out.
-    let listener = TcpListener::bind(address).await.map_err(|error| BindError { address, error })?;
-    Ok(HttpDoor { listener, options })
+    TcpListener::bind(address).await.map_err(|error| BindError::Port { key, address, error })
 }
 
 /// What all requests share.
@@ -138,7 +182,7 @@ pub async fn bind(address: SocketAddr, options: HttpOptions) -> Result<HttpDoor,
 struct Context {
     sources: Sources,
     options: HttpOptions,
-    memory: body::Memory,
+    memory: Arc<body::Memory>,
     shutdown: Shutdown,
 }
 
@@ -148,14 +192,19 @@ impl HttpDoor {
     /// # Errors
     /// What the operating system says.
     pub fn address(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
+        self.listener.address()
+    }
+
+    /// Bodies of this listener and of `other` share one budget.
+    pub fn share_memory(&mut self, other: &Self) {
+        self.memory = Arc::clone(&other.memory);
     }
 
     /// Serves until `shutdown`, then returns once all connections are done.
     pub async fn serve(self, sources: Sources, shutdown: Shutdown) {
-        let Self { listener, options } = self;
+        let Self { listener, options, memory } = self;
         let connections_max = options.connections_max.max(1);
-        let context = Arc::new(Context { sources, options, memory: body::Memory::default(), shutdown: shutdown.clone() });
+        let context = Arc::new(Context { sources, options, memory, shutdown: shutdown.clone() });
         let mut connections: JoinSet<()> = JoinSet::new();
         let mut stop = stopped(shutdown);
         let mut accepting = true;
@@ -165,9 +214,9 @@ impl HttpDoor {
                 () = &mut stop => break,
                 Some(ended) = connections.join_next(), if !connections.is_empty() => note_end(ended),
                 accepted = listener.accept(), if connections.len() < connections_max => match accepted {
-                    Ok((stream, _)) => {
+                    Ok(arrived) => {
                         accepting = true;
-                        connections.spawn(serve_connection(stream, Arc::clone(&context)));
+                        connections.spawn(serve_connection(arrived, Arc::clone(&context)));
                     }
                     Err(error) => {
                         if std::mem::replace(&mut accepting, false) {
@@ -186,7 +235,7 @@ impl HttpDoor {
             tokio::select! {
                 biased;
                 accepted = listener.accept(), if told.len() < connections_max => match accepted {
-                    Ok((stream, _)) => drop(told.spawn(serve_connection(stream, Arc::clone(&context)))),
+                    Ok(arrived) => drop(told.spawn(serve_connection(arrived, Arc::clone(&context)))),
                     Err(_) => sleep(ACCEPT_PAUSE).await,
                 },
                 Some(ended) = told.join_next(), if !told.is_empty() => note_end(ended),
@@ -213,11 +262,9 @@ fn note_end(ended: Result<(), tokio::task::JoinError>) {
     }
 }
 
-async fn serve_connection(stream: TcpStream, context: Arc<Context>) {
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "an HTTP connection is gone already");
-        return;
-    }
+async fn serve_connection(arrived: Arrived, context: Arc<Context>) {
+    let opened = arrived.open(context.options.head_timeout, context.shutdown.clone()).await;
+    let Some((stream, via)) = opened else { return };
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(context.options.idle_timeout);
     builder
@@ -230,7 +277,7 @@ async fn serve_connection(stream: TcpStream, context: Arc<Context>) {
     let service = service_fn(|request| {
         began.store(true, Ordering::Relaxed);
         let context = Arc::clone(&context);
-        async move { Ok::<_, Infallible>(handle(request, &context).await) }
+        async move { Ok::<_, Infallible>(handle(request, via, &context).await) }
     });
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
     let mut stop = stopped(context.shutdown.clone());
@@ -261,11 +308,15 @@ async fn serve_connection(stream: TcpStream, context: Arc<Context>) {
     }
 }
 
-async fn handle(request: Request<Incoming>, context: &Context) -> Answer {
+async fn handle(request: Request<Incoming>, via: Via, context: &Context) -> Answer {
     let one = request.version() < hyper::Version::HTTP_2;
-    let origin = match guard::check(request.uri(), request.headers(), &context.options) {
+    let origin = match guard::check(&request, via, &context.options) {
         Ok(origin) => origin,
-        Err(problem) => return problem.answer(),
+        Err(problem) => {
+            let mut answer = problem.answer();
+            guard::vary(&mut answer, &context.options);
+            return answer;
+        }
     };
     let late = async {
         let mut shutdown = context.shutdown.clone();
@@ -286,6 +337,7 @@ async fn handle(request: Request<Incoming>, context: &Context) -> Answer {
     if let Some(origin) = origin {
         guard::allow(origin, &mut answer);
     }
+    guard::vary(&mut answer, &context.options);
     if one && *context.shutdown.borrow() {
         answer::close(&mut answer);
     }

@@ -29,6 +29,7 @@ use tokio::net::{UnixListener, UnixSocket, UnixStream};
 use tokio::task::JoinSet;
 
 use crate::ingest::{Shutdown, Sources, stopped};
+pub(crate) use connection::admit_user;
 
 /// Connections that may wait to be accepted; the kernel cuts it to `net.core.somaxconn`.
 const BACKLOG: u32 = 1024;
@@ -89,16 +90,23 @@ pub enum BindError {
 
 impl fmt::Display for BindError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.tell("listen.socket", f)
+    }
+}
+
+impl BindError {
+    /// As `Display` tells it, of the socket that this key of the configuration names.
+    pub(crate) fn tell(&self, key: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoDirectory { path } => write!(
                 f,
-                "socket {}: the directory {} does not exist; create it (systemd: RuntimeDirectory=forebay) or set listen.socket",
+                "socket {}: the directory {} does not exist; create it (systemd: RuntimeDirectory=forebay) or set {key}",
                 path.display(),
                 path.parent().unwrap_or(Path::new("/")).display(),
             ),
             Self::NotASocket { path } => write!(
                 f,
-                "socket {0}: something that is not a socket stands there, and it is left alone; move it away or set listen.socket",
+                "socket {}: something that is not a socket stands there, and it is left alone; move it away or set {key}",
                 path.display(),
             ),
             Self::InUse { path, pid } => {
@@ -106,7 +114,7 @@ impl fmt::Display for BindError {
                 if let Some(pid) = pid {
                     write!(f, "(pid {pid}) ")?;
                 }
-                f.write_str("answers there; stop it, or give this agent a listen.socket of its own")
+                write!(f, "answers there; stop it, or give this agent a {key} of its own")
             }
             Self::Io { path, step, error } => write!(f, "socket {}: cannot {step}: {error}", path.display()),
         }
@@ -125,7 +133,7 @@ pub struct UnixDoor {
 
 /// The socket's file. Goes with this value: at a clean stop, and when the agent fails to start after all.
 #[derive(Debug)]
-struct SocketFile {
+pub(crate) struct SocketFile {
     path: PathBuf,
     /// Device and inode, to know it again.
     identity: (u64, u64),
@@ -148,6 +156,15 @@ impl Drop for SocketFile {
 /// # Errors
 /// [`BindError`], each with its remedy.
 pub async fn bind(path: &Path, options: UnixOptions) -> Result<UnixDoor, BindError> {
+    let (listener, file) = bind_file(path).await?;
+    Ok(UnixDoor { listener, file, options })
+}
+
+/// The same, for whoever serves it in another way.
+///
+/// # Errors
+/// [`BindError`], each with its remedy.
+pub(crate) async fn bind_file(path: &Path) -> Result<(UnixListener, SocketFile), BindError> {
     let fail = |step| move |error| BindError::Io { path: path.to_owned(), step, error };
     clear_the_path(path).await?;
     let socket = UnixSocket::new_stream().map_err(fail("make it"))?;
@@ -161,7 +178,7 @@ pub async fn bind(path: &Path, options: UnixOptions) -> Result<UnixDoor, BindErr
     let meta = fs::symlink_metadata(path).map_err(fail("look at it"))?;
     let listener = socket.listen(BACKLOG).map_err(fail("listen on it"))?;
     let file = SocketFile { path: path.to_owned(), identity: (meta.dev(), meta.ino()) };
-    Ok(UnixDoor { listener, file, options })
+    Ok((listener, file))
 }
 
 /// Removes a stale socket; refuses everything else that stands at `path`.

@@ -242,6 +242,17 @@ fn relations_between_values_are_judged() {
     );
     assert_tells(&stream("[listen]\nadmin = \"127.0.0.1:4710\"\n"), &["listen.admin", "the same address as listen.http"]);
     assert_tells(&stream("[listen]\nsocket = \"\"\nhttp = \"\"\n"), &["no event could come in"]);
+    let tls = "tls_certificate = \"/c\"\ntls_key = \"/k\"\n";
+    for (listen, told) in [
+        (format!("https = \"127.0.0.1:4710\"\n{tls}"), "the same address as listen.http"),
+        (format!("https = \"127.0.0.1:4711\"\n{tls}"), "the same address as listen.admin"),
+        ("https = \"127.0.0.1:4712\"\ntls_key = \"/k\"\n".into(), "needs listen.tls_certificate; `forebay dev-cert`"),
+        ("https = \"127.0.0.1:4712\"\ntls_certificate = \"/c\"\n".into(), "needs listen.tls_key; `forebay dev-cert`"),
+        (format!("https = \"0.0.0.0:4712\"\n{tls}"), "not a loopback address"),
+        ("socket = \"/x.sock\"\nhttp_socket = \"/x.sock\"\n".into(), "the same path as listen.socket"),
+    ] {
+        assert_tells(&stream(&format!("[listen]\n{listen}")), &[told]);
+    }
     assert_tells(&stream("external_id = \"abc\"\n"), &["stream[0].external_id", "role_arn"]);
     assert_tells(
         &stream("[[stream]]\nname = \"clicks\"\n[[source]]\nname = \"a\"\nstream = \"clicks\"\n"),

@@ -13,6 +13,8 @@ import door_amplitude
 import door_mparticle
 import door_kinesis
 import door_segment
+import door_browser
+import door_tls
 import manyreshards
 import rights
 import scenarios
@@ -80,6 +82,8 @@ def plan(full):
     steps["door-mparticle"] = ("kinesalite", door_mparticle.run)
     for name, run in door_kinesis.ALL.items():
         steps[name] = ("kinesalite", run)
+    steps["tls-clients"] = ("kinesalite", door_tls.run)
+    steps["browser"] = ("kinesalite", door_browser.run)
     steps["rights"] = ("ministack", rights.run)
     for name, run in credentials.ALL.items():
         steps[f"credentials-{name}"] = ("ministack", run)

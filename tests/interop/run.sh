@@ -11,6 +11,7 @@
 #
 # The Kinesis Client Library reads along, and the AWS SDK for Java writes to door-kinesis-*, where java and mvn are there and Maven
 # answers; else a line says LEFT OUT.
+# `browser` needs Chromium, or a line says LEFT OUT.
 #
 # The last line is "N passed, M failed"; the exit code is 0 only if M is 0.
 set -euo pipefail

@@ -9,8 +9,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::Finding;
-use crate::config::{SpoolConfig, SyncClass, show_bytes};
+use crate::config::{Listen, SpoolConfig, SyncClass, show_bytes};
 use crate::host::{Host, Space};
+use crate::ingest::http::tls::Pair;
 
 /// Syncs that are measured, if the disk is not too slow for so many.
 const SYNCS: usize = 15;
@@ -26,6 +27,15 @@ const SYNC_SLOW: Duration = Duration::from_millis(50);
 
 /// Faster than this no medium is that keeps its data without power: the quickest take some 25 µs.
 const SYNC_TOO_FAST: Duration = Duration::from_micros(15);
+
+/// The TLS listener's pair, where there is such a listener.
+pub(super) fn certificate(listen: &Listen) -> Option<Finding> {
+    let (Some(_), Some(certificate), Some(key)) = (listen.https, &listen.tls_certificate, &listen.tls_key) else { return None };
+    Some(match Pair::read(certificate, key) {
+        Ok(_) => Finding::ok("tls", format!("{} and its key can be used", certificate.display())),
+        Err(error) => Finding::failure("tls", error.to_string()),
+    })
+}
 
 /// All checks of the machine.
 pub(super) fn check(config: &SpoolConfig, streams: usize, host: &Host) -> Vec<Finding> {
@@ -263,6 +273,26 @@ mod tests {
         #[expect(clippy::disallowed_methods, reason = "a key file of the test")]
         std::fs::write(&key, [7; 32]).unwrap();
         assert_eq!(judged().outcome, Outcome::Ok);
+    }
+
+    #[test]
+    fn a_certificate_that_cannot_be_used_is_told_before_the_agent_needs_it() {
+        let listen = |https: Option<&str>| Listen {
+            socket: None,
+            allowed_uids: Vec::new(),
+            http: None,
+            https: https.map(|address| address.parse().unwrap()),
+            tls_certificate: Some("/no/such/cert.pem".into()),
+            tls_key: Some("/no/such/key.pem".into()),
+            http_socket: None,
+            admin: None,
+            allowed_hosts: Vec::new(),
+            allowed_origins: Vec::new(),
+        };
+        let finding = certificate(&listen(Some("127.0.0.1:0"))).unwrap();
+        assert_eq!(finding.outcome, Outcome::Failure);
+        assert!(finding.text.contains("listen.tls_certificate = \"/no/such/cert.pem\": cannot be read"), "{}", finding.text);
+        assert!(certificate(&listen(None)).is_none());
     }
 
     #[test]

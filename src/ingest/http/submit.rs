@@ -128,23 +128,6 @@ impl Done {
 }
 
 impl Taken {
-    /// Waits until each batch is durable or refused for want of room. Of each, in order, its first position and how many events
-    /// it has; for doors whose answers tell event from event.
-    ///
-    /// # Errors
-    /// It is not known whether all others are durable.
-    pub async fn outcomes(self) -> Result<Vec<(Result<Position, Limit>, u32)>, Problem> {
-        let mut outcomes = Vec::with_capacity(self.receipts.len());
-        for (receipt, events) in self.receipts {
-            outcomes.push(match receipt.durable().await {
-                Ok(first) => (Ok(first), events),
-                Err(NotDurable::Full(limit)) => (Err(limit), events),
-                Err(NotDurable::Closed) => return Err(not_durable()),
-            });
-        }
-        Ok(outcomes)
-    }
-
     /// Events that were refused one by one, by their index from 0.
     pub fn rejected(&self) -> &[(u32, Reject)] {
         &self.rejected

@@ -163,7 +163,7 @@ pub async fn serve(stream: UnixStream, shared: Arc<Shared>, shutdown: Shutdown) 
 }
 
 /// The user that connected may do so.
-fn admit_user(stream: &UnixStream, allowed_uids: &[u32]) -> Result<(), String> {
+pub(crate) fn admit_user(stream: &UnixStream, allowed_uids: &[u32]) -> Result<(), String> {
     if allowed_uids.is_empty() {
         return Ok(());
     }
