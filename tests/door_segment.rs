@@ -43,7 +43,7 @@ struct Answer {
 
 impl Answer {
     fn is_success(&self) -> bool {
-        self.status == 200 && self.body == &br#"{"success":true}"#[..] && self.headers["content-type"] == "application/json"
+        self.status == 200 && self.body == br#"{"success":true}"#[..] && self.headers["content-type"] == "application/json"
     }
 
     /// Status and code of an error, which must have all that SDKs read.

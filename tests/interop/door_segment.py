@@ -226,21 +226,24 @@ def sdk(name):
             report.check(f"{name}: {len(made)} records, field by field", lambda: compare(made, found, begun_ms, name not in WITHOUT_SENT_AT))
 
             again = [{**call, "n": call["n"] + 5000, "pause": 0.006} for call in calls(name in NODE, EVENTS)]
-            trouble = []
+            trouble, back_at = [], []
 
             def restarts():
                 try:
                     for kill in (False, True):
                         time.sleep(1.5)
                         restart(one, kill)
+                        back_at.append(time.monotonic())
                 except Exception as error:
                     trouble.append(str(error))
 
             breaker = threading.Thread(target=restarts)
             breaker.start()
             said = Sdk(name, one.http_port, log_dir).run(again, 300)
+            ended_at = time.monotonic()
             breaker.join()
             report.equal(f"{name}: the agent came back twice", trouble, [])
+            report.equal(f"{name}: while it sent", [at < ended_at for at in back_at], [True, True])
             one.wait_delivered(0, 120)
             kept = {json.loads(text)["context"]["n"] for _, text in records_of(server, one.stream)}
             missing = sorted(set(said["delivered"]) - kept)
@@ -295,6 +298,8 @@ def judge(server, report, log_dir):
         for key, text in found:
             message, common = shared[json.loads(text)["messageId"]]
             lines.append(json.dumps({"message": message, "shared": common, "record": text, "key": key}))
+        spoiled = {**json.loads(lines[0]), "record": json.loads(lines[0])["record"].replace('"type"', '"kind"')}
+        report.equal("the judge tells a record that is wrong", len(node("compare", stdin=json.dumps(spoiled) + "\n")), 2)
         verdict = [json.loads(line) for line in node("compare", stdin="\n".join(lines) + "\n")]
         report.equal("the judge saw every record", (len(found), verdict[-1]), (JUDGED, {"compared": JUDGED}))
         report.check(f"@segment/facade made the same bytes of {JUDGED} messages (seed {SEED})", lambda: [str(v) for v in verdict[:-1]])

@@ -20,10 +20,11 @@ use hyper::{Method, Request, StatusCode};
 use super::Context;
 use super::answer::{self, Answer, Problem};
 use super::body;
-use super::submit::{self, EVENTS_MAX};
+use super::submit::{self, EVENTS_MAX, Taken};
 use crate::config::SourceKind;
 use crate::ingest::segment::{self, Flaw, Maker, Malformed, Path};
 use crate::ingest::{NoSource, Reject, Source};
+use crate::spool::Batch;
 
 /// The answer to whatever was accepted.
 const SUCCESS: &str = r#"{"success":true}"#;
@@ -172,25 +173,36 @@ async fn take(path: Path<'_>, request: Request<Incoming>, context: &Context, fro
         },
         _ => None,
     };
-    let mut message = segment::Request::take_apart(path, &body.bytes, EVENTS_MAX)?;
+    let mut messages = segment::Request::take_apart(path, &body.bytes, EVENTS_MAX)?;
     if let Some(outside) = &outside {
-        message.offer_metadata(outside);
+        messages.offer_metadata(outside);
     }
     if from_browser {
-        message.say_from_browser();
+        messages.say_from_browser();
     }
-    let key = header_key.or_else(|| message.write_key());
+    let key = header_key.or_else(|| messages.write_key());
     let source = context.sources.of_kind(SourceKind::Segment, key.as_deref())?;
-    keep(path, &message, source, context).await
+    let under_way = submit(path, &messages, source, context).await?;
+    // The messages are in batches now; the body's memory can serve another request.
+    drop(messages);
+    drop(body);
+    under_way.durable(path).await
 }
 
-/// Takes the messages to the spool and waits until they are durable.
-async fn keep(path: Path<'_>, request: &segment::Request<'_>, source: &Source, context: &Context) -> Result<(), Failure> {
+/// A request's messages on their way to the disk.
+struct UnderWay {
+    taken: Taken,
+    /// Why the last of those that are not valid is none.
+    flaw: Option<Flaw>,
+}
+
+/// Takes the messages to the spool.
+async fn submit(path: Path<'_>, request: &segment::Request<'_>, source: &Source, context: &Context) -> Result<UnderWay, Failure> {
     submit::wait_for_room(source, || request.count() as u64, context).await?;
     let mut maker = Maker::new(source.segment(), request, source.data_bytes_max());
     let sizes = Maker::new(source.segment(), request, source.data_bytes_max());
     let mut flaw = None;
-    let encode = |message: &[u8], batch: &mut crate::spool::Batch| {
+    let encode = |message: &[u8], batch: &mut Batch| {
         let made = if path == Path::Custom { maker.make_custom(message) } else { maker.make(message) };
         match made {
             Ok(Some(made)) => source.encode_made(&made, batch),
@@ -205,13 +217,20 @@ async fn keep(path: Path<'_>, request: &segment::Request<'_>, source: &Source, c
     };
     let bytes_of = |message: &&[u8]| sizes.bytes_of(message);
     let taken = submit::all(source, request.messages(), bytes_of, encode, sizes.bytes_of_all(), context).await?;
-    let done = taken.durable().await?;
-    match (path, done.rejected.first()) {
-        (Path::Batch, _) | (_, None) => Ok(()),
-        (_, Some(&(_, reject))) => Err(match flaw {
-            Some(flaw) => flaw.into(),
-            None => Problem::rejected(reject).into(),
-        }),
+    Ok(UnderWay { taken, flaw })
+}
+
+impl UnderWay {
+    /// Waits until all that was taken is durable. A message that came alone and was refused is told.
+    async fn durable(self, path: Path<'_>) -> Result<(), Failure> {
+        let done = self.taken.durable().await?;
+        match (path, done.rejected.first()) {
+            (Path::Batch, _) | (_, None) => Ok(()),
+            (_, Some(&(_, reject))) => Err(match self.flaw {
+                Some(flaw) => flaw.into(),
+                None => Problem::rejected(reject).into(),
+            }),
+        }
     }
 }
 
@@ -236,7 +255,7 @@ async fn pixel(path: Path<'_>, request: &Request<Incoming>, context: &Context) -
         let message = segment::Request::take_apart(path, &body, 1)?;
         let key = write_key(request.headers()).or_else(|| message.write_key());
         let source = context.sources.of_kind(SourceKind::Segment, key.as_deref())?;
-        keep(path, &message, source, context).await
+        submit(path, &message, source, context).await?.durable(path).await
     };
     match taken.await {
         Err(failure) if failure.status().is_server_error() => image(failure.status()),

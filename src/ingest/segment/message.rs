@@ -449,7 +449,7 @@ fn quoted_time(ms: i64, record: &mut Vec<u8>) {
 
 /// `originalTimestamp`, `sentAt`, `receivedAt`, `timestamp`.
 fn put_times(fields: &Fields<'_>, request: &Request<'_>, received_ms: i64, facade: bool, record: &mut Vec<u8>) {
-    fn told<'t>(raws: [Option<&'t [u8]>; 2]) -> Option<(&'t [u8], i64)> {
+    fn told(raws: [Option<&[u8]>; 2]) -> Option<(&[u8], i64)> {
         raws.into_iter().flatten().find_map(|raw| dates::of_value(raw).map(|ms| (raw, ms)))
     }
     // Text stays as the client wrote it; a number is no date to any reader.

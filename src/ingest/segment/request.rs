@@ -117,6 +117,9 @@ pub(super) fn name_of(text: &[u8], name: Text) -> Cow<'_, str> {
     unescape(&text[name.start..name.end])
 }
 
+/// A batch's own `context` and `integrations`, raw; empty where there is none.
+type RawShared<'b> = (&'b [u8], &'b [u8]);
+
 /// A body, taken apart.
 #[derive(Debug)]
 pub struct Request<'b> {
@@ -204,7 +207,7 @@ impl<'b> Request<'b> {
     }
 
     /// Raw `context` and `integrations` of the batch. `None`: not JSON.
-    fn read_batch(&mut self, scan: &mut Scan<'_>, items_max: usize) -> Option<Result<(&'b [u8], &'b [u8]), Malformed>> {
+    fn read_batch(&mut self, scan: &mut Scan<'_>, items_max: usize) -> Option<Result<RawShared<'b>, Malformed>> {
         let (mut context, mut integrations): (&[u8], &[u8]) = (b"", b"");
         let mut is_batch = false;
         scan.take(b'{');
@@ -264,7 +267,7 @@ impl<'b> Request<'b> {
         }
     }
 
-    fn read_one(&mut self, scan: &mut Scan<'_>) -> Option<Result<(&'b [u8], &'b [u8]), Malformed>> {
+    fn read_one(&mut self, scan: &mut Scan<'_>) -> Option<Result<RawShared<'b>, Malformed>> {
         let span = scan.span()?;
         self.items.push(short(&span));
         Some(Ok((b"", b"")))

@@ -338,6 +338,18 @@ fn any_json() -> impl Strategy<Value = Value> {
     })
 }
 
+/// A JSON text without the white space that stands outside of its strings.
+fn without_space(text: &str) -> String {
+    let (mut in_string, mut escaped) = (false, false);
+    let kept = |letter: &char| {
+        let is_space = !in_string && letter.is_ascii_whitespace();
+        in_string ^= *letter == '"' && !escaped;
+        escaped = in_string && *letter == '\\' && !escaped;
+        !is_space
+    };
+    text.chars().filter(kept).collect()
+}
+
 /// The facade's rule for one value, on a tree.
 fn on_a_tree(value: Value) -> Value {
     match value {
@@ -366,8 +378,6 @@ proptest! {
         prop_assert_eq!(&made[0]["context"]["c"], &on_a_tree(context));
         prop_assert_eq!(&made[0]["z"], &json!(1));
         let made = records(&classic(), Path::Batch, &body).remove(0).unwrap().unwrap().1;
-        // Of white space only what stands in strings is left.
-        prop_assert!(!made.contains('\n'));
-        prop_assert_eq!(made.len(), serde_json::to_string(&serde_json::from_str::<Box<serde_json::value::RawValue>>(&made).unwrap()).unwrap().len());
+        prop_assert_eq!(&without_space(&made), &made);
     }
 }
