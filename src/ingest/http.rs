@@ -239,10 +239,9 @@ async fn handle(request: Request<Incoming>, context: &Context) -> Answer {
 
 async fn route(request: Request<Incoming>, context: &Context, from_browser: bool) -> Result<Answer, Problem> {
     let path = request.uri().path();
-    if path == "/" {
+    if path == "/" && request.headers().contains_key("x-amz-target") {
         return match *request.method() {
             Method::POST => Ok(kinesis::handle(request, context).await),
-            Method::OPTIONS if from_browser => Ok(guard::preflight()),
             _ => Err(Problem::method("POST")),
         };
     }
