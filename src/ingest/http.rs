@@ -355,7 +355,7 @@ async fn route(request: Request<Incoming>, context: &Context, from_browser: bool
     if let Some(call) = mparticle::Call::of_path(path) {
         return Ok(mparticle::handle(call, request, context).await);
     }
-    if path == "/" {
+    if path == "/" && request.headers().contains_key("x-amz-target") {
         return match *request.method() {
             Method::POST => Ok(kinesis::handle(request, context).await),
             _ => Err(Problem::method("POST")),

@@ -22,7 +22,7 @@ use super::answer::{Answer, Problem};
 use super::body;
 use super::submit::{self, EVENTS_MAX};
 use crate::config::SourceKind;
-use crate::event::Position;
+use crate::event::{KeyHash, Position};
 use crate::host::Host;
 use crate::ingest::kinesis::request::{self, Event, Put, StreamRef};
 use crate::ingest::kinesis::shards::{self, NO_ACCOUNT, Page, Stream};
@@ -240,7 +240,7 @@ fn check(auth: &Authorization<'_>, secret: &str, head: &Parts, body: &[u8], host
 struct UnderWay {
     single: bool,
     /// Of each record, what decides its shard.
-    hashes: Vec<crate::event::KeyHash>,
+    hashes: Vec<KeyHash>,
     taken: submit::Taken,
     /// The record of each event that was taken, in their order.
     records: Vec<u32>,
