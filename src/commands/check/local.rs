@@ -1,4 +1,5 @@
-//! What `check` finds on this machine: where the spool lies, how long a sync takes, how much room there is.
+//! What `check` finds on this machine: where the spool lies, how long a sync takes, how much room there is; and whether the
+//! TLS listener's certificate can be used.
 //!
 //! A receipt is worth what the disk under it is worth. Memory and a container's own layer forget; a disk that answers a
 //! sync faster than any disk can has not synced; one that takes long makes each receipt late. Only the directory of the
