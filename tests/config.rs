@@ -261,7 +261,7 @@ fn every_key_can_be_given_by_the_environment_alone() {
                     _ => panic!("{}: without a default it cannot be written down for other kinds", key.name),
                 },
                 Kind::Choice { .. } if key.name == "kind" => "events".into(),
-                Kind::Choice { offered, .. } => offered[offered.len() - 1].to_owned(),
+                Kind::Choice { offered } => offered[offered.len() - 1].to_owned(),
                 Kind::Address => format!("[::1]:{}", 5000 + (key.name.as_bytes()[0] as usize) * 10 + key.name.len()),
                 Kind::Bytes { max, .. } => (max - 1).to_string(),
                 Kind::Time { max, .. } => format!("{}ms", max.as_millis() - 1),

@@ -325,12 +325,10 @@ fn read_single(kind: Kind, raw: &Raw) -> Result<Typed, String> {
             let path = text(raw)?;
             if path.is_empty() { Err("an empty path".into()) } else { Ok(Typed::Text(Some(path.into()))) }
         }
-        Kind::Choice { offered, later } => {
+        Kind::Choice { offered } => {
             let word = text(raw)?;
             if offered.contains(&word) {
                 Ok(Typed::Text(Some(word.into())))
-            } else if later.contains(&word.split(':').next().unwrap_or(word)) {
-                Err("not offered by this version".into())
             } else {
                 let near = super::errors::nearest(word, offered.iter().copied()).unwrap_or_default();
                 Err(format!("no such word; the nearest known one is {near:?}"))

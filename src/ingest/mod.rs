@@ -26,6 +26,7 @@ pub mod pointer;
 pub mod rules;
 pub mod segment;
 pub mod source;
+pub mod sources;
 pub mod unix;
 pub mod wire;
 
@@ -36,7 +37,8 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-pub use source::{Made, NoSource, Reject, Sent, Source, Sources};
+pub use source::{Made, Reject, Sent, Source};
+pub use sources::{NoSource, Sources};
 
 /// Becomes `true` (or its sender goes away) when the agent stops accepting.
 pub type Shutdown = watch::Receiver<bool>;
