@@ -94,6 +94,8 @@ pub struct Mode {
     /// What records may have by an answer that is too old for all else.
     record_bytes_before: Option<usize>,
     failure: Option<PutError>,
+    /// Kinesis has answered since the start, or failed to.
+    answered: bool,
     asked: bool,
     first_asked: Option<Duration>,
     not_before: Duration,
@@ -116,6 +118,7 @@ impl Mode {
             good_until: Duration::ZERO,
             record_bytes_before: None,
             failure: None,
+            answered: false,
             asked: false,
             first_asked: None,
             not_before: Duration::ZERO,
@@ -153,7 +156,7 @@ impl Mode {
 
     /// Its answer.
     pub fn answered(&mut self, answer: Result<StreamSummary, PutError>, now: Duration, entropy: &dyn Entropy) {
-        self.asked = false;
+        (self.asked, self.answered) = (false, true);
         match answer {
             Ok(summary) => {
                 self.summary = Some(summary);
@@ -226,6 +229,15 @@ impl Mode {
         self.summary.is_some()
             || self.failure.is_some()
             || self.first_asked.is_some_and(|at| now.saturating_sub(at) >= FIRST_ANSWER_WAIT)
+    }
+
+    /// What is known was said since the start, or nothing was in time. If not, it is asked for at once.
+    pub(super) fn is_confirmed(&mut self, now: Duration) -> bool {
+        if self.answered || self.first_asked.is_some_and(|at| now.saturating_sub(at) >= FIRST_ANSWER_WAIT) {
+            return true;
+        }
+        self.not_before = self.not_before.min(now);
+        false
     }
 
     /// The largest record that the stream takes, bytes, as Kinesis said last; `None` before it did. No stream takes less than
@@ -495,6 +507,9 @@ mod tests {
         assert_eq!((mode.keys(seconds(1)), mode.is_settled(seconds(1))), (Keys::Decide, true));
         assert_eq!(mode.keys(seconds(602)), Keys::Unknown, "1,000 s after the answer");
         assert!(mode.ask(seconds(62)), "asked within a minute");
+        assert!(!mode.is_confirmed(seconds(1)), "none of it was said since the start");
+        mode.answered(told(None), seconds(63), &RealEntropy);
+        assert!(mode.is_confirmed(seconds(63)));
         let mut mode = Mode::new(false);
         mode.remember(remembered(400, Some(true)), seconds(1), &RealEntropy);
         assert_eq!(mode.keys(seconds(1)), Keys::Ignored);

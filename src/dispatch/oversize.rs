@@ -6,8 +6,8 @@
 //! `request_bytes_max`.
 //!
 //! *INSIDE-THE-LIMITS*: what is known to be too large is never sent; it becomes a dead letter that says what to raise.
-//! *NO-BLOCKING*: so nothing waits behind it, but for the moments until Kinesis has first said what the stream takes. Where it
-//! does not say, such an event is sent: it was taken in because the limit was known then. If it is refused after all, it is
+//! *NO-BLOCKING*: so nothing waits behind it, but for the moments until Kinesis has first said what the stream takes, in the life
+//! of this process: what was kept of an earlier one opens the doors, and is not sent on. Where it does not say, such an event is sent: it was taken in because the limit was known then. If it is refused after all, it is
 //! found as any other refused event is (`suspects.rs`).
 //!
 //! Failure: while its letter cannot be written, or the store of letters is full, the event stays pending and its shard waits;
@@ -56,6 +56,11 @@ impl Dispatcher {
                 now,
             );
         }
+        if !self.draining && !self.mode.is_confirmed(now) {
+            self.queues[at].not_before = now + WAIT;
+            self.wake(now + WAIT);
+            return Size::Waits;
+        }
         match self.mode.record_bytes_max() {
             Some(most) if bytes > most => self.end_as_too_large(
                 at,
@@ -67,11 +72,6 @@ impl Dispatcher {
                 ),
                 now,
             ),
-            None if !self.draining && !self.mode.is_settled(now) => {
-                self.queues[at].not_before = now + WAIT;
-                self.wake(now + WAIT);
-                Size::Waits
-            }
             _ => Size::Fits,
         }
     }
