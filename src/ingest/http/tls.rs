@@ -3,7 +3,7 @@
 //! Place: `agent` reads the pair before anything is accepted, `listen` asks for the one in force at each handshake. rustls
 //! with aws-lc-rs, TLS 1.2 and 1.3, ALPN for HTTP/2 and HTTP/1.1, no client certificates, no early data (it could be replayed).
 //!
-//! State: one [`Pair`] a listener. Whoever opens a connection looks at the files, at most once in [`LOOK_EVERY`], and only
+//! State: one [`Pair`] a listener. Whoever opens a connection looks at the files, at most once in `LOOK_EVERY`, and only
 //! that connection waits for the disk. A connection keeps the pair that it began with, so a new one ends none.
 //!
 //! Failure: at start a bad pair is a configuration error. Later it is told in the log once, the pair before stays in
