@@ -10,6 +10,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::Range;
 
+use super::limits::{BATCH_BYTES_MAX, BATCH_MESSAGES_MAX};
 use super::text::{content, unescape};
 use super::{Call, Path, SHARED_BYTES_MAX};
 use crate::ingest::json::{Memory, Scan, Text};
@@ -199,6 +200,27 @@ impl<'b> Request<'b> {
         if is_object && self.metadata.is_none() {
             self.metadata = Some(raw.trim_ascii());
         }
+    }
+
+    /// Keeps Segment's own limits on a batch, and tells how many messages are left out by them: those after the 2,500th, which
+    /// Segment answers as success too.
+    ///
+    /// # Errors
+    /// [`Malformed`]: the whole body is too large.
+    pub fn keep_limits(&mut self, path: Path<'_>) -> Result<usize, Malformed> {
+        if path != Path::Batch {
+            return Ok(0);
+        }
+        if self.body.len() > BATCH_BYTES_MAX {
+            let message = format!(
+                "the batch's body is larger than {BATCH_BYTES_MAX} bytes, Segment's own limit, which the source keeps (limits); \
+                 send it in several"
+            );
+            return Err(malformed("too_large", message));
+        }
+        let over = self.items.len().saturating_sub(BATCH_MESSAGES_MAX);
+        self.items.truncate(BATCH_MESSAGES_MAX);
+        Ok(over)
     }
 
     /// Notes that a browser sent it.
