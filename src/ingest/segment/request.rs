@@ -392,4 +392,20 @@ mod tests {
         let big = format!(r#"{{"context":{{"x":"{}"}},"batch":[]}}"#, "x".repeat(SHARED_BYTES_MAX));
         assert_eq!(batch(&big).unwrap_err().code, "too_large");
     }
+
+    #[test]
+    fn segments_own_limits_are_512000_bytes_and_2500_messages_of_a_batch() {
+        let of = |messages: usize, bytes: usize| {
+            let body = format!("{{\"batch\":[{}1]}}", "1,".repeat(messages - 1));
+            let body = format!("{body}{}", " ".repeat(bytes.saturating_sub(body.len())));
+            let mut request = Request::take_apart(Path::Batch, body.as_bytes(), 10_000).unwrap();
+            request.keep_limits(Path::Batch).map(|over| (request.count(), over)).map_err(|problem| problem.code)
+        };
+        assert_eq!(of(2500, 512_000), Ok((2500, 0)));
+        assert_eq!(of(2501, 0), Ok((2500, 1)));
+        assert_eq!(of(1, 512_001), Err("too_large"));
+        // A message that comes alone has a limit of its own.
+        let one = format!("{{}}{}", " ".repeat(600_000));
+        assert_eq!(Request::take_apart(TRACK, one.as_bytes(), 1).unwrap().keep_limits(TRACK), Ok(0));
+    }
 }
