@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use doors::{Stop, World, config, soon};
-use forebay::config::{AmplitudeConfig, KeyFallback, Secret, SourceConfig, SourceKind};
+use forebay::config::{AmplitudeConfig, KeyFallback, RuleConfig, Secret, SizeLimits, SourceConfig, SourceKind};
 use forebay::ingest::Sources;
 use forebay::ingest::http::{HttpOptions, bind};
 use http_body_util::{BodyExt as _, Full};
@@ -308,5 +308,40 @@ async fn hostile_bodies_get_a_clear_answer() {
     let keys: Vec<String> = world.events().into_iter().map(|(key, _)| key).collect();
     assert_eq!(&keys[..4], ["user-1", "user-1", "user-1", "\u{fffd}\u{fffd}\u{fffd}abc"]);
     assert_eq!(keys.last().unwrap().len(), 64);
+    door.end().await;
+}
+
+#[tokio::test]
+async fn with_limits_of_the_vendor_amplitudes_own_are_kept_and_told_in_its_form() {
+    let world = World::new();
+    let vendor = RuleConfig { limits: SizeLimits::Vendor, ..RuleConfig::default() };
+    let identify = AmplitudeConfig { forward_identify: true, ..AmplitudeConfig::default() };
+    let config = SourceConfig { rules: vendor, amplitude: identify, ..amplitude("app") };
+    let door = Door::open(only(&world, &config)).await;
+    let body = |events: Vec<Value>| json!({"api_key": "k", "events": events});
+    let too_large = (413, json!({"code": 413, "error": "Payload too large"}));
+    // Events of a request.
+    for path in ["/2/httpapi", "/batch"] {
+        assert_eq!(door.post(path, &body(vec![event("user-1"); 2001])).await, too_large);
+        assert_eq!(door.post(path, &body(vec![event("user-1"); 2000])).await.0, 200);
+    }
+    assert_eq!(world.submitted(), 4000);
+    // Bytes of a request: the two paths differ.
+    let padded = format!("{}{}", body(vec![event("user-1")]), " ".repeat(1 << 20));
+    let (status, answer) = door.send("POST", "/2/httpapi", &[], padded.clone()).await;
+    assert_eq!((status, serde_json::from_str::<Value>(&answer).unwrap()), too_large);
+    assert_eq!(door.send("POST", "/batch", &[], padded).await.0, 200);
+    // Strings and depth of an event.
+    let with = |properties: Value| json!({"event_type": "a", "user_id": "user-1", "event_properties": properties});
+    let nested = |depth: usize| (1..depth).fold(json!({}), |inner, _| json!({ "a": inner }));
+    let events =
+        vec![with(json!({"s": "x".repeat(1024)})), with(json!({"s": "x".repeat(1025)})), with(nested(40)), with(nested(41))];
+    let (status, answer) = door.post("/2/httpapi", &body(events)).await;
+    assert_eq!((status, &answer["events_with_invalid_fields"]), (400, &json!({"event_properties": [1, 3]})));
+    // The Identify API.
+    let form = |many: usize| format!("api_key=k&identification={}", json!(vec![json!({"user_id": "user-1"}); many]));
+    assert_eq!(door.send("POST", "/identify", &[], form(1025)).await, (413, "payload_too_large".to_owned()));
+    assert_eq!(door.send("POST", "/identify", &[], form(1024)).await, (200, "success".to_owned()));
+    assert_eq!(world.submitted(), 4001 + 1024);
     door.end().await;
 }

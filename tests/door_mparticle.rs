@@ -14,7 +14,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use bytes::Bytes;
 use doors::{Stop, World, config, soon};
-use forebay::config::{KeyFallback, MParticleConfig, Secret, SourceConfig, SourceKind};
+use forebay::config::{KeyFallback, MParticleConfig, RuleConfig, Secret, SizeLimits, SourceConfig, SourceKind};
 use forebay::ingest::Sources;
 use forebay::ingest::http::{HttpOptions, bind};
 use http_body_util::{BodyExt as _, Full};
@@ -238,5 +238,27 @@ async fn an_agent_that_cannot_take_anything_answers_503_without_retry_after() {
     let (status, headers, body) = door.send("POST", "/v2/events", Some("k:s"), batch(1, 1).to_string()).await;
     assert_eq!((status, code(&body).as_str(), headers.get("retry-after")), (503, "SERVICE_UNAVAILABLE", None));
     drop(permits);
+    door.end().await;
+}
+
+#[tokio::test]
+async fn with_limits_of_the_vendor_mparticles_own_are_kept_and_told_in_its_form() {
+    let world = World::new();
+    let vendor = RuleConfig { limits: SizeLimits::Vendor, ..RuleConfig::default() };
+    let door = Door::open(only(&world, &SourceConfig { rules: vendor, ..mparticle("app") })).await;
+    let of_bytes = |bytes: usize| {
+        let json = batch(1, 1).to_string();
+        format!("{json}{}", " ".repeat(bytes - json.len()))
+    };
+    assert_eq!(door.post("/v2/events", of_bytes(262_144)).await, (202, String::new()));
+    let (status, body) = door.post("/v2/events", of_bytes(262_145)).await;
+    assert_eq!((status, code(&body)), (413, "PAYLOAD_TOO_LARGE".to_owned()));
+    for path in ["/v2/bulkevents", "/v2/bulkevents/historical"] {
+        let (status, body) = door.post(path, json!(vec![batch(1, 1); 101])).await;
+        assert_eq!((status, code(&body)), (413, "PAYLOAD_TOO_LARGE".to_owned()));
+        assert_eq!(door.post(path, json!(vec![batch(1, 1); 100])).await, (202, String::new()));
+    }
+    assert_eq!(world.submitted(), 1 + 100);
+    assert_eq!(world.rejected("too_large"), 1 + 101 + 101);
     door.end().await;
 }

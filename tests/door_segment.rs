@@ -16,7 +16,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use bytes::Bytes;
 use doors::{Stop, World, config, keyed, soon, until};
-use forebay::config::{SegmentConfig, SegmentProfile, SourceConfig, SourceKind};
+use forebay::config::{RuleConfig, SegmentConfig, SegmentProfile, SizeLimits, SourceConfig, SourceKind};
 use forebay::ingest::Sources;
 use forebay::ingest::http::{HttpOptions, bind};
 use http_body_util::{BodyExt as _, Full};
@@ -376,5 +376,35 @@ async fn hostile_bodies_get_a_clear_answer_and_the_next_request_is_served() {
     assert_eq!(keys, ["many names", "\u{fffd}"]);
     let raw = world.texts();
     assert!(raw[1].contains(r#""userId":"\ud800","traits":{"n":1e999999,"\u0000":"\u0000"}"#), "{}", raw[1]);
+    door.end().await;
+}
+
+#[tokio::test]
+async fn with_limits_of_the_vendor_segments_own_are_kept_and_what_is_dropped_is_counted() {
+    let world = World::new();
+    let vendor = RuleConfig { limits: SizeLimits::Vendor, ..RuleConfig::default() };
+    let door = Door::open(Sources::new([world.source(&SourceConfig { rules: vendor, ..segment("seg") })])).await;
+    let message = |user: &str, bytes: usize| json!({"type": "track", "event": "e", "userId": user, "x": "x".repeat(bytes)});
+    // Alone.
+    assert!(door.post("/v1/track", message("alone", 32_000).to_string()).await.is_success());
+    let answer = door.post("/v1/track", message("large", 33_000).to_string()).await;
+    assert_eq!(answer.error(), (400, "too_large".to_owned()));
+    let long = json!({"event": "e", "userId": "u", "messageId": "m".repeat(100)});
+    assert_eq!(door.post("/v1/track", long.to_string()).await.error(), (400, "message_id_too_long".to_owned()));
+    assert_eq!((world.rejected("too_large"), world.rejected("not_valid")), (1, 1));
+    // In a batch.
+    let batch = json!({"batch": [message("first", 1), message("large", 33_000), message("last", 1)]});
+    assert!(door.post("/v1/batch", batch.to_string()).await.is_success());
+    assert_eq!(world.rejected("too_large"), 2);
+    let body = format!("{batch}{}", " ".repeat(512_001));
+    assert_eq!(door.post("/v1/batch", body).await.error(), (400, "too_large".to_owned()));
+    let many: Vec<Value> = (0..2502).map(|n| json!({"type": "track", "event": "e", "userId": format!("n{n}")})).collect();
+    assert!(door.post("/v1/batch", json!({"batch": many}).to_string()).await.is_success());
+    assert_eq!(world.rejected("not_valid"), 3);
+    let keys: Vec<String> = world.events().into_iter().map(|(key, _)| key).collect();
+    assert_eq!(
+        (keys.len(), &keys[..3], keys[2502].as_str()),
+        (2503, &["alone", "first", "last"].map(str::to_owned)[..], "n2499")
+    );
     door.end().await;
 }

@@ -11,6 +11,7 @@
 //! Absent on purpose: Amplitude's state (users, properties as they add up, locations), and its quotas.
 
 pub mod identify;
+pub mod limits;
 pub mod record;
 
 use std::borrow::Cow;

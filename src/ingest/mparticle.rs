@@ -17,6 +17,12 @@ use crate::config::MParticleConfig;
 /// Arrays and objects within each other that a batch may have.
 pub const DEPTH_MAX: usize = 128;
 
+/// Bytes of a decoded body that mParticle itself takes.
+pub const REQUEST_BYTES_MAX: usize = 256 << 10;
+
+/// Batches of a bulk request that mParticle itself takes.
+pub const BULK_BATCHES_MAX: usize = 100;
+
 /// Why a request or a batch cannot be taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wrong {
@@ -34,6 +40,8 @@ pub enum Wrong {
     Depth,
     /// It holds too much, or its records would.
     TooLarge,
+    /// More than mParticle takes, where the source keeps its limits.
+    OverLimit,
 }
 
 impl Wrong {
@@ -48,6 +56,10 @@ impl Wrong {
             Self::Events => "events must be an array of objects, each with an event_type that is a string",
             Self::Depth => "the batch is nested deeper than 128",
             Self::TooLarge => "the request, or what would be made of it, is too large; send less in one",
+            Self::OverLimit => {
+                "a request takes 262144 bytes, and in bulk 100 batches: mParticle's own limits, which the source keeps (limits); \
+                 send less in one"
+            }
         }
     }
 }
@@ -68,6 +80,14 @@ pub fn batches(body: &[u8], most: usize) -> Result<Vec<&str>, Wrong> {
         return Err(Wrong::NoBatches);
     }
     elements(json, most).ok_or(Wrong::TooLarge)
+}
+
+/// Keeps mParticle's own limits on a request.
+///
+/// # Errors
+/// It has more bytes, or more batches.
+pub fn keep_limits(bytes: usize, batches: usize) -> Result<(), Wrong> {
+    if bytes > REQUEST_BYTES_MAX || batches > BULK_BATCHES_MAX { Err(Wrong::OverLimit) } else { Ok(()) }
 }
 
 /// The one batch of a request.

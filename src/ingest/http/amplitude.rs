@@ -21,8 +21,9 @@ use super::Context;
 use super::answer::{self, Answer, Problem};
 use super::body;
 use super::submit::{self, EVENTS_MAX};
-use crate::config::SourceKind;
+use crate::config::{SizeLimits, SourceKind};
 use crate::ingest::amplitude::identify::{Call as IdentifyCall, Form, Identification, Wrong};
+use crate::ingest::amplitude::limits::{self, Most};
 use crate::ingest::amplitude::record::{self, Arrival};
 use crate::ingest::amplitude::{Event, Fault, Faults, Refusal, Upload, success};
 use crate::ingest::{Made, NoSource, Reject, Source};
@@ -30,8 +31,8 @@ use crate::ingest::{Made, NoSource, Reject, Source};
 /// What a path asks for.
 #[derive(Clone, Copy, Debug)]
 pub enum Call {
-    /// Events.
-    Upload,
+    /// Events; of them Amplitude itself takes this much in a request.
+    Upload(Most),
     /// The properties of users or of groups.
     Identify(IdentifyCall),
 }
@@ -40,7 +41,8 @@ impl Call {
     /// By the path. `None`: it is none of Amplitude's.
     pub fn of_path(path: &str) -> Option<Self> {
         match path {
-            "/2/httpapi" | "/batch" => Some(Self::Upload),
+            "/2/httpapi" => Some(Self::Upload(limits::HTTP_API)),
+            "/batch" => Some(Self::Upload(limits::BATCH)),
             "/identify" => Some(Self::Identify(IdentifyCall::User)),
             "/groupidentify" => Some(Self::Identify(IdentifyCall::Group)),
             _ => None,
@@ -51,9 +53,9 @@ impl Call {
 /// Handles a request of a call.
 pub async fn handle(call: Call, request: Request<Incoming>, context: &Context) -> Answer {
     let done = match (call, request.method()) {
-        (Call::Upload, &Method::POST) => upload(request, context).await,
+        (Call::Upload(most), &Method::POST) => upload(most, request, context).await,
         (Call::Identify(call), &Method::POST | &Method::GET) => return identified(identify(call, request, context).await),
-        (Call::Upload, _) => Err(Problem::method("POST").into()),
+        (Call::Upload(_), _) => Err(Problem::method("POST").into()),
         (Call::Identify(_), _) => return identified(Err(Problem::method("POST, GET").into())),
     };
     match done {
@@ -120,12 +122,16 @@ fn unless_absent(context: &Context) -> Result<(), Problem> {
 }
 
 /// Events, judged all before the first is accepted.
-async fn upload(request: Request<Incoming>, context: &Context) -> Result<String, Stop> {
+async fn upload(most: Most, request: Request<Incoming>, context: &Context) -> Result<String, Stop> {
     unless_absent(context)?;
     let (head, incoming) = request.into_parts();
     let body = body::read(incoming, &head.headers, &context.memory, &context.options).await?;
     let upload = Upload::read(&body.bytes, EVENTS_MAX)?;
     let source = source_of(context, &upload.api_key)?;
+    if source.limits() == SizeLimits::Vendor && !most.holds(body.bytes.len(), upload.events.len()) {
+        source.count_rejected(Reject::TooLarge, upload.events.len() as u64);
+        return Err(Refusal::TooLarge.into());
+    }
     let now_ms = source.host().clock.wall_ms();
     let arrival = Arrival { now_us: microseconds(now_ms), client_upload_us: upload.client_upload_us, host: source.host() };
     let wanted = judge_all(&upload, source, &arrival)?;
@@ -182,6 +188,14 @@ fn judge_all<'b>(upload: &Upload<'b>, source: &Source, arrival: &Arrival<'_>) ->
                 continue;
             }
         };
+        if source.limits() == SizeLimits::Vendor {
+            let over = limits::faults(json);
+            if !over.is_empty() {
+                source.count_rejected(Reject::TooLarge, 1);
+                over.into_iter().for_each(|fault| faults.add(index, fault));
+                continue;
+            }
+        }
         if !event.is_wanted(config) {
             continue;
         }
@@ -219,6 +233,10 @@ async fn identify(call: IdentifyCall, request: Request<Incoming>, context: &Cont
     let form = Form::read(&encoded);
     let source = source_of(context, form.api_key()?)?;
     let all = form.identifications(call, EVENTS_MAX)?;
+    if source.limits() == SizeLimits::Vendor && !limits::IDENTIFY.holds(encoded.len(), all.len()) {
+        source.count_rejected(Reject::TooLarge, all.len() as u64);
+        return Err(Wrong::TooLarge.into());
+    }
     if !source.amplitude().forward_identify {
         return Ok(());
     }

@@ -20,9 +20,9 @@ use super::Context;
 use super::answer::{self, Answer, Problem};
 use super::body::{self, BODY_BYTES_MAX};
 use super::submit::{self, EVENTS_MAX};
-use crate::config::SourceKind;
+use crate::config::{SizeLimits, SourceKind};
 use crate::ingest::mparticle::record::{self, Arrival};
-use crate::ingest::mparticle::{Batch, Wrong, batch, batches, errors};
+use crate::ingest::mparticle::{Batch, Wrong, batch, batches, errors, keep_limits};
 use crate::ingest::{Made, NoSource, Reject, Source};
 
 /// Bytes of all records of one request: with one record an event, what a batch's events have in common is there for each.
@@ -63,7 +63,7 @@ pub async fn handle(call: Call, request: Request<Incoming>, context: &Context) -
             *answer.status_mut() = StatusCode::ACCEPTED;
             return answer;
         }
-        Err(Stop::Wrong(Wrong::TooLarge)) => (StatusCode::PAYLOAD_TOO_LARGE, Wrong::TooLarge.sentence()),
+        Err(Stop::Wrong(wrong @ (Wrong::TooLarge | Wrong::OverLimit))) => (StatusCode::PAYLOAD_TOO_LARGE, wrong.sentence()),
         Err(Stop::Wrong(wrong)) => (StatusCode::BAD_REQUEST, wrong.sentence()),
         Err(Stop::Problem(problem)) => (problem.status(), problem.text()),
         Err(Stop::NoBasic) => (StatusCode::UNAUTHORIZED, "Basic authentication with an API key and its secret is required"),
@@ -141,12 +141,20 @@ async fn take(call: Call, request: Request<Incoming>, context: &Context) -> Resu
     let body = body::read(incoming, &head.headers, &context.memory, &context.options).await?;
     let arrival = Arrival { now_ms: source.host().clock.wall_ms(), host: source.host() };
 
+    let within = |batches: usize| {
+        if source.limits() == SizeLimits::Kinesis {
+            return Ok(());
+        }
+        keep_limits(body.bytes.len(), batches).inspect_err(|_| source.count_rejected(Reject::TooLarge, batches as u64))
+    };
     let mut all = Vec::new();
     if call == Call::Events {
+        within(1)?;
         all.push(Batch::judge(batch(&body.bytes)?, config, EVENTS_MAX)?);
     } else {
         let sent = batches(&body.bytes, EVENTS_MAX)?;
         let many = sent.len();
+        within(many)?;
         all.extend(sent.into_iter().filter_map(|json| Batch::judge(json, config, EVENTS_MAX).ok()));
         if all.len() < many {
             source.count_rejected(Reject::Malformed, (many - all.len()) as u64);

@@ -21,7 +21,7 @@ use super::Context;
 use super::answer::{self, Answer, Problem};
 use super::body;
 use super::submit::{self, EVENTS_MAX, Taken};
-use crate::config::SourceKind;
+use crate::config::{SizeLimits, SourceKind};
 use crate::ingest::segment::{self, Flaw, Maker, Malformed, Path};
 use crate::ingest::{NoSource, Reject, Source};
 use crate::spool::Batch;
@@ -182,7 +182,11 @@ async fn take(path: Path<'_>, request: Request<Incoming>, context: &Context, fro
     }
     let key = header_key.or_else(|| messages.write_key());
     let source = context.sources.of_kind(SourceKind::Segment, key.as_deref())?;
+    let over = if source.limits() == SizeLimits::Vendor { messages.keep_limits(path)? } else { 0 };
     let under_way = submit(path, &messages, source, context).await?;
+    if over > 0 {
+        source.count_rejected(Reject::NotValid, over as u64);
+    }
     // The messages are in batches now; the body's memory can serve another request.
     drop(messages);
     drop(body);
@@ -199,7 +203,7 @@ struct UnderWay {
 /// Takes the messages to the spool.
 async fn submit(path: Path<'_>, request: &segment::Request<'_>, source: &Source, context: &Context) -> Result<UnderWay, Failure> {
     submit::wait_for_room(source, || request.count() as u64, context).await?;
-    let mut maker = Maker::new(source.segment(), request, source.data_bytes_max());
+    let mut maker = Maker::new(source.segment(), request, source.data_bytes_max()).within(source.limits());
     let sizes = Maker::new(source.segment(), request, source.data_bytes_max());
     let mut flaw = None;
     let encode = |message: &[u8], batch: &mut Batch| {
@@ -211,7 +215,7 @@ async fn submit(path: Path<'_>, request: &segment::Request<'_>, source: &Source,
             Err(Flaw::TooLarge) => Err(Reject::TooLarge),
             Err(found) => {
                 flaw = Some(found);
-                Err(Reject::NotValid)
+                Err(if found == Flaw::OverLimit { Reject::TooLarge } else { Reject::NotValid })
             }
         }
     };

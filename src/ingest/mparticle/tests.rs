@@ -102,3 +102,10 @@ fn a_batch_without_events_is_a_record_unless_that_is_switched_off() {
     assert_eq!(two.records(&MParticleConfig { include: Default::default(), ..Default::default() }), 1);
     assert_eq!(two.records(&MParticleConfig { send_as_batch: false, ..Default::default() }), 2);
 }
+
+#[test]
+fn mparticles_own_limits_are_262144_bytes_and_100_batches() {
+    assert_eq!(keep_limits(262_144, 100), Ok(()));
+    assert_eq!(keep_limits(262_145, 1), Err(Wrong::OverLimit));
+    assert_eq!(keep_limits(1, 101), Err(Wrong::OverLimit));
+}

@@ -14,7 +14,8 @@
 
 use super::request::{Request, Shared, each_member, name_of};
 use super::text::{content, id};
-use super::{Call, DEPTH_MAX, Flaw, Rules, dates};
+use super::{Call, DEPTH_MAX, Flaw, Rules, dates, limits};
+use crate::config::SizeLimits;
 use crate::ingest::Made;
 use crate::ingest::json::{Memory, Scan};
 
@@ -28,6 +29,8 @@ pub struct Maker<'q> {
     request: &'q Request<'q>,
     /// The largest record.
     bytes_max: usize,
+    /// Segment's own limits hold.
+    limited: bool,
     received_ms: i64,
     record: Vec<u8>,
     key: String,
@@ -114,6 +117,7 @@ impl<'q> Maker<'q> {
             rules,
             request,
             bytes_max,
+            limited: false,
             received_ms,
             record: Vec::new(),
             key: String::new(),
@@ -121,6 +125,12 @@ impl<'q> Maker<'q> {
             id: String::new(),
             scans: Scans::default(),
         }
+    }
+
+    /// The same, of messages within Segment's own limits where `limits` are the vendor's.
+    #[must_use]
+    pub fn within(self, limits: SizeLimits) -> Self {
+        Self { limited: limits == SizeLimits::Vendor, ..self }
     }
 
     /// At least as many bytes as a message's record will have.
@@ -144,10 +154,8 @@ impl<'q> Maker<'q> {
     /// # Errors
     /// Why it is not valid.
     pub fn make(&mut self, message: &[u8]) -> Result<Option<Made<'_>>, Flaw> {
-        // White space between tokens goes; nothing else makes a record smaller than its message.
-        if message.len() / 2 > self.bytes_max {
-            return Err(Flaw::TooLarge);
-        }
+        self.judge_size(message)?;
+        let limited = self.limited;
         let Self { rules, request, record, key, event_type, id: own_id, scans, .. } = self;
         let mut fields = Fields::default();
         record.clear();
@@ -157,6 +165,9 @@ impl<'q> Maker<'q> {
             None => fields.call.and_then(content).and_then(call_of).ok_or(Flaw::NoType)?,
         };
         judge(call, &fields)?;
+        if limited && id(fields.message_id).is_some_and(|id| id.chars().count() > limits::MESSAGE_ID_CHARS_MAX) {
+            return Err(Flaw::LongId);
+        }
         if !rules.takes(call) || !wanted(rules, request, &fields, &mut scans.member) {
             return Ok(None);
         }
@@ -212,9 +223,7 @@ impl<'q> Maker<'q> {
     /// # Errors
     /// Why it is not valid.
     pub fn make_custom(&mut self, event: &[u8]) -> Result<Option<Made<'_>>, Flaw> {
-        if event.len() / 2 > self.bytes_max {
-            return Err(Flaw::TooLarge);
-        }
+        self.judge_size(event)?;
         let Self { rules, request, record, key, event_type, id: own_id, scans, .. } = self;
         let metadata = request.metadata.ok_or(Flaw::NoMetadata)?;
         let (mut user, mut anonymous, mut event_id, mut time, mut name) = (None, None, None, None, None);
@@ -255,6 +264,14 @@ impl<'q> Maker<'q> {
         key.clear();
         key.push_str(if rules.by_message_id { own_id } else { &person });
         self.made()
+    }
+
+    fn judge_size(&self, message: &[u8]) -> Result<(), Flaw> {
+        if self.limited && message.len() > limits::MESSAGE_BYTES_MAX {
+            return Err(Flaw::OverLimit);
+        }
+        // White space between tokens goes; nothing else makes a record smaller than its message.
+        if message.len() / 2 > self.bytes_max { Err(Flaw::TooLarge) } else { Ok(()) }
     }
 
     fn made(&self) -> Result<Option<Made<'_>>, Flaw> {

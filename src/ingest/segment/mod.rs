@@ -34,6 +34,18 @@ pub const DEPTH_MAX: usize = 128;
 /// The batch's own `context` and `integrations` together, bytes: they are written into each of its messages.
 pub const SHARED_BYTES_MAX: usize = 32 << 10;
 
+/// Segment's own limits, which a source with `limits = "vendor"` keeps. Sizes are of what was sent, once decoded.
+pub mod limits {
+    /// Bytes of one message.
+    pub const MESSAGE_BYTES_MAX: usize = 32 << 10;
+    /// Bytes of a batch's request.
+    pub const BATCH_BYTES_MAX: usize = 500 << 10;
+    /// Messages of a batch that are taken; those after them are not.
+    pub const BATCH_MESSAGES_MAX: usize = 2500;
+    /// Characters of a `messageId`.
+    pub const MESSAGE_ID_CHARS_MAX: usize = 99;
+}
+
 /// A kind of message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Call {
@@ -150,6 +162,10 @@ pub enum Flaw {
     NoMetadata,
     /// It makes a record that is larger than the source's `max_event_bytes`.
     TooLarge,
+    /// More than [`limits::MESSAGE_BYTES_MAX`], where the source keeps Segment's limits.
+    OverLimit,
+    /// A messageId over [`limits::MESSAGE_ID_CHARS_MAX`], where the source keeps Segment's limits.
+    LongId,
 }
 
 impl Flaw {
@@ -164,7 +180,8 @@ impl Flaw {
             Self::NoEvent => "no_event",
             Self::NoAlias => "no_previous_id",
             Self::NoMetadata => "no_metadata",
-            Self::TooLarge => "too_large",
+            Self::TooLarge | Self::OverLimit => "too_large",
+            Self::LongId => "message_id_too_long",
         }
     }
 
@@ -183,6 +200,10 @@ impl Flaw {
                  X-Event-Metadata"
             }
             Self::TooLarge => "the record is larger than the source's max_event_bytes",
+            Self::OverLimit => "the message is larger than 32768 bytes, Segment's own limit, which the source keeps (limits)",
+            Self::LongId => {
+                "the messageId must have less than 100 characters, Segment's own limit, which the source keeps (limits)"
+            }
         }
     }
 }

@@ -10,6 +10,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::Range;
 
+use super::limits::{BATCH_BYTES_MAX, BATCH_MESSAGES_MAX};
 use super::text::{content, unescape};
 use super::{Call, Path, SHARED_BYTES_MAX};
 use crate::ingest::json::{Memory, Scan, Text};
@@ -201,6 +202,27 @@ impl<'b> Request<'b> {
         }
     }
 
+    /// Keeps Segment's own limits on a batch, and tells how many messages are left out by them: those after the 2,500th, which
+    /// Segment answers as success too.
+    ///
+    /// # Errors
+    /// [`Malformed`]: the whole body is too large.
+    pub fn keep_limits(&mut self, path: Path<'_>) -> Result<usize, Malformed> {
+        if path != Path::Batch {
+            return Ok(0);
+        }
+        if self.body.len() > BATCH_BYTES_MAX {
+            let message = format!(
+                "the batch's body is larger than {BATCH_BYTES_MAX} bytes, Segment's own limit, which the source keeps (limits); \
+                 send it in several"
+            );
+            return Err(malformed("too_large", message));
+        }
+        let over = self.items.len().saturating_sub(BATCH_MESSAGES_MAX);
+        self.items.truncate(BATCH_MESSAGES_MAX);
+        Ok(over)
+    }
+
     /// Notes that a browser sent it.
     pub fn say_from_browser(&mut self) {
         self.from_browser = true;
@@ -369,5 +391,21 @@ mod tests {
         assert_eq!(Request::take_apart(TRACK, b"{\"a\":\"\xff\"}", 1).unwrap_err().code, "invalid_json");
         let big = format!(r#"{{"context":{{"x":"{}"}},"batch":[]}}"#, "x".repeat(SHARED_BYTES_MAX));
         assert_eq!(batch(&big).unwrap_err().code, "too_large");
+    }
+
+    #[test]
+    fn segments_own_limits_are_512000_bytes_and_2500_messages_of_a_batch() {
+        let of = |messages: usize, bytes: usize| {
+            let body = format!("{{\"batch\":[{}1]}}", "1,".repeat(messages - 1));
+            let body = format!("{body}{}", " ".repeat(bytes.saturating_sub(body.len())));
+            let mut request = Request::take_apart(Path::Batch, body.as_bytes(), 10_000).unwrap();
+            request.keep_limits(Path::Batch).map(|over| (request.count(), over)).map_err(|problem| problem.code)
+        };
+        assert_eq!(of(2500, 512_000), Ok((2500, 0)));
+        assert_eq!(of(2501, 0), Ok((2500, 1)));
+        assert_eq!(of(1, 512_001), Err("too_large"));
+        // A message that comes alone has a limit of its own.
+        let one = format!("{{}}{}", " ".repeat(600_000));
+        assert_eq!(Request::take_apart(TRACK, one.as_bytes(), 1).unwrap().keep_limits(TRACK), Ok(0));
     }
 }

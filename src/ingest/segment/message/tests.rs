@@ -318,6 +318,28 @@ fn a_record_over_the_limit_is_refused_before_it_is_made_whole() {
     }
 }
 
+#[test]
+fn segments_own_limits_are_32768_bytes_of_a_message_and_99_characters_of_its_id() {
+    let rules = classic();
+    let made = |body: &str, limits: SizeLimits| {
+        let request = Request::take_apart(TRACK, body.as_bytes(), 1).unwrap();
+        let message = request.messages().next().unwrap();
+        Maker::new(&rules, &request, 1 << 20).within(limits).make(message).map(|made| made.is_some())
+    };
+    let of_bytes = |bytes: usize| {
+        let bare = r#"{"event":"e","userId":"u","x":""}"#;
+        bare.replace("\"x\":\"", &format!("\"x\":\"{}", "x".repeat(bytes - bare.len())))
+    };
+    assert_eq!(of_bytes(32_768).len(), 32_768);
+    assert_eq!(made(&of_bytes(32_768), SizeLimits::Vendor), Ok(true));
+    assert_eq!(made(&of_bytes(32_769), SizeLimits::Vendor), Err(Flaw::OverLimit));
+    assert_eq!(made(&of_bytes(32_769), SizeLimits::Kinesis), Ok(true));
+    let of_id = |chars: usize| format!(r#"{{"event":"e","userId":"u","messageId":"{}"}}"#, "ä".repeat(chars));
+    assert_eq!(made(&of_id(99), SizeLimits::Vendor), Ok(true));
+    assert_eq!(made(&of_id(100), SizeLimits::Vendor), Err(Flaw::LongId));
+    assert_eq!(made(&of_id(100), SizeLimits::Kinesis), Ok(true));
+}
+
 /// JSON of any form, some of it dates.
 fn any_json() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
