@@ -1,7 +1,7 @@
 //! Hostile input, row by row: each gets a clear answer, takes bounded memory, and leaves other clients their turns.
 //!
-//! A row is a body or raw bytes, where they go, and the answers that are clear enough. To have a vendor's paths tested, add rows
-//! and, where the source is of another kind, a source to [`sources`]. While the rows of a family are sent again and again by
+//! A row is a body or raw bytes, where they go, and the answers that are clear enough. Those for vendors' paths are in `vendors`.
+//! While the rows of a family are sent again and again by
 //! several connections, a bystander makes requests of its own over the same single thread: of its requests none may fail, and
 //! none may be overtaken by more than a few of theirs. That is progress, not time, so a slow machine fails no row.
 
@@ -12,6 +12,8 @@
 mod doors;
 #[path = "common/raw_http.rs"]
 mod raw_http;
+#[path = "hostile/vendors.rs"]
+mod vendors;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
@@ -20,10 +22,11 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use doors::{World, config, soon, until};
-use forebay::config::{KeyFallback, RuleConfig, SourceConfig};
+use forebay::config::{KeyFallback, RuleConfig, SourceConfig, SourceKind};
 use forebay::ingest::Sources;
 use forebay::ingest::http::HttpOptions;
 use raw_http::{Answer, Door, request};
+use tokio::sync::Mutex;
 use tokio::task::LocalSet;
 
 /// Connections that send one row at once.
@@ -216,7 +219,10 @@ fn sources(world: &World) -> Sources {
         rules: RuleConfig { deny: vec!["/quiet".to_owned()], ..RuleConfig::default() },
         ..config("quiet")
     };
-    Sources::new([world.source(&config("web")), world.source(&quiet)])
+    let vendor = |kind: SourceKind| SourceConfig { kind, partition_key: Vec::new(), ..config(&format!("{kind:?}")) };
+    let vendors = [SourceKind::Segment, SourceKind::Amplitude, SourceKind::MParticle, SourceKind::Kinesis];
+    let vendors = vendors.into_iter().map(|kind| world.source(&vendor(kind)));
+    Sources::new([world.source(&config("web")), world.source(&quiet)].into_iter().chain(vendors))
 }
 
 fn options() -> HttpOptions {
@@ -257,8 +263,12 @@ async fn attack(door: &Door, row: &Row) -> Option<Answer> {
     client.answer().await
 }
 
+/// One family at a time: what the process takes is measured.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
+
 /// Runs the rows one after the other, each beside a bystander.
 async fn run(rows: Vec<Row>) {
+    let _turn = ONE_AT_A_TIME.lock().await;
     let world = World::new();
     let door = Rc::new(Door::with(sources(&world), options()).await);
     let before = peak_bytes();
@@ -326,6 +336,31 @@ async fn hostile_bodies_get_a_clear_answer_and_take_nobodys_turn() {
 #[tokio::test]
 async fn hostile_requests_get_a_clear_answer_and_take_nobodys_turn() {
     run(requests()).await;
+}
+
+#[tokio::test]
+async fn hostile_requests_to_segments_paths_get_its_errors_and_take_nobodys_turn() {
+    run(vendors::segment()).await;
+}
+
+#[tokio::test]
+async fn hostile_requests_to_amplitudes_paths_get_its_errors_and_take_nobodys_turn() {
+    run(vendors::amplitude()).await;
+}
+
+#[tokio::test]
+async fn hostile_requests_to_mparticles_paths_get_its_errors_and_take_nobodys_turn() {
+    run(vendors::mparticle()).await;
+}
+
+#[tokio::test]
+async fn hostile_requests_to_the_kinesis_api_get_its_errors_and_take_nobodys_turn() {
+    run(vendors::kinesis()).await;
+}
+
+#[tokio::test]
+async fn hostile_cbor_to_the_kinesis_api_gets_its_errors_and_takes_nobodys_turn() {
+    run(vendors::kinesis_cbor()).await;
 }
 
 #[tokio::test]
