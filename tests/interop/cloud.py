@@ -20,6 +20,7 @@ import servers
 import waiting
 
 ACCOUNT = "000000000000"
+OTHER_ACCOUNT = "222222222222"
 PACKAGES = os.path.join(servers.HERE, ".work", "ministack")
 
 
@@ -40,12 +41,12 @@ class Cloud(servers.Server):
         self.client = self.of("kinesis")
         self._users = 0
 
-    def of(self, service, key="test", secret="test", token=None):
-        """A boto3 client."""
+    def of(self, service, key="test", secret="test", token=None, region=servers.REGION):
+        """A boto3 client. A key of twelve digits is root of the account of that number."""
         return boto3.client(
             service,
             endpoint_url=self.endpoint,
-            region_name=servers.REGION,
+            region_name=region,
             aws_access_key_id=key,
             aws_secret_access_key=secret,
             aws_session_token=token,
@@ -66,9 +67,9 @@ class Cloud(servers.Server):
         """The user's whole policy from now on."""
         self.of("iam").put_user_policy(UserName=user, PolicyName="rights", PolicyDocument=document(statements))
 
-    def role(self, name, trust, *statements):
+    def role(self, name, trust, *statements, account="test"):
         """A role that is trusted and allowed so; its ARN."""
-        iam = self.of("iam")
+        iam = self.of("iam", account)
         arn = iam.create_role(RoleName=name, AssumeRolePolicyDocument=document([trust]))["Role"]["Arn"]
         iam.put_role_policy(RoleName=name, PolicyName="rights", PolicyDocument=document(statements))
         return arn

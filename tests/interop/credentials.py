@@ -169,6 +169,60 @@ def external_ids(cloud, report, log_dir):
         agent.clean()
 
 
+def elsewhere(cloud, report, log_dir):
+    """One agent, three streams: its own region and account, another region, another account by a role and an external id."""
+    home, region, account = "at-home", "in-another-region", "in-another-account"
+    far = "us-east-1"
+    owners = {
+        home: cloud.client,
+        region: cloud.of("kinesis", region=far),
+        account: cloud.of("kinesis", key=clouds.OTHER_ACCOUNT),
+    }
+    for stream, client in owners.items():
+        client.create_stream(StreamName=stream, ShardCount=1)
+
+    def least(stream, *changes):
+        text = json.dumps(rights.least(stream))
+        for old, new in changes:
+            text = text.replace(old, new)
+        return json.loads(text)
+
+    trust = {**clouds.trust_root(), "Condition": {"StringEquals": {"sts:ExternalId": "partner"}}}
+    foreign = least(account, (clouds.ACCOUNT, clouds.OTHER_ACCOUNT))
+    role = cloud.role("writer", trust, *foreign, account=clouds.OTHER_ACCOUNT)
+    assume = {"Effect": "Allow", "Action": "sts:AssumeRole", "Resource": role}
+    _, env = cloud.user(*least(home), *least(region, (servers.REGION, far)), assume)
+
+    def table(stream, *lines):
+        lines = "\n".join((f'endpoint = "{cloud.endpoint}"', *lines))
+        source = f'[[source]]\nname = "{stream}"\nstream = "{stream}"\npartition_key = ["/user"]\n'
+        return f'\n[[stream]]\nname = "{stream}"\n{lines}\n\n{source}'
+
+    more = table(region, f'region = "{far}"')
+    more += table(account, f'region = "{servers.REGION}"', f'role_arn = "{role}"', 'external_id = "partner"')
+    agent = agents.Agent(home, cloud.endpoint, "off", log_dir, env=env, more=more)
+    try:
+        clients = {}
+        for stream in owners:
+            client = workload.Lines(stream, agent, 60, 10)
+            client.greeting_options = " source=" + ("web" if stream == home else stream)
+            # Lines that are no event are the default source's affair.
+            client.bad_event = client.bad_event if stream == home else lambda _number: None
+            clients[stream] = client
+        workload.run_all(clients.values())
+        for stream, owner in owners.items():
+            expected, by_key = workload.expected_of([clients[stream]])
+            agent.wait_delivered(len(expected), DELIVERY_SECONDS, stream)
+
+            def wrong(stream=stream, owner=owner, expected=expected, by_key=by_key):
+                events = readback.kcl_events(readback.read_stream(owner, stream))
+                return checks.exactly_once(expected, events) + checks.order_by_key(by_key, events)
+
+            report.check(f"the stream {stream} has its own events and no others", wrong)
+    finally:
+        agent.clean()
+
+
 def expiry(cloud, report, log_dir):
     """Credentials that end while events flow: renewed in time; not renewed for a while; refused before their time."""
     stream = "expiry"
@@ -319,4 +373,4 @@ def endpoints(cloud, report, log_dir):
         proxy.close()
 
 
-ALL = {"sources": sources, "external-ids": external_ids, "expiry": expiry, "rotation": rotation, "endpoints": endpoints}
+ALL = {"sources": sources, "external-ids": external_ids, "elsewhere": elsewhere, "expiry": expiry, "rotation": rotation, "endpoints": endpoints}
