@@ -235,6 +235,28 @@ fn a_retry_says_of_which_letters_the_order_of_keys_is_lost_of_which_it_holds_and
 }
 
 #[test]
+fn letters_of_a_running_agent_are_found_where_it_keeps_them() {
+    let dir = temporary();
+    let (sink, setup) = start(dir.path(), "off", "200ms");
+    sink.set_all_dead(true);
+    let mut agent = Agent::start(&setup);
+    Client::new(&setup.socket(), vec!["user".to_owned()], 100, 200, 1).run(&Pace::of(10));
+    agent.wait_for("letters", |agent| agent.account().expired == 10);
+    let elsewhere = |args: &[&str]| {
+        let mut command = real::command(&["dead"]);
+        command.args(args).arg("--config").arg(setup.file()).env("FOREBAY_SPOOL__DIR", dir.path().join("nothing-here"));
+        real::outcome(command.output().expect("the binary runs"))
+    };
+    let (code, out, err) = elsewhere(&["ls", "--json"]);
+    assert_eq!((code, out.lines().count()), (0, 10), "{err}");
+    let (code, _, err) = elsewhere(&["purge", "--all", "--yes"]);
+    assert_eq!((code, held(&agent)), (0, 0), "{err}");
+    assert!(agent.terminate().success());
+    let (code, _, err) = elsewhere(&["ls"]);
+    assert!(code == 1 && err.contains("nothing-here") && err.contains("--spool-dir"), "{code} {err}");
+}
+
+#[test]
 fn what_is_younger_than_ttl_is_delivered() {
     let dir = temporary();
     let (sink, setup) = start(dir.path(), "off", "1h");

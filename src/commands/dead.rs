@@ -31,9 +31,11 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use self::order::Order;
+use super::spool::place;
 use super::status::{StatusError, call, count};
 use super::{asked, print};
 use crate::admin::dead::{Ask, PURGE, RETRY};
+use crate::admin::spool::SpoolList;
 use crate::agent::spool_dir;
 use crate::cli::{DeadArgs, DeadCommand, DeadFilter};
 use crate::config::{self, Config};
@@ -78,6 +80,8 @@ pub async fn run(args: DeadArgs, config: Option<&Config>) -> ExitCode {
         eprintln!("forebay dead: no configuration was read");
         return Exit::Configuration.into();
     };
+    let found = where_the_agent_has_them(&args, config).await;
+    let config = found.as_ref().unwrap_or(config);
     let result = match &args.what {
         DeadCommand::Ls(ls) => list(&args, config, &ls.filter, ls.limit, ls.json),
         DeadCommand::Show(show) => show_one(&args, config, show.number, show.json),
@@ -96,6 +100,19 @@ pub async fn run(args: DeadArgs, config: Option<&Config>) -> ExitCode {
 }
 
 // === where ===
+
+/// The configuration with the place of the spools of the agent that answers at the admin address, where no place was named and
+/// none lie where the configuration says: so those of `run --dev` are found. `None`: the configuration is right as it is.
+async fn where_the_agent_has_them(args: &DeadArgs, config: &Config) -> Option<Config> {
+    if args.spool_dir.is_some() || places(args, config).is_ok() {
+        return None;
+    }
+    let list = place::get::<SpoolList>(config.listen.admin?, "/spool").await.ok()?;
+    let root = list.spools.first()?.dir.parent()?.to_owned();
+    let mut config = config.clone();
+    config.spool.dir = root;
+    Some(config)
+}
 
 /// The spools that are meant: the one named, those configured, or those that are there.
 fn places(args: &DeadArgs, config: &Config) -> Told<Vec<Place>> {
