@@ -239,7 +239,7 @@ impl<'q> Maker<'q> {
         replace(event_type, &id(name).ok_or(Flaw::NoMetadata)?);
         record.clear();
         record.push(b'{');
-        copy_members(event, |name| name != b"_metarouter", rules.facade, record, &mut scans.message)?;
+        copy_members(event, |name| name != b"_metarouter" && name != b"writeKey", rules.facade, record, &mut scans.message)?;
         separate(record);
         record.extend_from_slice(b"\"_metarouter\":{");
         let unkept = |name: &[u8]| {
