@@ -15,11 +15,11 @@ use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use doors::{World, config, keyed, soon, until};
+use doors::{Door, World, config, keyed, soon, until};
 use forebay::ingest::Sources;
 use forebay::ingest::http::HttpOptions;
 use forebay::metrics::Limit;
-use raw_http::{Answer, Door, request};
+use raw_http::{Answer, request};
 use tokio::task::JoinSet;
 
 const EVENT: &str = "{\"userId\":\"u\"}\n";

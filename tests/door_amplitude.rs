@@ -9,63 +9,25 @@
 mod doors;
 
 use std::io::Write as _;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use doors::{Stop, World, config, soon};
+use doors::{Door, World, config, soon};
 use forebay::config::{AmplitudeConfig, KeyFallback, RuleConfig, Secret, SizeLimits, SourceConfig, SourceKind};
 use forebay::ingest::Sources;
-use forebay::ingest::http::{HttpOptions, bind};
-use http_body_util::{BodyExt as _, Full};
-use hyper::Request;
-use hyper_util::rt::TokioIo;
+use forebay::ingest::http::HttpOptions;
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
-use tokio::task::JoinHandle;
-
-struct Door {
-    address: SocketAddr,
-    stop: Stop,
-    serving: JoinHandle<()>,
-}
 
 impl Door {
-    async fn open(sources: Sources) -> Self {
-        Self::with(sources, HttpOptions::default()).await
-    }
-
-    async fn with(sources: Sources, options: HttpOptions) -> Self {
-        let door = bind("127.0.0.1:0".parse().unwrap(), options).await.unwrap();
-        let address = door.address().unwrap();
-        let (stop, shutdown) = Stop::new();
-        Self { address, stop, serving: tokio::spawn(door.serve(sources, shutdown)) }
-    }
-
     /// Status and body.
     async fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: impl Into<Bytes>) -> (u16, String) {
-        let stream = TcpStream::connect(self.address).await.unwrap();
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
-        let driving = tokio::spawn(connection);
-        let mut request = Request::builder().method(method).uri(path).header("host", self.address.to_string());
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        let response = soon(sender.send_request(request.body(Full::new(body.into())).unwrap())).await.unwrap();
-        let status = response.status().as_u16();
-        let body = soon(response.into_body().collect()).await.unwrap().to_bytes();
-        driving.abort();
+        let (status, _, body) = self.exchange(method, path, headers, body).await;
         (status, String::from_utf8(body.to_vec()).unwrap())
     }
 
     async fn post(&self, path: &str, body: &Value) -> (u16, Value) {
         let (status, body) = self.send("POST", path, &[], body.to_string()).await;
         (status, serde_json::from_str(&body).unwrap())
-    }
-
-    async fn end(self) {
-        self.stop.now();
-        soon(self.serving).await.unwrap();
     }
 }
 

@@ -9,7 +9,6 @@
 #[path = "common/doors.rs"]
 mod doors;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,47 +19,33 @@ use aws_sdk_kinesis::error::ProvideErrorMetadata;
 use aws_sdk_kinesis::operation::RequestId as _;
 use aws_sdk_kinesis::primitives::Blob;
 use aws_sdk_kinesis::types::{PutRecordsRequestEntry, ShardFilter, ShardFilterType};
-use doors::{Stop, World, config, soon};
+use doors::{Door, World, config, soon};
 use forebay::config::{OnFull, Secret, SourceConfig, SourceKind};
 use forebay::deaggregate::MAGIC;
 use forebay::event::{KeyHash, Position};
 use forebay::host::Host;
 use forebay::ingest::Sources;
-use forebay::ingest::http::{HttpOptions, bind};
+use forebay::ingest::http::HttpOptions;
 use forebay::ingest::kinesis::{cbor, value::Value};
 use forebay::limits::EVENT_BYTES_MAX;
 use forebay::shard_map::{ShardMap, even_shards};
 use forebay::spool::Policy;
 use forebay::spool::cursor::Cursor;
 use forebay::spool::frame::Frame;
-use http_body_util::{BodyExt as _, Full};
-use hyper::{HeaderMap, Request};
-use hyper_util::rt::TokioIo;
+use hyper::HeaderMap;
 use md5::{Digest as _, Md5};
 use prost::Message as _;
-use tokio::net::TcpStream;
-use tokio::task::JoinHandle;
 
 #[path = "common/kpl.rs"]
 #[allow(dead_code, reason = "only its messages are used here")]
 mod kpl;
 
-/// A listening door.
-struct Door {
-    address: SocketAddr,
-    stop: Stop,
-    serving: JoinHandle<()>,
+/// A door whose requests wait but a moment.
+async fn open(sources: Sources) -> Door {
+    Door::with(sources, HttpOptions { admit_timeout: Duration::from_millis(300), ..HttpOptions::default() }).await
 }
 
 impl Door {
-    async fn open(sources: Sources) -> Self {
-        let options = HttpOptions { admit_timeout: Duration::from_millis(300), ..HttpOptions::default() };
-        let door = bind("127.0.0.1:0".parse().unwrap(), options).await.unwrap();
-        let address = door.address().unwrap();
-        let (stop, shutdown) = Stop::new();
-        Self { address, stop, serving: tokio::spawn(door.serve(sources, shutdown)) }
-    }
-
     /// An SDK client that does not repeat anything.
     fn client_with(&self, id: &str, secret: &str) -> Client {
         let config = aws_sdk_kinesis::Config::builder()
@@ -77,21 +62,12 @@ impl Door {
     }
 
     async fn send(&self, headers: &[(&str, &str)], body: Vec<u8>) -> (u16, HeaderMap, Vec<u8>) {
-        let stream = TcpStream::connect(self.address).await.unwrap();
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
-        let driving = tokio::spawn(connection);
-        let mut request = Request::post("/").header("host", "localhost");
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        let answer = soon(sender.send_request(request.body(Full::new(bytes::Bytes::from(body))).unwrap())).await.unwrap();
-        let (head, body) = answer.into_parts();
-        let body = soon(body.collect()).await.unwrap().to_bytes().to_vec();
-        driving.abort();
-        let crc: u32 = head.headers["x-amz-crc32"].to_str().unwrap().parse().unwrap();
+        let headers = [&[("host", "localhost")], headers].concat();
+        let (status, headers, body) = self.exchange("POST", "/", &headers, body).await;
+        let crc: u32 = headers["x-amz-crc32"].to_str().unwrap().parse().unwrap();
         assert_eq!(crc, crc32fast::hash(&body));
-        assert_eq!(head.headers["x-amzn-requestid"].len(), 36);
-        (head.status.as_u16(), head.headers, body)
+        assert_eq!(headers["x-amzn-requestid"].len(), 36);
+        (status, headers, body.to_vec())
     }
 
     /// A request in JSON; status, code and text of its answer.
@@ -103,11 +79,6 @@ impl Door {
         let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
         let text = |name: &str| body[name].as_str().unwrap_or_default().to_owned();
         (status, text("__type"), text("message"))
-    }
-
-    async fn end(self) {
-        self.stop.now();
-        soon(self.serving).await.unwrap();
     }
 }
 
@@ -170,7 +141,7 @@ fn know_shards(world: &World, shards: u32) {
 async fn records_of_an_sdk_lie_in_the_spool_under_their_keys_and_explicit_hash_keys() {
     let world = World::new();
     know_shards(&world, 2);
-    let door = Door::open(only(&world)).await;
+    let door = open(only(&world)).await;
     let client = door.client();
     let max = u128::MAX.to_string();
     let one =
@@ -206,7 +177,7 @@ async fn records_of_an_sdk_lie_in_the_spool_under_their_keys_and_explicit_hash_k
 #[tokio::test]
 async fn an_answer_waits_for_the_disk() {
     let mut world = World::stalled();
-    let door = Door::open(only(&world)).await;
+    let door = open(only(&world)).await;
     let client = door.client();
     let records = (0..500).map(|n| entry(&format!("k{n}"), None, &[b'x'; 2000])).collect();
     let sending = tokio::spawn(client.put_records().stream_name("clicks").set_records(Some(records)).send());
@@ -223,7 +194,7 @@ async fn an_answer_waits_for_the_disk() {
 #[tokio::test]
 async fn what_libraries_ask_before_they_write_is_answered_from_the_shard_map() {
     let world = World::new();
-    let door = Door::open(only(&world)).await;
+    let door = open(only(&world)).await;
     let client = door.client();
     // Before Kinesis told anything: one shard for all.
     let first = soon(client.list_shards().stream_name("clicks").send()).await.unwrap();
@@ -257,7 +228,7 @@ async fn what_libraries_ask_before_they_write_is_answered_from_the_shard_map() {
 #[tokio::test]
 async fn what_the_service_refuses_is_refused_as_a_whole_with_its_own_codes() {
     let world = World::new();
-    let door = Door::open(only(&world)).await;
+    let door = open(only(&world)).await;
     let (status, code, text) = door.fails("PutRecord", r#"{"StreamName":"other","PartitionKey":"k","Data":""}"#).await;
     assert_eq!((status, &code[..]), (400, "ResourceNotFoundException"));
     assert!(text.starts_with("Stream other under account 000000000000 not found.") && text.contains("clicks"), "{text}");
@@ -296,7 +267,7 @@ async fn what_the_service_refuses_is_refused_as_a_whole_with_its_own_codes() {
 #[tokio::test]
 async fn cbor_is_spoken_as_the_java_sdk_speaks_it() {
     let world = World::new();
-    let door = Door::open(only(&world)).await;
+    let door = open(only(&world)).await;
     let headers = [("x-amz-target", "Kinesis_20131202.PutRecords"), ("content-type", "application/x-amz-cbor-1.1")];
     // {_ "StreamName": "clicks", "Records": [_ {_ "Data": h'00ff', "PartitionKey": "k", "ExplicitHashKey": "7"}]}
     let body = [
@@ -322,7 +293,7 @@ async fn a_full_spool_that_refuses_is_throughput_exceeded_and_nothing_is_accepte
     for on_full in [OnFull::Reject, OnFull::Block] {
         let world = &mut World::with_policy(26_000, 1, Policy { on_full, reserve: Some(0), ..Policy::default() });
         world.go();
-        let door = Door::open(only(world)).await;
+        let door = open(only(world)).await;
         let client = door.client();
         let full = || world.metrics.full_by().is_some();
         let mut accepted = 0;
@@ -361,7 +332,7 @@ async fn a_full_spool_that_refuses_is_throughput_exceeded_and_nothing_is_accepte
 #[tokio::test]
 async fn a_source_with_access_keys_takes_what_they_have_signed() {
     let world = World::new();
-    let door = Door::open(Sources::new([world.source(&signed(&["AKIDEXAMPLE:se:cret", "OTHER:x"]))])).await;
+    let door = open(Sources::new([world.source(&signed(&["AKIDEXAMPLE:se:cret", "OTHER:x"]))])).await;
     let put = |client: Client| async move {
         let sent = client.put_record().stream_name("clicks").partition_key("k").data(Blob::new("x")).send();
         soon(sent).await.map(|_| ()).map_err(|error| error.code().unwrap_or_default().to_owned())
@@ -387,7 +358,7 @@ async fn a_stream_is_found_by_name_and_arn_and_one_that_is_locked_is_not_opened_
         locked.source(&SourceConfig { name: "locked".into(), stream: arn.into(), ..signed(&["AKID:good"]) }),
         open.source(&SourceConfig { name: "third".into(), stream: "third".into(), ..signed(&["THIRD:key"]) }),
     ]);
-    let door = Door::open(sources).await;
+    let door = open(sources).await;
     let put = |client: Client, name: Option<&str>, arn: Option<&str>| {
         let sent = client.put_record().set_stream_name(name.map(str::to_owned)).set_stream_arn(arn.map(str::to_owned));
         let sent = sent.partition_key("k").data(Blob::new("x")).send();
@@ -411,7 +382,7 @@ async fn a_stream_is_found_by_name_and_arn_and_one_that_is_locked_is_not_opened_
 #[tokio::test]
 async fn without_a_source_of_its_kind_the_answer_names_the_remedy_and_a_stopping_agent_says_send_again() {
     let world = World::new();
-    let door = Door::open(world.web()).await;
+    let door = open(world.web()).await;
     let (status, code, text) = door.fails("PutRecord", r#"{"StreamName":"clicks","PartitionKey":"k","Data":""}"#).await;
     assert_eq!((status, &code[..]), (400, "ResourceNotFoundException"));
     assert!(text.contains("[[source]] with kind = \"kinesis\""), "{text}");
@@ -421,7 +392,7 @@ async fn without_a_source_of_its_kind_the_answer_names_the_remedy_and_a_stopping
 #[tokio::test]
 async fn hostile_bodies_cost_little_and_are_answered() {
     let world = World::new();
-    let door = Door::open(only(&world)).await;
+    let door = open(only(&world)).await;
     let code = |body: String| {
         let door = &door;
         async move { door.fails("PutRecords", &body).await.1 }

@@ -8,65 +8,30 @@
 #[path = "common/doors.rs"]
 mod doors;
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use base64::Engine as _;
 use bytes::Bytes;
-use doors::{Stop, World, config, soon};
+use doors::{Door, World, config, soon};
 use forebay::config::{KeyFallback, MParticleConfig, RuleConfig, Secret, SizeLimits, SourceConfig, SourceKind};
 use forebay::ingest::Sources;
-use forebay::ingest::http::{HttpOptions, bind};
-use http_body_util::{BodyExt as _, Full};
-use hyper::{HeaderMap, Request};
-use hyper_util::rt::TokioIo;
+use forebay::ingest::http::HttpOptions;
+use hyper::HeaderMap;
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
-use tokio::task::JoinHandle;
-
-struct Door {
-    address: SocketAddr,
-    stop: Stop,
-    serving: JoinHandle<()>,
-}
 
 impl Door {
-    async fn open(sources: Sources) -> Self {
-        Self::with(sources, HttpOptions::default()).await
-    }
-
-    async fn with(sources: Sources, options: HttpOptions) -> Self {
-        let door = bind("127.0.0.1:0".parse().unwrap(), options).await.unwrap();
-        let address = door.address().unwrap();
-        let (stop, shutdown) = Stop::new();
-        Self { address, stop, serving: tokio::spawn(door.serve(sources, shutdown)) }
-    }
-
     /// Status, headers and body.
     async fn send(&self, method: &str, path: &str, pair: Option<&str>, body: impl Into<Bytes>) -> (u16, HeaderMap, String) {
-        let stream = TcpStream::connect(self.address).await.unwrap();
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
-        let driving = tokio::spawn(connection);
-        let mut request = Request::builder().method(method).uri(path).header("host", self.address.to_string());
-        if let Some(pair) = pair {
-            request = request.header("authorization", format!("Basic {}", base64::prelude::BASE64_STANDARD.encode(pair)));
-        }
-        let response = soon(sender.send_request(request.body(Full::new(body.into())).unwrap())).await.unwrap();
-        let (head, body) = response.into_parts();
-        let body = soon(body.collect()).await.unwrap().to_bytes();
-        driving.abort();
-        (head.status.as_u16(), head.headers, String::from_utf8(body.to_vec()).unwrap())
+        let basic = pair.map(|pair| format!("Basic {}", base64::prelude::BASE64_STANDARD.encode(pair)));
+        let headers: Vec<(&str, &str)> = basic.iter().map(|basic| ("authorization", &basic[..])).collect();
+        let (status, headers, body) = self.exchange(method, path, &headers, body).await;
+        (status, headers, String::from_utf8(body.to_vec()).unwrap())
     }
 
     /// With some key; status and body.
     async fn post(&self, path: &str, body: impl ToString) -> (u16, String) {
         let (status, _, body) = self.send("POST", path, Some("key:secret"), body.to_string()).await;
         (status, body)
-    }
-
-    async fn end(self) {
-        self.stop.now();
-        soon(self.serving).await.unwrap();
     }
 }
 

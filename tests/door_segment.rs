@@ -10,28 +10,16 @@
 mod doors;
 
 use std::io::Write as _;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use base64::Engine as _;
 use bytes::Bytes;
-use doors::{Stop, World, config, keyed, soon, until};
+use doors::{Door, World, config, keyed, soon, until};
 use forebay::config::{RuleConfig, SegmentConfig, SegmentProfile, SizeLimits, SourceConfig, SourceKind};
 use forebay::ingest::Sources;
-use forebay::ingest::http::{HttpOptions, bind};
-use http_body_util::{BodyExt as _, Full};
-use hyper::{HeaderMap, Request};
-use hyper_util::rt::TokioIo;
+use forebay::ingest::http::HttpOptions;
+use hyper::HeaderMap;
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
-use tokio::task::JoinHandle;
-
-/// A listening door.
-struct Door {
-    address: SocketAddr,
-    stop: Stop,
-    serving: JoinHandle<()>,
-}
 
 /// An answer.
 #[derive(Debug)]
@@ -56,39 +44,13 @@ impl Answer {
 }
 
 impl Door {
-    async fn open(sources: Sources) -> Self {
-        Self::with(sources, HttpOptions::default()).await
-    }
-
-    async fn with(sources: Sources, options: HttpOptions) -> Self {
-        let door = bind("127.0.0.1:0".parse().unwrap(), options).await.unwrap();
-        let address = door.address().unwrap();
-        let (stop, shutdown) = Stop::new();
-        Self { address, stop, serving: tokio::spawn(door.serve(sources, shutdown)) }
-    }
-
     async fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: impl Into<Bytes>) -> Answer {
-        let stream = TcpStream::connect(self.address).await.unwrap();
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
-        let driving = tokio::spawn(connection);
-        let mut request = Request::builder().method(method).uri(path).header("host", self.address.to_string());
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        let response = soon(sender.send_request(request.body(Full::new(body.into())).unwrap())).await.unwrap();
-        let (head, body) = response.into_parts();
-        let body = soon(body.collect()).await.unwrap().to_bytes();
-        driving.abort();
-        Answer { status: head.status.as_u16(), headers: head.headers, body }
+        let (status, headers, body) = self.exchange(method, path, headers, body).await;
+        Answer { status, headers, body }
     }
 
     async fn post(&self, path: &str, body: impl Into<Bytes>) -> Answer {
         self.send("POST", path, &[], body).await
-    }
-
-    async fn end(self) {
-        self.stop.now();
-        soon(self.serving).await.unwrap();
     }
 }
 

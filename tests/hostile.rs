@@ -21,11 +21,11 @@ use std::io::Write as _;
 use std::rc::Rc;
 use std::time::Duration;
 
-use doors::{World, config, soon, until};
+use doors::{Door, World, config, soon, until};
 use forebay::config::{KeyFallback, RuleConfig, SourceConfig, SourceKind};
 use forebay::ingest::Sources;
 use forebay::ingest::http::HttpOptions;
-use raw_http::{Answer, Door, request};
+use raw_http::{Answer, request};
 use tokio::sync::Mutex;
 use tokio::task::LocalSet;
 

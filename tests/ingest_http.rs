@@ -10,11 +10,10 @@
 mod doors;
 
 use std::io::Write as _;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use doors::{Stop, World, config, keyed, soon, until};
+use doors::{Door, World, config, keyed, soon, until};
 use forebay::config::SourceConfig;
 use forebay::ingest::Sources;
 use forebay::ingest::http::{HttpOptions, bind};
@@ -26,13 +25,6 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
-
-/// A listening door.
-struct Door {
-    address: SocketAddr,
-    stop: Stop,
-    serving: JoinHandle<()>,
-}
 
 /// An answer, taken apart.
 #[derive(Debug)]
@@ -49,34 +41,10 @@ impl Answer {
 }
 
 impl Door {
-    async fn open(sources: Sources) -> Self {
-        Self::with(sources, HttpOptions::default()).await
-    }
-
-    async fn with(sources: Sources, options: HttpOptions) -> Self {
-        let door = bind("127.0.0.1:0".parse().unwrap(), options).await.unwrap();
-        let address = door.address().unwrap();
-        let (stop, shutdown) = Stop::new();
-        Self { address, stop, serving: tokio::spawn(door.serve(sources, shutdown)) }
-    }
-
     async fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: impl Into<Bytes>) -> Answer {
-        let stream = TcpStream::connect(self.address).await.unwrap();
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
-        let driving = tokio::spawn(connection);
-        let mut request = Request::builder().method(method).uri(path);
-        if !headers.iter().any(|(name, _)| *name == "host") {
-            request = request.header("host", self.address.to_string());
-        }
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        let response = soon(sender.send_request(request.body(Full::new(body.into())).unwrap())).await.unwrap();
-        let (head, body) = response.into_parts();
-        let body = soon(body.collect()).await.unwrap().to_bytes();
-        driving.abort();
+        let (status, headers, body) = self.exchange(method, path, headers, body).await;
         let json = if body.is_empty() { Value::Null } else { serde_json::from_slice(&body).unwrap() };
-        Answer { status: head.status.as_u16(), headers: head.headers, json }
+        Answer { status, headers, json }
     }
 
     async fn post(&self, path: &str, kind: &str, body: impl Into<Bytes>) -> Answer {
@@ -93,11 +61,6 @@ impl Door {
             assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
         }
         String::from_utf8(text).unwrap()
-    }
-
-    async fn end(self) {
-        self.stop.now();
-        soon(self.serving).await.unwrap();
     }
 }
 

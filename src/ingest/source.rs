@@ -22,7 +22,7 @@ pub use self::ruled::Sent;
 use self::ruled::{Given, GivenKey};
 use crate::config::{AmplitudeConfig, KeyFallback, MParticleConfig, Secret, SizeLimits, SourceConfig, SourceKind};
 use crate::event::KeyHash;
-use crate::host::{Clock, Entropy, Host};
+use crate::host::{Entropy, Host};
 use crate::ingest::pointer::{PointerError, Pointers, Scratch};
 use crate::ingest::rules;
 use crate::ingest::rules::add::Facts;
@@ -122,7 +122,6 @@ pub struct Source {
     rules: Option<Box<rules::Rules>>,
     dedupe: Option<Arc<Dedupe>>,
     limits: SizeLimits,
-    clock: Arc<dyn Clock>,
     spool: SpoolHandle,
     amplitude: AmplitudeConfig,
     mparticle: MParticleConfig,
@@ -157,7 +156,6 @@ impl Source {
             rules,
             dedupe,
             limits: config.rules.limits,
-            clock: Arc::clone(&host.clock),
             tenant,
             segment: segment::Rules::new(&config.segment, host),
             spool,

@@ -86,17 +86,16 @@ impl Sources {
     /// # Errors
     /// Why none can be had.
     pub fn of_kind(&self, kind: SourceKind, key: Option<&str>) -> Result<&Arc<Source>, NoSource> {
-        let mut all = self.0.iter().filter(|source| source.kind() == kind);
+        let mut all = self.all_of(kind);
         let first = all.next().ok_or(NoSource::NoneOfKind { kind })?;
         if all.next().is_none() {
             return Self::opened(first, key);
         }
-        let all = || self.0.iter().filter(|source| source.kind() == kind);
-        if let Some(named) = key.and_then(|key| all().find(|source| source.knows_key(key))) {
+        if let Some(named) = key.and_then(|key| self.all_of(kind).find(|source| source.knows_key(key))) {
             return Ok(named);
         }
         // A key that some source could have known is more likely mistyped than meant for an open one.
-        let keyed = all().any(|source| !source.is_open());
+        let keyed = self.all_of(kind).any(|source| !source.is_open());
         Err(match key {
             Some(_) if keyed => NoSource::KeyUnknown,
             _ => NoSource::Unnamed { known: self.names(kind) },
@@ -126,7 +125,7 @@ impl Sources {
     /// Some source speaks it.
     #[must_use]
     pub fn speaks(&self, kind: SourceKind) -> bool {
-        self.0.iter().any(|source| source.kind() == kind)
+        self.all_of(kind).next().is_some()
     }
 
     /// What a receipt of any of them means: all spools have one class.
@@ -137,7 +136,7 @@ impl Sources {
 
     /// For people.
     fn names(&self, kind: SourceKind) -> String {
-        let names: Vec<&str> = self.0.iter().filter(|source| source.kind() == kind).map(|source| source.name()).collect();
+        let names: Vec<&str> = self.all_of(kind).map(|source| source.name()).collect();
         names.join(", ")
     }
 }

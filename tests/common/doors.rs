@@ -1,18 +1,21 @@
 //! A real spool in a temporary directory, and what the tests of both doors need around it.
 //!
-//! Place: included by `ingest_unix.rs` and `ingest_http.rs`. The commit thread can be started late, so that a
+//! Place: included by the tests of the socket and of every HTTP door. The commit thread can be started late, so that a
 //! test can look at the time between submission and durability. Nothing here waits without a deadline.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use forebay::config::{KeyFallback, RuleConfig, Secret, SourceConfig, SourceKind};
 use forebay::event::{KeyHash, LANES, Position};
 use forebay::host::Host;
+use forebay::ingest::http::{HttpOptions, bind};
 use forebay::ingest::{Source, Sources};
 use forebay::limits::EVENT_BYTES_MAX;
 use forebay::metrics::StreamMetrics;
@@ -21,6 +24,10 @@ use forebay::spool::cursor::Cursor;
 use forebay::spool::frame::Frame;
 use forebay::spool::gather::commit_loop;
 use forebay::spool::{Policy, SpoolHandle, SpoolOptions, open, prepare, remove_covered};
+use http_body_util::{BodyExt as _, Full};
+use hyper::{HeaderMap, Request};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 /// The longest that anything may take before a test fails.
@@ -172,6 +179,56 @@ impl Stop {
 
     pub fn now(&self) {
         self.0.send_replace(true);
+    }
+}
+
+/// A listening HTTP door.
+pub struct Door {
+    pub address: SocketAddr,
+    pub stop: Stop,
+    pub serving: tokio::task::JoinHandle<()>,
+}
+
+impl Door {
+    pub async fn open(sources: Sources) -> Self {
+        Self::with(sources, HttpOptions::default()).await
+    }
+
+    pub async fn with(sources: Sources, options: HttpOptions) -> Self {
+        let door = bind("127.0.0.1:0".parse().unwrap(), options).await.unwrap();
+        let address = door.address().unwrap();
+        let (stop, shutdown) = Stop::new();
+        Self { address, stop, serving: tokio::spawn(door.serve(sources, shutdown)) }
+    }
+
+    /// One request on a connection of its own; status, headers and body of the answer. `Host` is the door's, unless given.
+    pub async fn exchange(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> (u16, HeaderMap, Bytes) {
+        let stream = TcpStream::connect(self.address).await.unwrap();
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+        let driving = tokio::spawn(connection);
+        let mut request = Request::builder().method(method).uri(path);
+        if !headers.iter().any(|(name, _)| *name == "host") {
+            request = request.header("host", self.address.to_string());
+        }
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let response = soon(sender.send_request(request.body(Full::new(body.into())).unwrap())).await.unwrap();
+        let (head, body) = response.into_parts();
+        let body = soon(body.collect()).await.unwrap().to_bytes();
+        driving.abort();
+        (head.status.as_u16(), head.headers, body)
+    }
+
+    pub async fn end(self) {
+        self.stop.now();
+        soon(self.serving).await.unwrap();
     }
 }
 

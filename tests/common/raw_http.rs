@@ -3,36 +3,13 @@
 //! Place: included by tests in which the bytes on the wire, or the moment at which they are sent, are what is tested.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
-use std::net::SocketAddr;
-
-use forebay::ingest::Sources;
-use forebay::ingest::http::{HttpOptions, bind};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::task::JoinHandle;
 
-use super::doors::{Stop, soon};
-
-/// A listening door.
-pub struct Door {
-    pub address: SocketAddr,
-    pub stop: Stop,
-    pub serving: JoinHandle<()>,
-}
+use super::doors::{Door, soon};
 
 impl Door {
-    pub async fn open(sources: Sources) -> Self {
-        Self::with(sources, HttpOptions::default()).await
-    }
-
-    pub async fn with(sources: Sources, options: HttpOptions) -> Self {
-        let door = bind("127.0.0.1:0".parse().unwrap(), options).await.unwrap();
-        let address = door.address().unwrap();
-        let (stop, shutdown) = Stop::new();
-        Self { address, stop, serving: tokio::spawn(door.serve(sources, shutdown)) }
-    }
-
     pub async fn connect(&self) -> Client {
         Client { stream: TcpStream::connect(self.address).await.unwrap(), ahead: Vec::new() }
     }
@@ -42,11 +19,6 @@ impl Door {
         let mut client = self.connect().await;
         client.send(&request(path, headers, body.as_ref())).await;
         client.answer().await.expect("an answer")
-    }
-
-    pub async fn end(self) {
-        self.stop.now();
-        soon(self.serving).await.unwrap();
     }
 }
 

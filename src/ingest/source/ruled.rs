@@ -77,7 +77,7 @@ impl Source {
                     std::str::from_utf8(&random).expect("hex digits are ASCII")
                 }
             };
-            let data = rules.data(given.data, hits, || self.clock.wall_ms(), made);
+            let data = rules.data(given.data, hits, || self.host.clock.wall_ms(), made);
             self.judge_size(data.len())?;
             // Last, because from here on the event is under way.
             if let Some(dedupe) = &self.dedupe
