@@ -12,6 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::queue::{Lag, NO_CHAIN, Slot, SlotState};
+use super::together::part_of;
+use super::window::Keeping;
 use super::{Dispatcher, Queue};
 use crate::event::{KeyHash, Lane, Position};
 use crate::spool::cursor::Damaged;
@@ -23,10 +25,10 @@ use crate::spool::segment::Segment;
 /// Bytes swept in one call.
 const SWEEP_BYTES_MAX: usize = 4 << 20;
 
-/// Bytes swept between two looks at what all queues hold.
+/// Bytes swept between two looks at what all queues hold, at most.
 const SWEEP_STEP_BYTES: usize = 512 << 10;
 
-/// Bytes read for one lagging queue in one call.
+/// Bytes read for one lagging queue in one call, at most: no more than its share, or it would take the others' room.
 const LAG_BYTES: usize = 256 << 10;
 
 impl Dispatcher {
@@ -38,20 +40,28 @@ impl Dispatcher {
             Ok(again) => more |= again,
             Err(error) => self.cannot_read(&error, now),
         }
-        for at in 0..self.queues.len() {
-            for fresh in [true, false] {
-                if self.lag_of(at, fresh).is_some() && self.hungry(at, fresh) {
-                    match self.feed_lagging(at, fresh, now) {
-                        Ok(again) => more |= again,
-                        Err(error) => self.cannot_read(&error, now),
-                    }
+        for fresh in [true, false] {
+            let apart = match self.feed_together(fresh, now) {
+                Ok((apart, again)) => {
+                    more |= again;
+                    apart
+                }
+                Err(error) => {
+                    self.cannot_read(&error, now);
+                    continue;
+                }
+            };
+            for at in apart {
+                match self.feed_lagging(at, fresh, now) {
+                    Ok(again) => more |= again,
+                    Err(error) => self.cannot_read(&error, now),
                 }
             }
         }
         let (mut swept, mut look_at) = (0, 0);
         while swept < SWEEP_BYTES_MAX {
             if swept >= look_at {
-                look_at = swept + SWEEP_STEP_BYTES;
+                look_at = swept + self.sweep_step_bytes();
                 if !self.wants_more(now) {
                     return more;
                 }
@@ -73,20 +83,20 @@ impl Dispatcher {
     /// work for all; and neither a dead shard's full queue (it may not send) nor a hot key's long chain (a queue
     /// counts up to twice its share) keeps the sweep from going on for the others.
     fn wants_more(&mut self, now: Duration) -> bool {
-        let (_, share) = self.share(false);
+        self.count_held();
         let (mut usable, mut ready) = (0, 0);
         let mut starving = false;
         let mut starves_at: Option<Duration> = None;
-        self.held_by = Default::default();
+        self.lagging_part = 0.0;
         for at in 0..self.queues.len() {
             let queue = &self.queues[at];
-            for (fresh, held) in [false, true].into_iter().zip(&mut self.held_by) {
-                *held = (held.0 + queue.side_len(fresh), held.1 + queue.side_waiting_bytes(fresh));
-            }
             let may_send_at = queue.not_before.max(queue.limiter.ready_at(1));
             let starves = queue.lag.is_none() && self.hungry(at, false);
+            if queue.lag.is_some() {
+                self.lagging_part += part_of(&queue.shard);
+            }
             if may_send_at <= now {
-                usable += queue.waiting_bytes().min(2 * share);
+                usable += self.usable_bytes(at);
                 ready += queue.ready_bytes();
                 starving |= starves;
             } else if starves {
@@ -101,15 +111,36 @@ impl Dispatcher {
         starving && usable < self.sweep_target_bytes()
     }
 
+    /// What all queues hold, on each side.
+    pub(super) fn count_held(&mut self) {
+        self.held_by = Default::default();
+        for queue in &self.queues {
+            for (fresh, held) in [false, true].into_iter().zip(&mut self.held_by) {
+                *held = (held.0 + queue.side_len(fresh), held.1 + queue.side_waiting_bytes(fresh));
+            }
+        }
+    }
+
+    /// Frame bytes of a queue that may send which keep requests full. Of chains only the heads may be sent.
+    pub(super) fn usable_bytes(&self, at: usize) -> usize {
+        let waiting = self.queues[at].waiting_bytes();
+        if self.chaining() { waiting.min(2 * self.share(false).1) } else { waiting }
+    }
+
     pub(super) fn cannot_read(&mut self, error: &io::Error, now: Duration) {
         tracing::error!(%error, "the spool cannot be read; trying again");
         self.wake(now + Duration::from_secs(1));
     }
 
-    /// What may be sent at once, over all queues, beyond which the sweep waits: a good half of what may be under way, and well
-    /// within the window, so that it is still in memory when it is packed.
-    fn sweep_target_bytes(&self) -> usize {
-        self.budgets.in_flight_bytes / 5 * 3
+    /// What may be sent at once, over all queues, beyond which the sweep waits: a good part of what may be under way, and what
+    /// is swept after a look still within what may wait: else queues would lag for no other reason than that.
+    pub(super) fn sweep_target_bytes(&self) -> usize {
+        (self.budgets.in_flight_bytes / 5 * 3).min(self.waiting_bytes_max() - 2 * self.sweep_step_bytes())
+    }
+
+    /// Bytes swept between two looks at what all queues hold.
+    fn sweep_step_bytes(&self) -> usize {
+        SWEEP_STEP_BYTES.min(self.waiting_bytes_max() / 8)
     }
 
     /// Frame bytes that may wait in all queues: what the window can hold, so that it is still in memory when its turn comes.
@@ -136,7 +167,7 @@ impl Dispatcher {
     }
 
     /// The queue's side holds what it may: its share, or more as long as there is enough for all.
-    fn is_full(&self, at: usize, fresh: bool) -> bool {
+    pub(super) fn is_full(&self, at: usize, fresh: bool) -> bool {
         let ((slots, bytes), (slots_all, bytes_all)) = (self.share(fresh), self.budget(fresh));
         let held = self.held_by[usize::from(fresh)];
         let slots = if held.0 < slots_all { slots.max(slots_all / 4) } else { slots };
@@ -147,7 +178,7 @@ impl Dispatcher {
     }
 
     /// It has little left to send. Events in chains count: they come as their keys' turns do.
-    fn hungry(&self, at: usize, fresh: bool) -> bool {
+    pub(super) fn hungry(&self, at: usize, fresh: bool) -> bool {
         let (slots, bytes) = self.share(fresh);
         let queue = &self.queues[at];
         queue.side_waiting_bytes(fresh) < (bytes / 2).min(2 * self.options.record_bytes_max)
@@ -155,7 +186,7 @@ impl Dispatcher {
             && queue.side_len(fresh) < slots.max(32)
     }
 
-    fn lag_of(&mut self, at: usize, fresh: bool) -> &mut Option<Lag> {
+    pub(super) fn lag_of(&mut self, at: usize, fresh: bool) -> &mut Option<Lag> {
         let queue = &mut self.queues[at];
         if fresh { &mut queue.fresh_lag } else { &mut queue.lag }
     }
@@ -168,6 +199,7 @@ impl Dispatcher {
         }
         let chunk = swept.chunk;
         let number = self.window.next();
+        let mut keeping = Keeping::of(&chunk, self.lagging_part < 0.5);
         let mut offset = 0;
         let mut end = chunk.first;
         while let Some(frame) = Frame::parse(&chunk.bytes[offset..]) {
@@ -177,17 +209,18 @@ impl Dispatcher {
                 let at = self.queue_of(frame.hash());
                 if self.queues[at].lag.is_none() && !self.is_fresh(frame.position(), frame.hash()) {
                     let entry = Entry { offset: chunk.offset + offset as u32, len: frame.len() as u32 };
+                    let start = keeping.offset(offset);
                     if self.waits_for_fresh(at, frame.position()) {
                         self.queues[at].lag = Some(Lag::new(frame.position()));
-                    } else {
-                        self.enqueue(at, false, &frame, &chunk, number, offset, entry, now);
+                    } else if self.enqueue(at, false, &frame, keeping.chunk(), number, start, entry, now) {
+                        keeping.take(&chunk.bytes[offset..offset + frame.len()]);
                     }
                 }
             }
             offset += frame.len();
         }
         self.sweep = self.sweep.max(end);
-        self.window.push(chunk);
+        self.window.keep(keeping);
         Ok(offset.max(1))
     }
 
@@ -195,6 +228,7 @@ impl Dispatcher {
         self.map.as_ref().map_or(0, |map| map.shard_of(hash))
     }
 
+    /// Appends an event to its queue; false when the queue lags from it on, or it is settled.
     #[expect(clippy::too_many_arguments, reason = "a slot's origin has that many parts, and two callers")]
     pub(super) fn enqueue(
         &mut self,
@@ -206,17 +240,17 @@ impl Dispatcher {
         chunk_offset: usize,
         entry: Entry,
         now: Duration,
-    ) {
+    ) -> bool {
         let position = frame.position();
         let full = self.is_full(at, fresh);
         let chaining = self.chaining();
         let lag = self.lag_of(at, fresh);
         if full && lag.is_none() {
-            *lag = Some(Lag::new(position));
-            return;
+            *lag = Some(Lag { place: Some((chunk.segment, u64::from(entry.offset))), ..Lag::new(position) });
+            return false;
         }
         if !self.is_outstanding(frame.hash().lane(), position, fresh) {
-            return;
+            return false;
         }
         let received_ms = chunk.created_ms + u64::from(frame.time_ms());
         let slot = Slot {
@@ -234,7 +268,10 @@ impl Dispatcher {
             behind: if chaining { 0 } else { NO_CHAIN },
             attempts: 0,
         };
+        let held = &mut self.held_by[usize::from(fresh)];
+        *held = (held.0 + 1, held.1 + entry.len as usize);
         self.queues[at].push(slot, fresh);
+        true
     }
 
     /// A frame that no longer checks takes its place in the order of its lane: it is found out again when it is packed.
@@ -306,13 +343,15 @@ impl Dispatcher {
         let end = if fresh { sweep } else { self.main_may_read_to(at, sweep) };
         let (first_lane, last_lane) = self.queues[at].lanes();
         let number = self.window.next();
+        lag.place = None;
+        let bytes_max = LAG_BYTES.min(self.share(fresh).1);
         let mut bytes = Vec::new();
         let mut slots: Vec<(usize, Entry)> = Vec::new();
         let mut held: Option<Arc<Segment>> = None;
         let mut joined = None;
         let mut failed = None;
         let mut dead = Vec::new();
-        while bytes.len() < LAG_BYTES {
+        while bytes.len() < bytes_max.max(1) {
             let Some((id, segment_end)) = lag.segment else {
                 // The next segment that may hold something of ours.
                 let found = self.cursor.shared().table.holding(lag.from).filter(|segment| segment.base < end);

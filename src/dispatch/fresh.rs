@@ -33,6 +33,7 @@ use self::filter::KeyFilter;
 use super::Dispatcher;
 use super::marks::Marks;
 use super::queue::{Queue, SlotState};
+use super::window::Keeping;
 use crate::config::Order;
 use crate::event::{KeyHash, LANES, Lane, Position};
 use crate::limits::SHARD_BYTES_PER_SECOND;
@@ -282,15 +283,18 @@ impl Dispatcher {
                 }
             }
             let (chunk, number) = (swept.chunk, self.window.next());
-            let (mut offset, mut end, mut used) = (0, chunk.first, false);
+            let mut keeping = Keeping::of(&chunk, false);
+            let (mut offset, mut end) = (0, chunk.first);
             while let Some(frame) = Frame::parse(&chunk.bytes[offset..]) {
                 end = Position(frame.position().0 + 1);
                 if frame.position() >= from && self.is_fresh(frame.position(), frame.hash()) {
                     let at = self.queue_of(frame.hash());
                     if self.queues[at].fresh_lag.is_none() {
                         let entry = Entry { offset: chunk.offset + offset as u32, len: frame.len() as u32 };
-                        self.enqueue(at, true, &frame, &chunk, number, offset, entry, now);
-                        used = true;
+                        let start = keeping.offset(offset);
+                        if self.enqueue(at, true, &frame, keeping.chunk(), number, start, entry, now) {
+                            keeping.take(&chunk.bytes[offset..offset + frame.len()]);
+                        }
                     }
                 }
                 offset += frame.len();
@@ -298,9 +302,7 @@ impl Dispatcher {
             if let Some(fresh) = &mut self.fresh {
                 fresh.sweep = fresh.sweep.max(end);
             }
-            if used {
-                self.window.push(chunk);
-            }
+            self.window.keep(keeping);
             handed += offset.max(1);
         }
         Ok(true)
@@ -387,7 +389,9 @@ impl Dispatcher {
     }
 
     /// A segment's file was replaced or removed: what was noted of the old one is forgotten, and its room on disk is free.
-    pub(super) fn forget_read_ahead(&mut self, segment: SegmentId) {
+    pub(super) fn forget_file(&mut self, segment: SegmentId) {
+        self.cursor.forget(segment);
+        self.trail.forget(segment);
         if let Some(fresh) = &mut self.fresh {
             fresh.cursor.forget(segment);
         }

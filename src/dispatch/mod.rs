@@ -45,6 +45,7 @@ pub mod run;
 mod suspects;
 #[cfg(test)]
 mod tests;
+mod together;
 pub mod window;
 
 use std::collections::HashMap;
@@ -182,6 +183,12 @@ pub struct Dispatcher {
     options: DispatchOptions,
     host: Host,
     cursor: Cursor,
+    /// What part of all hashes the queues have that lag, 0 to 1, as of the last look.
+    lagging_part: f64,
+    /// Reads for queues that lag together.
+    trail: Cursor,
+    /// Passes made for others than those farthest behind.
+    passes: usize,
     metrics: Arc<StreamMetrics>,
     map: Option<ShardMap>,
     /// It is made up, because ListShards is denied: one event a record, any shard is right.
@@ -261,10 +268,14 @@ impl Dispatcher {
     ) -> Self {
         let packer = Packer::new(options.record_bytes_max);
         let (mode, form) = (Mode::new(options.keys_vouched), options.aggregate);
+        let trail = Cursor::new(Arc::clone(cursor.shared()), Arc::clone(&host.files));
         Self {
             options,
             host,
             cursor,
+            trail,
+            passes: 0,
+            lagging_part: 0.0,
             metrics,
             map: None,
             map_guessed: false,
@@ -579,8 +590,7 @@ impl Dispatcher {
         match crate::spool::remove_covered(&self.host, &shared.table, &saved.marks) {
             Ok(removed) => {
                 for segment in &removed {
-                    self.cursor.forget(*segment);
-                    self.forget_read_ahead(*segment);
+                    self.forget_file(*segment);
                 }
                 if !removed.is_empty() {
                     shared.space_freed();

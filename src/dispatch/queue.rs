@@ -93,11 +93,16 @@ impl Slot {
     }
 }
 
-/// A shard that fell behind the sweep and reads its lanes on its own.
+/// Where a position lies on disk, if that is known: its file, and the offset there.
+pub type Place = Option<(SegmentId, u64)>;
+
+/// A shard that fell behind the sweep and reads on its own, or together with others (`together.rs`).
 #[derive(Clone, Debug)]
 pub struct Lag {
     /// The first position that was not enqueued.
     pub from: Position,
+    /// Where it lies.
+    pub place: Place,
     /// Frames of the segment being read that are still to be looked at, last first.
     pub entries: Vec<(Lane, Entry)>,
     /// That segment, and the position at which it ended when it was listed.
@@ -108,7 +113,7 @@ impl Lag {
     /// A lag that begins at `from`.
     #[must_use]
     pub const fn new(from: Position) -> Self {
-        Self { from, entries: Vec::new(), segment: None }
+        Self { from, place: None, entries: Vec::new(), segment: None }
     }
 }
 

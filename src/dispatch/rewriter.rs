@@ -202,10 +202,12 @@ impl Dispatcher {
                 return false;
             }
         }
-        self.cursor.forget(id);
-        self.forget_read_ahead(id);
+        self.forget_file(id);
         for queue in &mut self.queues {
             queue.move_frames(id, moved);
+            for lag in [&mut queue.lag, &mut queue.fresh_lag].into_iter().flatten() {
+                lag.place = lag.place.filter(|(of, _)| *of != id);
+            }
             let lags = [&mut queue.lag, &mut queue.fresh_lag].into_iter().flatten();
             for lag in lags.filter(|lag| lag.segment.is_some_and(|(of, _)| of == id)) {
                 // What was left out is settled, and would only be skipped.

@@ -6,6 +6,7 @@ mod expiry;
 mod fresh;
 mod poison;
 mod storms;
+mod together;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};

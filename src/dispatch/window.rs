@@ -8,6 +8,52 @@ use std::sync::Arc;
 
 use crate::spool::gather::Chunk;
 
+/// What the window is to keep of a chunk that is being handed out: all of it, or a copy of what queues take, where most of it
+/// is nobody's at present and would drive out what others wait with.
+#[derive(Debug)]
+pub enum Keeping {
+    /// All of it.
+    Whole(Arc<Chunk>),
+    /// What was taken so far.
+    Taken(Chunk),
+}
+
+impl Keeping {
+    /// Of that chunk.
+    #[must_use]
+    pub fn of(chunk: &Arc<Chunk>, whole: bool) -> Self {
+        if whole {
+            return Self::Whole(Arc::clone(chunk));
+        }
+        Self::Taken(Chunk::cold(Vec::new(), chunk.first, 0, chunk.segment, 0, chunk.created_ms))
+    }
+
+    /// The chunk that slots refer to.
+    #[must_use]
+    pub fn chunk(&self) -> &Chunk {
+        match self {
+            Self::Whole(chunk) => chunk,
+            Self::Taken(chunk) => chunk,
+        }
+    }
+
+    /// Where a frame that lies at `offset` of the chunk will lie in what is kept.
+    #[must_use]
+    pub fn offset(&self, offset: usize) -> usize {
+        match self {
+            Self::Whole(_) => offset,
+            Self::Taken(chunk) => chunk.bytes.len(),
+        }
+    }
+
+    /// A queue took this frame.
+    pub fn take(&mut self, frame: &[u8]) {
+        if let Self::Taken(chunk) = self {
+            chunk.bytes.extend_from_slice(frame);
+        }
+    }
+}
+
 /// Chunks by a dense number, oldest first.
 #[derive(Debug)]
 pub struct Window {
@@ -36,6 +82,18 @@ impl Window {
         self.chunks.push_back(chunk);
         while self.bytes > self.bytes_max && self.chunks.len() > 1 {
             self.drop_oldest();
+        }
+    }
+
+    /// Adds what is kept of a chunk, unless it is nothing.
+    pub fn keep(&mut self, keeping: Keeping) {
+        match keeping {
+            Keeping::Whole(chunk) => self.push(chunk),
+            Keeping::Taken(chunk) if chunk.bytes.is_empty() => {}
+            Keeping::Taken(mut chunk) => {
+                chunk.bytes.shrink_to_fit();
+                self.push(Arc::new(chunk));
+            }
         }
     }
 

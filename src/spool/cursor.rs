@@ -131,6 +131,11 @@ impl Cursor {
         }
     }
 
+    /// Where `position` lies, for the next sweep from there: the caller has read up to it before.
+    pub fn resume(&mut self, position: Position, segment: SegmentId, offset: u64) {
+        self.place = Some((position, segment, offset));
+    }
+
     /// The next chunk that holds `position` or what follows it; `None` when all that is durable was read. Where nothing is
     /// left between `position` and the end of what is durable, or the hot tail, the chunk is empty and begins there.
     ///
@@ -170,10 +175,12 @@ impl Cursor {
             (extent.end, extent.frames_end)
         };
         *position = (*position).max(segment.base);
+        let begin = super::segment::SEGMENT_HEADER_BYTES as u64;
         let mut at = match self.place {
             Some((next, id, offset)) if next == *position && id == segment.id => offset,
-            _ => super::segment::SEGMENT_HEADER_BYTES as u64,
+            _ => begin,
         };
+        let mut resumed = at > begin;
         let file = self.file(segment)?;
         let mut damaged: Vec<Damaged> = Vec::new();
         // Of the damaged ones, so many at the end wait for the next good frame to tell their positions.
@@ -222,6 +229,11 @@ impl Cursor {
                     // The next frame is the hot tail's.
                     end = until;
                     break;
+                }
+                if std::mem::take(&mut resumed) {
+                    // Damage, or not where that position lies: from the beginning on they are told apart.
+                    at = begin;
+                    continue;
                 }
                 let Some((gone, next)) = Self::around(segment, file.as_ref(), at)? else { break };
                 unplaced += usize::from(gone.is_some());
