@@ -104,7 +104,8 @@ async fn events_at_fault_are_listed_and_none_of_their_request_is_accepted() {
             "events_with_invalid_id_lengths": {"user_id": [2]},
         })
     );
-    assert_eq!(world.submitted(), 0);
+    // Those that the SDK drops now count, and the one that it sends again does not.
+    assert_eq!((world.submitted(), world.rejected("not_valid")), (0, 3));
     // The least length of an id is the request's own.
     let body = json!({"api_key": "k", "events": [{"event_type": "a", "user_id": "u"}], "options": {"min_id_length": 1}});
     assert_eq!(door.post("/2/httpapi", &body).await.0, 200);
@@ -305,5 +306,34 @@ async fn with_limits_of_the_vendor_amplitudes_own_are_kept_and_told_in_its_form(
     assert_eq!(door.send("POST", "/identify", &[], form(1025)).await, (413, "payload_too_large".to_owned()));
     assert_eq!(door.send("POST", "/identify", &[], form(1024)).await, (200, "success".to_owned()));
     assert_eq!(world.submitted(), 4001 + 1024);
+    door.end().await;
+}
+
+#[tokio::test]
+async fn an_event_of_a_request_that_the_sdk_sends_in_halves_is_not_counted_as_rejected() {
+    let world = World::new();
+    let vendor = RuleConfig { limits: SizeLimits::Vendor, ..RuleConfig::default() };
+    let door = Door::open(only(&world, &SourceConfig { rules: vendor, ..amplitude("app") })).await;
+    let large: Vec<Value> = (0..2)
+        .map(|n| {
+            let mut large = event(&format!("user-{n}"));
+            large["event_properties"] = (0..600).map(|n| (n.to_string(), Value::from("x".repeat(1000)))).collect();
+            large
+        })
+        .collect();
+    let post = |events: &[Value]| door.post("/2/httpapi", &json!({"api_key": "k", "events": events}));
+    assert_eq!(post(&large).await.0, 413);
+    assert_eq!(world.rejected("too_large"), 0);
+    for half in large.chunks(1) {
+        assert_eq!(post(half).await.0, 200);
+    }
+    assert_eq!((world.submitted(), world.rejected("too_large")), (2, 0));
+    // One that is too large alone has no halves.
+    let mut alone = large[0].clone();
+    for (name, value) in large[1]["event_properties"].as_object().unwrap() {
+        alone["event_properties"][format!("other {name}")] = value.clone();
+    }
+    assert_eq!(post(&[alone]).await.0, 413);
+    assert_eq!((world.submitted(), world.rejected("too_large")), (2, 1));
     door.end().await;
 }

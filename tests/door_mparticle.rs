@@ -89,6 +89,9 @@ async fn bulk_takes_the_good_batches_and_counts_the_others() {
     assert_eq!(door.post("/v2/bulkevents", body).await, (202, String::new()));
     let keys: Vec<String> = rows(&world).into_iter().map(|(key, _)| key).collect();
     assert_eq!((keys, world.rejected("malformed")), (vec!["1".to_owned(), "2".to_owned()], 2));
+    // As alone.
+    assert_eq!(door.post("/v2/events", r#"{"events":[]}"#).await.0, 400);
+    assert_eq!(world.rejected("malformed"), 3);
     assert_eq!(door.post("/v2/bulkevents", "[]").await, (202, String::new()));
     door.end().await;
 }

@@ -360,6 +360,8 @@ async fn with_limits_of_the_vendor_segments_own_are_kept_and_what_is_dropped_is_
     assert_eq!(world.rejected("too_large"), 2);
     let body = format!("{batch}{}", " ".repeat(512_001));
     assert_eq!(door.post("/v1/batch", body).await.error(), (400, "too_large".to_owned()));
+    // The whole of it is given up.
+    assert_eq!(world.rejected("too_large"), 5);
     let many: Vec<Value> = (0..2502).map(|n| json!({"type": "track", "event": "e", "userId": format!("n{n}")})).collect();
     assert!(door.post("/v1/batch", json!({"batch": many}).to_string()).await.is_success());
     assert_eq!(world.rejected("not_valid"), 3);

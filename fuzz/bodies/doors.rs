@@ -40,9 +40,11 @@ pub fn amplitude(data: &[u8]) {
     let host = Host::real();
     for stringify_user_properties in [false, true] {
         let config = AmplitudeConfig { stringify_user_properties, ..AmplitudeConfig::default() };
-        for json in &upload.events {
-            let Ok(event) = Event::judge(json, upload.id_chars_min) else { continue };
-            let arrival = Arrival { now_us: 1_700_000_000_000_000, client_upload_us: upload.client_upload_us, host: &host };
+        for sent in upload.sent() {
+            let (json, theirs) = (sent.json, Members::of(sent.json));
+            let Ok(event) = Event::judge(sent, upload.id_chars_min) else { continue };
+            let theirs = theirs.expect("what is judged good is an object");
+            let arrival = Arrival::new(1_700_000_000_000_000, upload.client_upload_us, &host);
             let mut row = Vec::new();
             record::write(&event, &arrival, &config, &mut row);
             assert!(row.len() <= record::bytes_max(json, &config), "the bound is too small");
@@ -50,10 +52,11 @@ pub fn amplitude(data: &[u8]) {
             let text = std::str::from_utf8(&row).expect("a row is UTF-8");
             let members = Members::of(text).expect("a row is one object");
             assert_eq!(members.iter().count(), 55);
-            if !stringify_user_properties && let Some(tree) = members.get("event_properties") {
-                let sent = Members::of(json).and_then(|event| event.given("event_properties")).unwrap_or("{}");
-                let lines = |text: &str| text.replace(['\n', '\r'], "");
-                assert_eq!(tree, lines(sent));
+            let lines = |text: &str| text.replace(['\n', '\r'], "");
+            let spliced =
+                ["event_properties", "groups", "group_properties"].map(|name| (name, theirs.given(name).unwrap_or("{}")));
+            for (column, value) in spliced.into_iter().chain([("city", theirs.given("city").unwrap_or("null"))]) {
+                assert_eq!(members.get(column).map(str::to_owned), Some(lines(value)), "{column}");
             }
         }
     }

@@ -1,8 +1,8 @@
 //! Amplitude's ingestion API without HTTP: what a request holds, what is wrong with it, what the answer says.
 //!
 //! Place: `http/amplitude` hands over a decoded body and sends what comes out. [`Upload`] is a body of `/2/httpapi` or `/batch`,
-//! [`Event`] one of its events once it is judged; [`record`] makes of it the row that Amplitude's Kinesis destination writes.
-//! [`identify`] is the older Identify API, whose bodies are forms.
+//! taken apart in one scan; [`Event`] one of its events once it is judged, which happens once; [`record`] makes of it the row that
+//! Amplitude's Kinesis destination writes. [`identify`] is the older Identify API, whose bodies are forms.
 //!
 //! *ALL-JUDGED-FIRST*: SDKs drop exactly the events whose indexes a 400 lists, and send all others of the request again. So every
 //! event is judged before any is accepted, and one answer lists all that is wrong.
@@ -10,14 +10,19 @@
 //! Failure: a [`Refusal`], whose body is Amplitude's own. It names fields and indexes, nothing of an event. Pure.
 //! Absent on purpose: Amplitude's state (users, properties as they add up, locations), and its quotas.
 
+mod field;
 pub mod identify;
 pub mod limits;
 pub mod record;
+mod upload;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use super::members::{Members, depth, elements, text, whole};
+pub use upload::{Sent, Upload};
+
+use self::field::Field;
+use super::members::{Members, depth, text};
 use crate::config::AmplitudeConfig;
 
 /// Characters that an id has at least, unless the request says otherwise.
@@ -151,40 +156,6 @@ pub fn success(events: u64, payload_bytes: usize, uploaded_ms: u64) -> String {
     )
 }
 
-/// A body of `/2/httpapi` or `/batch`.
-#[derive(Debug)]
-pub struct Upload<'b> {
-    /// As sent.
-    pub api_key: Cow<'b, str>,
-    /// The events as sent, none of them judged.
-    pub events: Vec<&'b str>,
-    /// Characters that an id has at least.
-    pub id_chars_min: usize,
-    /// When the client says that it sent this, in microseconds since 1970.
-    pub client_upload_us: Option<i64>,
-}
-
-impl<'b> Upload<'b> {
-    /// Reads a decoded body of at most `events_max` events.
-    ///
-    /// # Errors
-    /// What is wrong with the request as a whole.
-    pub fn read(body: &'b [u8], events_max: usize) -> Result<Self, Refusal> {
-        let members = whole(body).and_then(Members::of).ok_or(Refusal::NotJson)?;
-        let api_key = members.given("api_key").ok_or(Refusal::Missing("api_key"))?;
-        let api_key = text(api_key).ok_or(Refusal::UnknownKey)?;
-        let events = members.given("events").ok_or(Refusal::Missing("events"))?;
-        if !events.starts_with('[') {
-            return Err(Refusal::Wrong("events"));
-        }
-        let events = elements(events, events_max).ok_or(Refusal::TooLarge)?;
-        let options = members.given("options").and_then(Members::of).unwrap_or_default();
-        let id_chars_min = options.given("min_id_length").and_then(|number| number.parse().ok()).unwrap_or(ID_CHARS_MIN);
-        let client_upload_us = members.given("client_upload_time").and_then(moment_us);
-        Ok(Self { api_key, events, id_chars_min, client_upload_us })
-    }
-}
-
 /// A moment as clients write it: ISO 8601 with an offset, or milliseconds since 1970.
 fn moment_us(json: &str) -> Option<i64> {
     let ms_as_us = |ms: i64| (0..=TIME_MS_MAX).contains(&ms).then(|| ms * 1000);
@@ -209,23 +180,28 @@ fn whole_number(json: &str) -> Option<i64> {
 
 /// An event that can be taken.
 #[derive(Debug)]
-pub struct Event<'b> {
-    members: Members<'b>,
-    event_type: Cow<'b, str>,
-    user_id: Option<Id<'b>>,
-    device_id: Option<Id<'b>>,
+pub struct Event<'u> {
+    sent: Sent<'u>,
+    event_type: Cow<'u, str>,
+    user_id: Option<Id<'u>>,
+    device_id: Option<Id<'u>>,
     time_ms: Option<i64>,
 }
 
 /// An id: as sent, and what that means.
 #[derive(Debug)]
-struct Id<'b> {
-    json: &'b str,
-    text: Cow<'b, str>,
+struct Id<'u> {
+    json: &'u str,
+    text: Cow<'u, str>,
 }
 
 /// Members that must be objects where they are given.
-const OBJECTS: [&str; 4] = ["event_properties", "user_properties", "groups", "group_properties"];
+const OBJECTS: [(Field, &str); 4] = [
+    (Field::EventProperties, "event_properties"),
+    (Field::UserProperties, "user_properties"),
+    (Field::Groups, "groups"),
+    (Field::GroupProperties, "group_properties"),
+];
 
 /// The event type of a user's properties that change.
 const IDENTIFY: &str = "$identify";
@@ -233,15 +209,17 @@ const IDENTIFY: &str = "$identify";
 /// The event type of a group's properties that change. It need not name a user or a device.
 const GROUP_IDENTIFY: &str = "$groupidentify";
 
-impl<'b> Event<'b> {
+impl<'u> Event<'u> {
     /// Judges an event as it was sent. Of several faults it has, all are told.
     ///
     /// # Errors
     /// Its faults.
-    pub fn judge(json: &'b str, id_chars_min: usize) -> Result<Self, Vec<Fault>> {
-        let Some(members) = Members::of(json) else { return Err(vec![Fault::NoObject]) };
+    pub fn judge(sent: Sent<'u>, id_chars_min: usize) -> Result<Self, Vec<Fault>> {
+        if !sent.json.starts_with('{') {
+            return Err(vec![Fault::NoObject]);
+        }
         let mut faults = Vec::new();
-        let event_type = match members.given("event_type").map(text) {
+        let event_type = match sent.given(Field::EventType).map(text) {
             Some(Some(name)) if !name.is_empty() => name,
             Some(None) => {
                 faults.push(Fault::Invalid("event_type"));
@@ -252,7 +230,7 @@ impl<'b> Event<'b> {
                 Cow::Borrowed("")
             }
         };
-        let time_ms = match members.given("time") {
+        let time_ms = match sent.given(Field::Time) {
             None => None,
             Some(json) => {
                 let time = if json.starts_with('"') { None } else { whole_number(json) };
@@ -263,17 +241,18 @@ impl<'b> Event<'b> {
                 time
             }
         };
-        for field in OBJECTS {
-            if members.given(field).is_some_and(|value| !value.starts_with('{')) {
-                faults.push(Fault::Invalid(field));
+        for (field, name) in OBJECTS {
+            if sent.given(field).is_some_and(|value| !value.starts_with('{')) {
+                faults.push(Fault::Invalid(name));
             }
         }
-        if depth(json) > DEPTH_MAX {
-            let deep = |field: &&str| members.get(field).is_some_and(|value| depth(value) >= DEPTH_MAX);
-            faults.push(Fault::Invalid(OBJECTS.into_iter().find(|field| deep(field)).unwrap_or("event_properties")));
+        if sent.depth > DEPTH_MAX {
+            let deep = |field| sent.given(field).is_some_and(|value| depth(value) >= DEPTH_MAX);
+            let told = OBJECTS.into_iter().find(|(field, _)| deep(*field));
+            faults.push(Fault::Invalid(told.map_or("event_properties", |(_, name)| name)));
         }
-        let user_id = id(&members, "user_id", id_chars_min);
-        let device_id = id(&members, "device_id", id_chars_min);
+        let user_id = id(&sent, Field::UserId, "user_id", id_chars_min);
+        let device_id = id(&sent, Field::DeviceId, "device_id", id_chars_min);
         // An id that cannot be one is taken off the event; only where none is left is that a fault.
         if user_id.is_err() && device_id.is_err() && event_type != GROUP_IDENTIFY {
             let told = [&user_id, &device_id].map(|id| id.as_ref().err().copied());
@@ -285,10 +264,16 @@ impl<'b> Event<'b> {
             }
         }
         if faults.is_empty() {
-            Ok(Self { members, event_type, user_id: user_id.ok(), device_id: device_id.ok(), time_ms })
+            Ok(Self { sent, event_type, user_id: user_id.ok(), device_id: device_id.ok(), time_ms })
         } else {
             Err(faults)
         }
+    }
+
+    /// The whole of it, as sent.
+    #[must_use]
+    pub fn json(&self) -> &'u str {
+        self.sent.json
     }
 
     /// Its user, else its device, else the group that it is about; empty where there is none.
@@ -297,7 +282,7 @@ impl<'b> Event<'b> {
         if let Some(id) = self.user_id.as_ref().or(self.device_id.as_ref()) {
             return Cow::Borrowed(&id.text);
         }
-        let groups = self.members.given("groups").and_then(Members::of).unwrap_or_default();
+        let groups = self.sent.given(Field::Groups).and_then(Members::of).unwrap_or_default();
         let group = groups.iter().find_map(|(_, value)| text(value).filter(|name| !name.is_empty()));
         group.map_or(Cow::Borrowed(""), |name| Cow::Owned(name.into_owned()))
     }
@@ -305,7 +290,7 @@ impl<'b> Event<'b> {
     /// By what a copy of it is known, if its sender gave it an `insert_id`: that, and the device.
     #[must_use]
     pub fn copy_id(&self) -> Option<String> {
-        let insert = self.members.given("insert_id").and_then(text).filter(|id| !id.is_empty())?;
+        let insert = self.sent.given(Field::InsertId).and_then(text).filter(|id| !id.is_empty())?;
         let device = self.device_id.as_ref().map_or("", |id| &id.text);
         Some(format!("{device}\0{insert}"))
     }
@@ -327,19 +312,19 @@ impl<'b> Event<'b> {
 }
 
 /// An id of an event. A number is taken for its digits.
-fn id<'b>(members: &Members<'b>, field: &'static str, chars_min: usize) -> Result<Id<'b>, Fault> {
-    let json = members.given(field).ok_or(Fault::Missing(field))?;
+fn id<'u>(sent: &Sent<'u>, field: Field, name: &'static str, chars_min: usize) -> Result<Id<'u>, Fault> {
+    let json = sent.given(field).ok_or(Fault::Missing(name))?;
     let text = match text(json) {
         Some(text) => text,
         None if json.starts_with(|first: char| first == '-' || first.is_ascii_digit()) => Cow::Borrowed(json),
-        None => return Err(Fault::Invalid(field)),
+        None => return Err(Fault::Invalid(name)),
     };
     if text.is_empty() {
-        Err(Fault::Missing(field))
+        Err(Fault::Missing(name))
     } else if text.chars().take(chars_min).count() < chars_min {
-        Err(Fault::TooShort(field))
+        Err(Fault::TooShort(name))
     } else if NO_IDS.iter().any(|none| none.eq_ignore_ascii_case(&text)) {
-        Err(Fault::Invalid(field))
+        Err(Fault::Invalid(name))
     } else {
         Ok(Id { json, text })
     }

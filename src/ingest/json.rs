@@ -168,9 +168,10 @@ impl<'t> Input<'t> {
         self.expect(self.string(at)?.0, b':')
     }
 
-    /// Past a value, whatever it is.
-    fn value(self, mut at: usize, nesting: &mut Vec<u8>) -> Option<usize> {
+    /// Past a value, whatever it is; and how many arrays and objects lie within each other in it.
+    fn value(self, mut at: usize, nesting: &mut Vec<u8>) -> Option<(usize, usize)> {
         nesting.clear();
+        let mut depth = 0;
         // What closes the array or object that holds the next value; 0 outside all.
         let mut close = 0;
         loop {
@@ -181,9 +182,13 @@ impl<'t> Input<'t> {
                     // Of both pairs the closing one is two further on in ASCII.
                     let closes = open + 2;
                     match self.expect(at + 1, closes) {
-                        Some(at) => at,
+                        Some(at) => {
+                            depth = depth.max(nesting.len() + 1);
+                            at
+                        }
                         None => {
                             nesting.push(close);
+                            depth = depth.max(nesting.len());
                             close = closes;
                             at = if close == b'}' { self.name(at + 1)? } else { at + 1 };
                             continue;
@@ -199,7 +204,7 @@ impl<'t> Input<'t> {
             // A value has ended, and with it all that it was the last one of.
             loop {
                 if close == 0 {
-                    return Some(at);
+                    return Some((at, depth));
                 }
                 at = self.token(at);
                 let next = self.byte(at);
@@ -290,7 +295,7 @@ impl<'t> Scan<'t> {
     /// Passes over a value, whatever it is.
     #[inline]
     pub fn skip(&mut self) -> Option<()> {
-        self.at = self.input.value(self.at, self.nesting)?;
+        self.at = self.input.value(self.at, self.nesting)?.0;
         Some(())
     }
 
@@ -300,6 +305,50 @@ impl<'t> Scan<'t> {
         let start = self.input.token(self.at);
         self.skip()?;
         Some(start..self.at)
+    }
+
+    /// The same; and how many arrays and objects lie within each other in it.
+    #[inline]
+    pub fn span_and_depth(&mut self) -> Option<(Range<usize>, usize)> {
+        let start = self.input.token(self.at);
+        let (end, depth) = self.input.value(start, self.nesting)?;
+        self.at = end;
+        Some((start..end, depth))
+    }
+
+    /// Passes over an object. `each` gets each member's name and passes over its value.
+    #[inline]
+    pub fn members(&mut self, mut each: impl FnMut(&mut Self, Text) -> Option<()>) -> Option<()> {
+        if !self.take(b'{') {
+            return None;
+        }
+        if self.take(b'}') {
+            return Some(());
+        }
+        loop {
+            let name = self.name()?;
+            each(self, name)?;
+            if !self.take(b',') {
+                return self.take(b'}').then_some(());
+            }
+        }
+    }
+
+    /// Passes over an array. `each` passes over each element.
+    #[inline]
+    pub fn elements(&mut self, mut each: impl FnMut(&mut Self) -> Option<()>) -> Option<()> {
+        if !self.take(b'[') {
+            return None;
+        }
+        if self.take(b']') {
+            return Some(());
+        }
+        loop {
+            each(self)?;
+            if !self.take(b',') {
+                return self.take(b']').then_some(());
+            }
+        }
     }
 
     /// Passes over a value of a text that is known to be JSON, and appends it to `out` without the white space between its

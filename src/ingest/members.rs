@@ -4,15 +4,13 @@
 //! into their records. So numbers keep all their digits and strings their escapes, half a surrogate pair included.
 //!
 //! Of members that share a name the last one counts, at the place of the first, as in JavaScript. Nothing here recurses:
-//! what is nested is passed over by serde_json without a stack, and [`depth`] counts brackets. Pure.
+//! what is nested is passed over by [`Scan`] without a stack. Pure.
 //! Failure: `None` for what is not the JSON that was asked for. Absent on purpose: a tree.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::fmt;
 
-use serde::de::{Deserializer as _, MapAccess, SeqAccess, Visitor};
-use serde_json::value::RawValue;
+use super::json::{Memory, Scan, Text};
 
 /// Up to so many members a name is looked for among all of them.
 const FEW: usize = 64;
@@ -29,9 +27,14 @@ impl<'t> Members<'t> {
     /// The members of `json`. `None`: it is no object.
     #[must_use]
     pub fn of(json: &'t str) -> Option<Self> {
-        let mut parser = serde_json::Deserializer::from_str(json);
-        let members = parser.deserialize_map(MembersVisitor).ok()?;
-        parser.end().ok().map(|()| members)
+        let mut memory = Memory::default();
+        let mut scan = Scan::new(json.as_bytes(), &mut memory);
+        let mut members = Self::default();
+        scan.members(|scan, name| {
+            members.put(name_in(json, name), &json[scan.span()?]);
+            Some(())
+        })?;
+        scan.is_over().then_some(members)
     }
 
     /// The value of a name, as sent. `None` where it is absent.
@@ -60,7 +63,8 @@ impl<'t> Members<'t> {
         if self.list.len() <= FEW { self.list.iter().position(|(own, _)| own == name) } else { self.places.get(name).copied() }
     }
 
-    fn put(&mut self, name: Cow<'t, str>, value: &'t str) {
+    /// Adds a member, or changes the value of the one that has its name.
+    pub fn put(&mut self, name: Cow<'t, str>, value: &'t str) {
         if let Some(at) = self.place(&name) {
             self.list[at].1 = value;
             return;
@@ -74,56 +78,39 @@ impl<'t> Members<'t> {
     }
 }
 
-struct MembersVisitor;
-
-impl<'t> Visitor<'t> for MembersVisitor {
-    type Value = Members<'t>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
-    }
-
-    fn visit_map<A: MapAccess<'t>>(self, mut map: A) -> Result<Members<'t>, A::Error> {
-        let mut members = Members::default();
-        while let Some((name, value)) = map.next_entry::<&'t RawValue, &'t RawValue>()? {
-            let name = text(name.get()).ok_or_else(|| serde::de::Error::custom("a name that is no string"))?;
-            members.put(name, value.get());
-        }
-        Ok(members)
+/// A name that a scan of `json` has found, as it is meant.
+#[must_use]
+pub fn name_in(json: &str, name: Text) -> Cow<'_, str> {
+    match name.escaped {
+        false => Cow::Borrowed(&json[name.start..name.end]),
+        true => text(&json[name.start - 1..=name.end]).unwrap_or_default(),
     }
 }
 
 /// The elements of the array `json`, as sent, if it has no more than `most`. `None`: it is no array, or has more.
 #[must_use]
 pub fn elements(json: &str, most: usize) -> Option<Vec<&str>> {
-    struct Elements(usize);
-    impl<'t> Visitor<'t> for Elements {
-        type Value = Vec<&'t str>;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("an array")
+    let mut memory = Memory::default();
+    let mut scan = Scan::new(json.as_bytes(), &mut memory);
+    let mut found = Vec::new();
+    scan.elements(|scan| {
+        if found.len() == most {
+            return None;
         }
-
-        fn visit_seq<A: SeqAccess<'t>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-            let mut found = Vec::new();
-            while let Some(raw) = seq.next_element::<&'t RawValue>()? {
-                if found.len() == self.0 {
-                    return Err(serde::de::Error::custom("too many"));
-                }
-                found.push(raw.get());
-            }
-            Ok(found)
-        }
-    }
-    let mut parser = serde_json::Deserializer::from_str(json);
-    let found = parser.deserialize_seq(Elements(most)).ok()?;
-    parser.end().ok().map(|()| found)
+        found.push(&json[scan.span()?]);
+        Some(())
+    })?;
+    scan.is_over().then_some(found)
 }
 
 /// The one JSON value that `body` is, without the white space around it. `None`: it is none, or not UTF-8.
 #[must_use]
 pub fn whole(body: &[u8]) -> Option<&str> {
-    serde_json::from_str::<&RawValue>(std::str::from_utf8(body).ok()?).ok().map(RawValue::get)
+    let text = std::str::from_utf8(body).ok()?;
+    let mut memory = Memory::default();
+    let mut scan = Scan::new(body, &mut memory);
+    let span = scan.span()?;
+    scan.is_over().then(|| &text[span])
 }
 
 /// What a JSON string means; half a surrogate pair means U+FFFD. `None`: `json` is no string.
@@ -185,21 +172,8 @@ fn unescaped(inner: &str) -> String {
 /// How many arrays and objects lie within each other in `json`, which is JSON.
 #[must_use]
 pub fn depth(json: &str) -> usize {
-    let (mut now, mut most, mut in_string) = (0_usize, 0, false);
-    let mut bytes = json.bytes();
-    while let Some(byte) = bytes.next() {
-        match byte {
-            b'\\' => drop(bytes.next()),
-            b'"' => in_string = !in_string,
-            b'{' | b'[' if !in_string => {
-                now += 1;
-                most = most.max(now);
-            }
-            b'}' | b']' if !in_string => now = now.saturating_sub(1),
-            _ => {}
-        }
-    }
-    most
+    let mut memory = Memory::default();
+    Scan::new(json.as_bytes(), &mut memory).span_and_depth().map_or(0, |(_, depth)| depth)
 }
 
 /// Appends `json` as it was sent, but on one line.
@@ -226,20 +200,17 @@ pub fn push_name(out: &mut Vec<u8>, name: &str) {
     out.push(b':');
 }
 
-/// A random UUID (version 4), in its 36 characters.
-#[must_use]
-pub fn uuid(random: [u64; 2]) -> String {
+/// Appends a random UUID (version 4) as a JSON string: 36 characters in quotes.
+pub fn push_uuid(out: &mut Vec<u8>, random: [u64; 2]) {
     let [high, low] = random;
-    let high = high & !0xf000 | 0x4000;
-    let low = low & !(3 << 62) | 1 << 63;
-    format!(
-        "{:08x}-{:04x}-{:04x}-{:04x}-{:012x}",
-        high >> 32,
-        high >> 16 & 0xffff,
-        high & 0xffff,
-        low >> 48,
-        low & ((1 << 48) - 1)
-    )
+    let bits = u128::from(high & !0xf000 | 0x4000) << 64 | u128::from(low & !(3 << 62) | 1 << 63);
+    let mut text = *b"\"00000000-0000-0000-0000-000000000000\"";
+    let mut rest = bits;
+    for place in text.iter_mut().rev().filter(|place| **place == b'0') {
+        *place = b"0123456789abcdef"[(rest & 0xf) as usize];
+        rest >>= 4;
+    }
+    out.extend_from_slice(&text);
 }
 
 #[cfg(test)]
@@ -306,8 +277,15 @@ mod tests {
         let mut out = Vec::new();
         push_raw(&mut out, "{\r\n  \"a\": \"\\n\"\n}");
         assert_eq!(out, b"{  \"a\": \"\\n\"}");
-        assert_eq!(uuid([u64::MAX, u64::MAX]), "ffffffff-ffff-4fff-bfff-ffffffffffff");
-        assert_eq!(uuid([0, 0]), "00000000-0000-4000-8000-000000000000");
+        for (random, uuid) in [
+            ([u64::MAX, u64::MAX], "\"ffffffff-ffff-4fff-bfff-ffffffffffff\""),
+            ([0, 0], "\"00000000-0000-4000-8000-000000000000\""),
+            ([0x0123_4567_89ab_cdef, 0x0123_4567_89ab_cdef], "\"01234567-89ab-4def-8123-456789abcdef\""),
+        ] {
+            out.clear();
+            push_uuid(&mut out, random);
+            assert_eq!(std::str::from_utf8(&out), Ok(uuid));
+        }
     }
 
     proptest! {

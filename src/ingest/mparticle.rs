@@ -11,7 +11,8 @@ pub mod record;
 
 use std::borrow::Cow;
 
-use super::members::{Members, depth, elements, text, whole};
+use super::json::{Memory, Scan};
+use super::members::{Members, elements, name_in, text, whole};
 use crate::config::MParticleConfig;
 
 /// Arrays and objects within each other that a batch may have.
@@ -90,23 +91,105 @@ pub fn keep_limits(bytes: usize, batches: usize) -> Result<(), Wrong> {
     if bytes > REQUEST_BYTES_MAX || batches > BULK_BATCHES_MAX { Err(Wrong::OverLimit) } else { Ok(()) }
 }
 
-/// The one batch of a request.
+/// The one batch of a request, to be judged.
 ///
 /// # Errors
-/// The body is not JSON.
+/// The body is not JSON, as far as that can be told without reading it.
 pub fn batch(body: &[u8]) -> Result<&str, Wrong> {
-    whole(body).ok_or(Wrong::NotJson)
+    let body = std::str::from_utf8(body).map_err(|_| Wrong::NotJson)?;
+    Ok(body.trim_matches([' ', '\n', '\t', '\r']))
 }
 
 /// A batch that can be taken.
 #[derive(Debug)]
 pub struct Batch<'b> {
     members: Members<'b>,
-    /// Those that are forwarded, as sent.
-    events: Vec<&'b str>,
+    /// Those that are forwarded.
+    events: Vec<Event<'b>>,
     /// Bytes of the batch without its events.
     rest_bytes: usize,
     identities: Vec<Identity<'b>>,
+}
+
+/// An event of a batch.
+#[derive(Clone, Debug)]
+struct Event<'b> {
+    /// As sent.
+    json: &'b str,
+    /// Its `event_type`.
+    kind: Cow<'b, str>,
+}
+
+/// What one scan finds in a batch.
+#[derive(Default)]
+struct Found<'b> {
+    members: Members<'b>,
+    events: Vec<Event<'b>>,
+    /// Arrays and objects within each other.
+    depth: usize,
+    /// More events than may be.
+    too_many: bool,
+    /// Some are no objects, or have no type.
+    wrong: bool,
+}
+
+impl<'b> Found<'b> {
+    /// `None`: `json` is no object.
+    fn read(json: &'b str, events_max: usize) -> Option<Self> {
+        let mut found = Self::default();
+        let mut memory = Memory::default();
+        let mut scan = Scan::new(json.as_bytes(), &mut memory);
+        scan.members(|scan, name| {
+            let name = name_in(json, name);
+            let span = if name == "events" && scan.token() == b'[' {
+                let start = scan.at();
+                found.read_events(json, scan, events_max)?;
+                start..scan.at()
+            } else {
+                let (span, depth) = scan.span_and_depth()?;
+                found.depth = found.depth.max(1 + depth);
+                span
+            };
+            found.members.put(name, &json[span]);
+            Some(())
+        })?;
+        scan.is_over().then_some(found)
+    }
+
+    /// Reads the array of events; those before it, under the same name, do not count.
+    fn read_events(&mut self, json: &'b str, scan: &mut Scan<'_>, events_max: usize) -> Option<()> {
+        self.events.clear();
+        (self.too_many, self.wrong) = (false, false);
+        self.depth = self.depth.max(2);
+        let mut seen = 0;
+        scan.elements(|scan| {
+            let is_object = scan.token() == b'{';
+            let start = scan.at();
+            let mut kind = None;
+            let mut depth = 0;
+            if is_object {
+                scan.members(|scan, name| {
+                    let (span, deep) = scan.span_and_depth()?;
+                    depth = depth.max(1 + deep);
+                    if name_in(json, name) == "event_type" {
+                        kind = text(&json[span]).filter(|kind| !kind.is_empty());
+                    }
+                    Some(())
+                })?;
+                depth = depth.max(1);
+            } else {
+                depth = scan.span_and_depth()?.1;
+            }
+            self.depth = self.depth.max(2 + depth);
+            seen += 1;
+            match kind {
+                _ if seen > events_max => self.too_many = true,
+                Some(kind) => self.events.push(Event { json: &json[start..scan.at()], kind }),
+                None => self.wrong = true,
+            }
+            Some(())
+        })
+    }
 }
 
 /// Who it is about: a name of mParticle's, and a value as sent.
@@ -122,30 +205,27 @@ impl<'b> Batch<'b> {
     /// # Errors
     /// What is wrong with it.
     pub fn judge(json: &'b str, config: &MParticleConfig, events_max: usize) -> Result<Self, Wrong> {
-        let members = Members::of(json).ok_or(Wrong::NoBatch)?;
-        if depth(json) > DEPTH_MAX {
+        let Some(Found { members, mut events, depth, too_many, wrong }) = Found::read(json, events_max) else {
+            return Err(if whole(json.as_bytes()).is_some() { Wrong::NoBatch } else { Wrong::NotJson });
+        };
+        if depth > DEPTH_MAX {
             return Err(Wrong::Depth);
         }
         let environment = members.given("environment").and_then(text).ok_or(Wrong::Environment)?;
         if !matches!(environment.as_ref(), "production" | "development") {
             return Err(Wrong::Environment);
         }
-        let sent = members.given("events").unwrap_or("[]");
-        if !sent.starts_with('[') {
-            return Err(Wrong::Events);
+        let sent = members.given("events");
+        match sent {
+            None => events.clear(),
+            Some(sent) if !sent.starts_with('[') => return Err(Wrong::Events),
+            Some(_) if too_many => return Err(Wrong::TooLarge),
+            Some(_) if wrong => return Err(Wrong::Events),
+            Some(_) => events.retain(|event| is_wanted(&event.kind, config)),
         }
-        let mut events = elements(sent, events_max).ok_or(Wrong::TooLarge)?;
-        let mut wrong = false;
-        events.retain(|event| {
-            let kind = Members::of(event).and_then(|event| text(event.given("event_type")?)).filter(|kind| !kind.is_empty());
-            wrong |= kind.is_none();
-            kind.is_some_and(|kind| is_wanted(&kind, config))
-        });
-        if wrong {
-            return Err(Wrong::Events);
-        }
+        let rest_bytes = json.len() - sent.map_or(0, str::len);
         let identities = members.given("user_identities").and_then(Members::of).map(identities).unwrap_or_default();
-        Ok(Self { events, rest_bytes: json.len() - sent.len().min(json.len()), identities, members })
+        Ok(Self { events, rest_bytes, identities, members })
     }
 
     /// How many records are made of it.
@@ -168,8 +248,8 @@ impl<'b> Batch<'b> {
 
     /// The type of its event of this index, among those that are forwarded.
     #[must_use]
-    pub fn event_type(&self, event: usize) -> Option<Cow<'b, str>> {
-        text(Members::of(self.events.get(event)?)?.given("event_type")?)
+    pub fn event_type(&self, event: usize) -> Option<&str> {
+        Some(&self.events.get(event)?.kind)
     }
 
     /// Each of its events becomes a record.

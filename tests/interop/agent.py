@@ -94,11 +94,13 @@ class Agent:
         assert code == 200, f"/status says {code}"
         return next(one for one in json.loads(body)["streams"] if one["name"] == (stream or self.stream))
 
-    def metric(self, name):
-        """The sum of a metric over its label sets."""
+    def metric(self, name, **labels):
+        """The sum of a metric over its label sets, or over those with these labels."""
         code, body = self._get("/metrics")
         assert code == 200, f"/metrics says {code}"
-        return sum(float(line.rsplit(" ", 1)[1]) for line in body.splitlines() if line.startswith(name + "{"))
+        mine = [line for line in body.splitlines() if line.startswith(name + "{")]
+        mine = [line for line in mine if all(f'{label}="{value}"' in line for label, value in labels.items())]
+        return sum(float(line.rsplit(" ", 1)[1]) for line in mine)
 
     def wait_delivered(self, accepted, seconds, stream=None):
         """Waits until all is accepted and nothing pending; gives the status then."""

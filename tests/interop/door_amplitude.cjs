@@ -54,6 +54,6 @@ lines.on("line", (line) => {
 });
 lines.on("close", () => {
   const deadline = Date.now() + 60_000;
-  const wait = () => (pending === 0 || Date.now() > deadline ? process.exit(0) : setTimeout(wait, 50));
+  const wait = () => (pending === 0 || Date.now() > deadline ? process.stdout.write("", () => process.exit(0)) : setTimeout(wait, 50));
   wait();
 });

@@ -45,6 +45,11 @@ lines.on("line", (line) => {
     () =>
       new Promise((resolve) => {
         const batch = batchOf(event, event.id);
+        if (event.bytes) {
+          // So that the request's body has exactly so many.
+          const bytes = Buffer.byteLength(JSON.stringify(batch)) + ',"pad":""'.length;
+          batch.user_attributes = { ...batch.user_attributes, pad: "x".repeat(event.bytes - bytes) };
+        }
         const sent = JSON.parse(JSON.stringify(batch));
         const told = (error, _data, response) => {
           const status = (response && response.status) || (error && error.status) || 0;

@@ -222,6 +222,10 @@ def drive(url, key):
         event = json.loads(line)
         batch, status = batch_of(event, event["id"]), 0
         sent = api.api_client.sanitize_for_serialization(batch)
+        if "bytes" in event:
+            # So that the request's body has exactly so many.
+            batch.user_attributes["pad"] = "x" * (event["bytes"] - len(json.dumps(sent)) - len(', "pad": ""'))
+            sent = api.api_client.sanitize_for_serialization(batch)
         try:
             if event["call"] == "bulk":
                 api.bulk_upload_events([batch, batch_of({**event, "events": 0}, event["id"] + "-second")])

@@ -10,6 +10,7 @@ import http.client
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -37,6 +38,8 @@ NODE = [
     "@rudderstack/rudder-sdk-node",
     "@customerio/cdp-analytics-node",
 ]
+# Of Go's module proxy, as go/go.mod pins it.
+GO = "analytics-go"
 WITHOUT_SENT_AT = ("@customerio/cdp-analytics-node",)
 KEY = "key-of-a-test"
 EVENTS = 1000
@@ -97,6 +100,25 @@ def install(name):
     return where
 
 
+def build_go():
+    """The program that runs the library for Go; None and what is missing, where it cannot be built."""
+    if not shutil.which("go"):
+        return None, "go not installed"
+    work = os.path.join(servers.HERE, ".work")
+    program = os.path.join(work, "sdk-go")
+    env = {**os.environ, "GOMODCACHE": os.path.join(work, "gomod"), "GOFLAGS": "-modcacherw -buildvcs=false -mod=readonly"}
+    source = os.path.join(servers.HERE, "go")
+    try:
+        fetched = subprocess.run(["go", "mod", "download"], cwd=source, env=env, capture_output=True, text=True, timeout=120, check=False)
+    except subprocess.TimeoutExpired:
+        return None, "Go's modules did not come within 120 s"
+    if fetched.returncode != 0:
+        return None, f"Go's modules could not be fetched: {fetched.stderr.strip()[-300:]}"
+    built = subprocess.run(["go", "build", "-o", program, "."], cwd=source, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert built.returncode == 0, f"the driver for Go does not compile:\n{built.stderr[-2000:]}"
+    return program, ""
+
+
 class Sdk:
     """A process that runs one SDK."""
 
@@ -106,6 +128,8 @@ class Sdk:
         if self.node:
             command = ["node", os.path.join(servers.HERE, "sdk_segment.cjs")]
             env["NODE_PATH"] = servers.MODULES
+        elif name == GO:
+            command = [os.path.join(servers.HERE, ".work", "sdk-go")]
         else:
             command = [sys.executable, os.path.join(servers.HERE, "sdk_segment.py")]
             env["PYTHONPATH"] = install(name)
@@ -260,6 +284,15 @@ def sdk(name):
     return run
 
 
+def go(server, report, log_dir):
+    """The scenario of the library for Go."""
+    program, missing = build_go()
+    if program:
+        sdk(GO)(server, report, log_dir)
+    else:
+        report.leave_out(f"Segment's library for Go: {missing}")
+
+
 def judge(server, report, log_dir):
     """10,000 random messages through the door, then Segment's library over each of them."""
     env = {**os.environ, "NODE_PATH": servers.MODULES}
@@ -308,4 +341,4 @@ def judge(server, report, log_dir):
         one.clean()
 
 
-ALL = {"judge": judge, **{name.replace("@", "").replace("/", "-"): sdk(name) for name in [*PYTHON, *NODE]}}
+ALL = {"judge": judge, GO: go, **{name.replace("@", "").replace("/", "-"): sdk(name) for name in [*PYTHON, *NODE]}}

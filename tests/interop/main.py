@@ -10,8 +10,9 @@ import agent
 import cloud
 import credentials
 import door_amplitude
-import door_mparticle
 import door_kinesis
+import door_limits
+import door_mparticle
 import door_segment
 import door_browser
 import door_tls
@@ -80,6 +81,8 @@ def plan(full):
             )
     steps["door-amplitude"] = ("kinesalite", door_amplitude.run)
     steps["door-mparticle"] = ("kinesalite", door_mparticle.run)
+    for name, run in door_limits.ALL.items():
+        steps[f"limits-{name}"] = ("kinesalite", run)
     for name, run in door_kinesis.ALL.items():
         steps[name] = ("kinesalite", run)
     steps["tls-clients"] = ("kinesalite", door_tls.run)

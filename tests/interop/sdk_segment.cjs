@@ -31,6 +31,7 @@ function finish() {
 
 function send(one) {
   const message = { context: { n: one.n } };
+  if (one.id !== undefined) message.messageId = one.id;
   if (one.user !== undefined) message.userId = one.user;
   if (one.anonymous !== undefined) message.anonymousId = one.anonymous;
   if (one.call === "track") Object.assign(message, { event: one.event, properties: one.body });

@@ -1,7 +1,7 @@
 """Runs one of the Python SDKs that speak Segment's API: sdk_segment.py NAME URL KEY, with its packages in PYTHONPATH.
 
-Reads calls as JSON, one a line: {"n": 7, "call": "track", "user": ..., ...}. Every call carries its number as context.n. Writes one
-line of JSON: the numbers of what the SDK said was delivered, and of what it gave up.
+Reads calls as JSON, one a line: {"n": 7, "call": "track", "user": ..., ...}. Every call carries its number as context.n, and one with an
+"id" has that as its messageId. Writes one line of JSON: the numbers of what the SDK said was delivered, and of what it gave up.
 """
 
 import json
@@ -45,7 +45,7 @@ def client():
 def send(sdk, one):
     """One call."""
     ids = {"user_id": one.get("user"), "anonymous_id": one.get("anonymous")}
-    context = {"context": {"n": one["n"]}}
+    context = {"context": {"n": one["n"]}, **({"message_id": one["id"]} if "id" in one else {})}
     call = one["call"]
     if call == "track":
         sdk.track(event=one["event"], properties=one["body"], **ids, **context)
@@ -64,8 +64,13 @@ def main():
     sent = []
     for line in sys.stdin:
         one = json.loads(line)
-        send(sdk, one)
         sent.append(one["n"])
+        try:
+            send(sdk, one)
+        except RuntimeError:
+            # It refuses by itself what its service would not take.
+            with LOCK:
+                FAILED.add(one["n"])
         if one.get("pause"):
             time.sleep(one["pause"])
     sdk.flush()

@@ -9,16 +9,19 @@
 use crate::config::AmplitudeConfig;
 use crate::host::Host;
 
-use super::super::members::{Members, push_name, push_raw, push_text, text, uuid};
+use super::super::members::{Members, push_name, push_raw, push_text, push_uuid, text};
+use super::field::Field;
 use super::{Event, TIME_MS_MAX};
 
 /// How a column gets its value.
 #[derive(Clone, Copy)]
 enum Column {
-    /// As sent, under one of these names; else null.
-    Sent(&'static [&'static str]),
+    /// As sent, else null.
+    Sent(Field),
+    /// The first of two as sent, or the second; else null.
+    Either(Field, Field),
     /// An object as sent; else an empty one.
-    Object,
+    Object(Field),
     /// The properties of the user, as sent or as texts.
     UserProperties,
     /// The session as sent; else -1, as Amplitude marks what belongs to none.
@@ -27,7 +30,6 @@ enum Column {
     Address,
     UserId,
     DeviceId,
-    EventType,
     /// When it was received.
     Now,
     /// By the client's clock.
@@ -42,69 +44,76 @@ enum Column {
     Null,
 }
 
-use Column::{Null, Object, Sent};
+use Column::{
+    Address, ClientEventTime, ClientUploadTime, DeviceId, Either, EventTime, Now, Null, Object, Rest, Sent, Session, UserId,
+    UserProperties, Uuid,
+};
+
+/// Columns, each with its name as a row has it.
+macro_rules! columns {
+    ($($name:literal = $column:expr,)*) => {
+        [$((concat!("\"", $name, "\":"), $column)),*]
+    };
+}
 
 /// All columns, in the order of their names.
-const COLUMNS: [(&str, Column); 55] = [
-    ("$insert_id", Sent(&["insert_id", "$insert_id"])),
-    ("$insert_key", Null),
-    ("$schema", Null),
-    ("adid", Sent(&["adid"])),
-    ("amplitude_attribution_ids", Null),
-    ("amplitude_event_type", Null),
-    ("amplitude_id", Null),
-    ("app", Null),
-    ("city", Sent(&["city"])),
-    ("client_event_time", Column::ClientEventTime),
-    ("client_upload_time", Column::ClientUploadTime),
-    ("country", Sent(&["country"])),
-    ("data", Column::Rest),
-    ("data_type", Null),
-    ("device_brand", Sent(&["device_brand"])),
-    ("device_carrier", Sent(&["carrier", "device_carrier"])),
-    ("device_family", Sent(&["device_family"])),
-    ("device_id", Column::DeviceId),
-    ("device_manufacturer", Sent(&["device_manufacturer"])),
-    ("device_model", Sent(&["device_model"])),
-    ("device_type", Sent(&["device_type"])),
-    ("dma", Sent(&["dma"])),
-    ("event_id", Sent(&["event_id"])),
-    ("event_properties", Object),
-    ("event_time", Column::EventTime),
-    ("event_type", Column::EventType),
-    ("global_user_properties", Sent(&["global_user_properties"])),
-    ("group_properties", Object),
-    ("groups", Object),
-    ("idfa", Sent(&["idfa"])),
-    ("ip_address", Column::Address),
-    ("is_attribution_event", Null),
-    ("language", Sent(&["language"])),
-    ("library", Sent(&["library"])),
-    ("location_lat", Sent(&["location_lat"])),
-    ("location_lng", Sent(&["location_lng"])),
-    ("os_name", Sent(&["os_name"])),
-    ("os_version", Sent(&["os_version"])),
-    ("partner_id", Sent(&["partner_id"])),
-    ("paying", Null),
-    ("plan", Object),
-    ("platform", Sent(&["platform"])),
-    ("processed_time", Column::Now),
-    ("region", Sent(&["region"])),
-    ("sample_rate", Null),
-    ("server_received_time", Column::Now),
-    ("server_upload_time", Column::Now),
-    ("session_id", Column::Session),
-    ("source_id", Sent(&["source_id"])),
-    ("start_version", Sent(&["start_version"])),
-    ("user_creation_time", Null),
-    ("user_id", Column::UserId),
-    ("user_properties", Column::UserProperties),
-    ("uuid", Column::Uuid),
-    ("version_name", Sent(&["app_version", "version_name"])),
-];
-
-/// Names of an event's members that columns take, beside the columns' own.
-const TAKEN: [&str; 5] = ["time", "ip", "session_id", "user_id", "device_id"];
+const COLUMNS: [(&str, Column); 55] = columns! {
+    "$insert_id" = Either(Field::InsertId, Field::InsertIdOfExport),
+    "$insert_key" = Null,
+    "$schema" = Null,
+    "adid" = Sent(Field::Adid),
+    "amplitude_attribution_ids" = Null,
+    "amplitude_event_type" = Null,
+    "amplitude_id" = Null,
+    "app" = Null,
+    "city" = Sent(Field::City),
+    "client_event_time" = ClientEventTime,
+    "client_upload_time" = ClientUploadTime,
+    "country" = Sent(Field::Country),
+    "data" = Rest,
+    "data_type" = Null,
+    "device_brand" = Sent(Field::DeviceBrand),
+    "device_carrier" = Either(Field::Carrier, Field::DeviceCarrier),
+    "device_family" = Sent(Field::DeviceFamily),
+    "device_id" = DeviceId,
+    "device_manufacturer" = Sent(Field::DeviceManufacturer),
+    "device_model" = Sent(Field::DeviceModel),
+    "device_type" = Sent(Field::DeviceType),
+    "dma" = Sent(Field::Dma),
+    "event_id" = Sent(Field::EventId),
+    "event_properties" = Object(Field::EventProperties),
+    "event_time" = EventTime,
+    "event_type" = Sent(Field::EventType),
+    "global_user_properties" = Sent(Field::GlobalUserProperties),
+    "group_properties" = Object(Field::GroupProperties),
+    "groups" = Object(Field::Groups),
+    "idfa" = Sent(Field::Idfa),
+    "ip_address" = Address,
+    "is_attribution_event" = Null,
+    "language" = Sent(Field::Language),
+    "library" = Sent(Field::Library),
+    "location_lat" = Sent(Field::LocationLat),
+    "location_lng" = Sent(Field::LocationLng),
+    "os_name" = Sent(Field::OsName),
+    "os_version" = Sent(Field::OsVersion),
+    "partner_id" = Sent(Field::PartnerId),
+    "paying" = Null,
+    "plan" = Object(Field::Plan),
+    "platform" = Sent(Field::Platform),
+    "processed_time" = Now,
+    "region" = Sent(Field::Region),
+    "sample_rate" = Null,
+    "server_received_time" = Now,
+    "server_upload_time" = Now,
+    "session_id" = Session,
+    "source_id" = Sent(Field::SourceId),
+    "start_version" = Sent(Field::StartVersion),
+    "user_creation_time" = Null,
+    "user_id" = UserId,
+    "user_properties" = UserProperties,
+    "uuid" = Uuid,
+    "version_name" = Either(Field::AppVersion, Field::VersionName),
+};
 
 /// The most that a record has beyond its event: all names of columns, times, a UUID.
 pub const OVERHEAD_BYTES: usize = 2048;
@@ -123,39 +132,83 @@ const SKEW_US: i64 = 60_000_000;
 /// What is known of a request, for all of its rows.
 #[derive(Clone, Copy, Debug)]
 pub struct Arrival<'a> {
-    /// When it was received, in microseconds since 1970.
-    pub now_us: i64,
-    /// When its client says that it sent it.
-    pub client_upload_us: Option<i64>,
-    /// For UUIDs.
-    pub host: &'a Host,
+    now: Moment,
+    client_upload: Moment,
+    host: &'a Host,
+}
+
+impl<'a> Arrival<'a> {
+    /// Received at `now_us`, in microseconds since 1970; `client_upload_us`: when its client says that it sent it. `host` gives
+    /// UUIDs.
+    #[must_use]
+    pub fn new(now_us: i64, client_upload_us: Option<i64>, host: &'a Host) -> Self {
+        Self { now: Moment::of(now_us), client_upload: Moment::of(client_upload_us.unwrap_or(now_us)), host }
+    }
+}
+
+/// A time, and how a row has it: `"YYYY-MM-DD HH:MM:SS.ffffff"`, in UTC.
+#[derive(Clone, Copy, Debug)]
+struct Moment {
+    us: i64,
+    json: [u8; 28],
+}
+
+impl Moment {
+    fn of(us: i64) -> Self {
+        // What was shifted out of the years of four digits stays at their ends.
+        let moment = jiff::Timestamp::from_microsecond(us.clamp(0, TIME_MS_MAX * 1000)).unwrap_or_default();
+        let at = jiff::tz::Offset::UTC.to_datetime(moment);
+        let mut json = *b"\"0000-00-00 00:00:00.000000\"";
+        for (number, place) in [
+            (i32::from(at.year()), 1..5),
+            (i32::from(at.month()), 6..8),
+            (i32::from(at.day()), 9..11),
+            (i32::from(at.hour()), 12..14),
+            (i32::from(at.minute()), 15..17),
+            (i32::from(at.second()), 18..20),
+            (at.subsec_nanosecond() / 1000, 21..27),
+        ] {
+            let mut rest = number;
+            for digit in json[place].iter_mut().rev() {
+                *digit = b'0' + (rest % 10) as u8;
+                rest /= 10;
+            }
+        }
+        Self { us, json }
+    }
 }
 
 /// Appends the record of `event` to `out`.
 pub fn write(event: &Event<'_>, arrival: &Arrival<'_>, config: &AmplitudeConfig, out: &mut Vec<u8>) {
-    let Arrival { now_us, client_upload_us, host } = *arrival;
-    let client_upload_us = client_upload_us.unwrap_or(now_us);
-    let client_event_us = event.time_ms.map_or(client_upload_us, |ms| ms * 1000);
-    let members = &event.members;
-    out.push(b'{');
-    for (name, column) in COLUMNS {
-        push_name(out, name);
-        let sent = match column {
-            Sent(names) => names.iter().find_map(|name| members.given(name)),
-            Object => Some(members.given(name).filter(|value| value.starts_with('{')).unwrap_or("{}")),
-            Column::Session => Some(members.given("session_id").unwrap_or("-1")),
-            Column::Address => members.given("ip").filter(|ip| *ip != r#""$remote""#),
-            Column::EventType => members.given("event_type"),
-            Column::UserProperties => {
-                let properties = members.given("user_properties").unwrap_or("{}");
+    let Arrival { now, client_upload, host } = arrival;
+    let client_event = event.time_ms.map_or(*client_upload, |ms| Moment::of(ms * 1000));
+    let event_us = event_time_us(client_event.us, client_upload.us, now.us);
+    let event_time = if event_us == client_event.us { client_event } else { Moment::of(event_us) };
+    let sent = event.sent.all_given();
+    let of = |field: Field| sent[field as usize];
+    out.reserve(event.sent.json.len() + OVERHEAD_BYTES);
+    let mut before = b'{';
+    for (name, column) in &COLUMNS {
+        out.push(before);
+        before = b',';
+        out.extend_from_slice(name.as_bytes());
+        let value = match *column {
+            Null => None,
+            Sent(field) => of(field),
+            Either(field, other) => of(field).or_else(|| of(other)),
+            Object(field) => Some(of(field).filter(|value| value.starts_with('{')).unwrap_or("{}")),
+            Session => Some(of(Field::SessionId).unwrap_or("-1")),
+            Address => of(Field::Ip).filter(|ip| *ip != r#""$remote""#),
+            UserProperties => {
+                let properties = of(Field::UserProperties).unwrap_or("{}");
                 if config.stringify_user_properties {
                     push_stringified(out, properties);
                     continue;
                 }
                 Some(properties)
             }
-            Column::UserId | Column::DeviceId => {
-                let id = if matches!(column, Column::UserId) { &event.user_id } else { &event.device_id };
+            UserId | DeviceId => {
+                let id = if matches!(column, UserId) { &event.user_id } else { &event.device_id };
                 match id {
                     // A number becomes a text, as the column has it.
                     Some(id) if !id.json.starts_with('"') => {
@@ -165,27 +218,30 @@ pub fn write(event: &Event<'_>, arrival: &Arrival<'_>, config: &AmplitudeConfig,
                     id => id.as_ref().map(|id| id.json),
                 }
             }
-            Column::Now | Column::ClientEventTime | Column::EventTime | Column::ClientUploadTime => {
-                let us = match column {
-                    Column::ClientEventTime => client_event_us,
-                    Column::ClientUploadTime => client_upload_us,
-                    Column::EventTime => event_time_us(client_event_us, client_upload_us, now_us),
-                    _ => now_us,
+            Now | ClientEventTime | EventTime | ClientUploadTime => {
+                let moment = match column {
+                    ClientEventTime => &client_event,
+                    ClientUploadTime => client_upload,
+                    EventTime => &event_time,
+                    _ => now,
                 };
-                push_time(out, us);
+                out.extend_from_slice(&moment.json);
                 continue;
             }
-            Column::Uuid => {
-                push_text(out, &uuid([host.entropy.next_u64(), host.entropy.next_u64()]));
+            Uuid => {
+                push_uuid(out, [host.entropy.next_u64(), host.entropy.next_u64()]);
                 continue;
             }
-            Column::Rest => {
-                push_rest(out, members);
+            Rest if event.sent.has_rest => {
+                push_rest(out, event.sent.json);
                 continue;
             }
-            Null => None,
+            Rest => Some("{}"),
         };
-        push_raw(out, sent.unwrap_or("null"));
+        match value {
+            None => out.extend_from_slice(b"null"),
+            Some(value) => push_raw(out, value),
+        }
     }
     out.push(b'}');
 }
@@ -196,41 +252,15 @@ fn event_time_us(client_event_us: i64, client_upload_us: i64, now_us: i64) -> i6
     if skew.abs() >= SKEW_US { client_event_us.saturating_add(skew) } else { client_event_us }
 }
 
-/// `"YYYY-MM-DD HH:MM:SS.ffffff"`, in UTC.
-fn push_time(out: &mut Vec<u8>, us: i64) {
-    // What was shifted out of the years of four digits stays at their ends.
-    let moment = jiff::Timestamp::from_microsecond(us.clamp(0, TIME_MS_MAX * 1000)).unwrap_or_default();
-    let at = moment.to_zoned(jiff::tz::TimeZone::UTC).datetime();
-    let text = format!(
-        "\"{:04}-{:02}-{:02} {:02}:{:02}:{:02}.{:06}\"",
-        at.year(),
-        at.month(),
-        at.day(),
-        at.hour(),
-        at.minute(),
-        at.second(),
-        at.subsec_nanosecond() / 1000
-    );
-    out.extend_from_slice(text.as_bytes());
-}
-
 /// What no column takes, under its own names.
-fn push_rest(out: &mut Vec<u8>, members: &Members<'_>) {
+fn push_rest(out: &mut Vec<u8>, event: &str) {
+    let members = Members::of(event).unwrap_or_default();
     out.push(b'{');
-    for (name, value) in members.iter().filter(|(name, _)| !is_taken(name)) {
+    for (name, value) in members.iter().filter(|(name, _)| Field::of(name.as_bytes()).is_none()) {
         push_name(out, name);
         push_raw(out, value);
     }
     out.push(b'}');
-}
-
-fn is_taken(name: &str) -> bool {
-    let by_column = |(column, how): &(&str, Column)| match how {
-        Sent(names) => names.contains(&name),
-        Object | Column::UserProperties | Column::EventType => *column == name,
-        _ => false,
-    };
-    TAKEN.contains(&name) || COLUMNS.iter().any(by_column)
 }
 
 /// Operations on user properties, whose operands are what is made text.
@@ -270,17 +300,24 @@ fn push_as_text(out: &mut Vec<u8>, value: &str) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Upload;
     use super::*;
     use serde_json::{Value, json};
 
-    fn row_at(event: &str, now_us: i64, client_upload_us: Option<i64>, config: &AmplitudeConfig) -> Value {
+    fn text_at(event: &str, now_us: i64, client_upload_us: Option<i64>, config: &AmplitudeConfig) -> String {
         let host = Host::real();
         let mut out = Vec::new();
-        let judged = Event::judge(event, 5).unwrap();
-        write(&judged, &Arrival { now_us, client_upload_us, host: &host }, config, &mut out);
+        let body = format!(r#"{{"api_key":"k","events":[{event}]}}"#);
+        let upload = Upload::read(body.as_bytes(), 1).unwrap();
+        let judged = Event::judge(upload.sent().next().unwrap(), 5).unwrap();
+        write(&judged, &Arrival::new(now_us, client_upload_us, &host), config, &mut out);
         assert!(out.len() <= bytes_max(event, config), "{} bytes of {}", out.len(), event.len());
         assert!(!out.contains(&b'\n'));
-        serde_json::from_slice(&out).unwrap()
+        String::from_utf8(out).unwrap()
+    }
+
+    fn row_at(event: &str, now_us: i64, client_upload_us: Option<i64>, config: &AmplitudeConfig) -> Value {
+        serde_json::from_str(&text_at(event, now_us, client_upload_us, config)).unwrap()
     }
 
     fn row(event: &str) -> Value {
@@ -290,13 +327,11 @@ mod tests {
     #[test]
     fn every_row_has_every_column_in_order_and_null_where_nothing_is_known() {
         assert!(COLUMNS.is_sorted_by(|a, b| a.0 < b.0));
-        let mut out = Vec::new();
-        let event = Event::judge(r#"{"event_type":"a","user_id":"user-1"}"#, 5).unwrap();
-        let arrival = Arrival { now_us: 1_700_000_000_123_456, client_upload_us: None, host: &Host::real() };
-        write(&event, &arrival, &AmplitudeConfig::default(), &mut out);
-        let text = String::from_utf8(out).unwrap();
+        let event = r#"{"event_type":"a","user_id":"user-1"}"#;
+        let text = text_at(event, 1_700_000_000_123_456, None, &AmplitudeConfig::default());
         let members = Members::of(&text).unwrap();
-        assert_eq!(members.iter().map(|(name, _)| name).collect::<Vec<_>>(), COLUMNS.map(|column| column.0));
+        let names: Vec<_> = members.iter().map(|(name, _)| format!("\"{name}\":")).collect();
+        assert_eq!(names, COLUMNS.map(|column| column.0));
         let known = [
             "client_event_time",
             "client_upload_time",
@@ -396,11 +431,33 @@ mod tests {
     #[test]
     fn half_a_surrogate_pair_and_long_numbers_pass_as_they_were_sent() {
         let event = r#"{"event_type":"a","user_id":"user-1","event_properties":{"\ud800":"x\udfff","n":123456789012345678901234567890.10}}"#;
-        let judged = Event::judge(event, 5).unwrap();
-        let mut out = Vec::new();
-        let arrival = Arrival { now_us: 0, client_upload_us: None, host: &Host::real() };
-        write(&judged, &arrival, &AmplitudeConfig::default(), &mut out);
-        let text = String::from_utf8(out).unwrap();
+        let text = text_at(event, 0, None, &AmplitudeConfig::default());
         assert!(text.contains(r#""event_properties":{"\ud800":"x\udfff","n":123456789012345678901234567890.10}"#));
+    }
+
+    #[test]
+    fn of_members_with_one_name_the_last_counts_however_it_is_written() {
+        let row = row(
+            r#"{"event_type":"a","user_id":"user-1","city":"first","x":1,"\u0063ity":"last","region":"r","region":null,"x":2,
+                "$insert_id":"export","event_properties":{"a":1},"event_properties":{"b":2}}"#,
+        );
+        assert_eq!((&row["city"], &row["region"], &row["$insert_id"]), (&json!("last"), &json!(null), &json!("export")));
+        assert_eq!((&row["event_properties"], &row["data"]), (&json!({"b": 2}), &json!({"x": 2})));
+    }
+
+    #[test]
+    fn every_field_is_found_by_its_name_and_lands_in_a_column() {
+        for (name, how) in &COLUMNS {
+            if let Sent(_) | Object(_) = how {
+                let name = name.trim_end_matches(':').trim_matches('"');
+                let own = json!({"of": name});
+                let mut event = json!({"event_type": "a", "user_id": "user-1"});
+                if name != "event_type" {
+                    event[name] = own.clone();
+                    let row = row(&event.to_string());
+                    assert_eq!((&row[name], &row["data"]), (&own, &json!({})), "{name}");
+                }
+            }
+        }
     }
 }

@@ -9,8 +9,19 @@ fn refused(body: &str) -> (u16, Value) {
     (status, serde_json::from_str(&body).unwrap())
 }
 
+/// Looks at an event once it is judged.
+fn judged<R>(event: &str, id_chars_min: usize, look: impl FnOnce(Result<Event<'_>, Vec<Fault>>) -> R) -> R {
+    let body = format!(r#"{{"api_key":"k","events":[{event}]}}"#);
+    let upload = Upload::read(body.as_bytes(), 1).unwrap();
+    look(Event::judge(upload.sent().next().unwrap(), id_chars_min))
+}
+
+fn key(event: &str, id_chars_min: usize) -> Option<String> {
+    judged(event, id_chars_min, |event| Some(event.ok()?.key().into_owned()))
+}
+
 fn faults(event: &str) -> Vec<Fault> {
-    Event::judge(event, ID_CHARS_MIN).err().unwrap_or_default()
+    judged(event, ID_CHARS_MIN, |event| event.err()).unwrap_or_default()
 }
 
 #[test]
@@ -18,7 +29,8 @@ fn a_request_is_read_with_its_options_and_a_wrong_one_is_told_in_the_services_wo
     let body =
         br#" {"api_key":"k","events":[{"a":1}, 2],"options":{"min_id_length":1},"client_upload_time":"2026-11-20T10:00:00.5Z"} "#;
     let upload = Upload::read(body, 10).unwrap();
-    assert_eq!((upload.api_key.as_ref(), &upload.events[..], upload.id_chars_min), ("k", &["{\"a\":1}", "2"][..], 1));
+    assert_eq!((upload.api_key.as_ref(), upload.count(), upload.id_chars_min), ("k", 2, 1));
+    assert_eq!(upload.sent().map(|sent| sent.json).collect::<Vec<_>>(), ["{\"a\":1}", "2"]);
     assert_eq!(upload.client_upload_us, Some(1_795_168_800_500_000));
     assert_eq!(Upload::read(br#"{"api_key":"k","events":[],"options":null}"#, 10).unwrap().id_chars_min, 5);
 
@@ -32,6 +44,21 @@ fn a_request_is_read_with_its_options_and_a_wrong_one_is_told_in_the_services_wo
     let many = format!(r#"{{"api_key":"k","events":[{}0]}}"#, "0,".repeat(10));
     assert_eq!(refused(&many), (413, json!({"code": 413, "error": "Payload too large"})));
     assert!(Refusal::UnknownKey.answer().1.contains(r#""error":"Invalid API key:"#));
+}
+
+#[test]
+fn of_what_is_sent_twice_the_last_counts_and_events_keep_to_themselves() {
+    let body = br#"{"events":[{"user_id":"first","x":1},{"city":"c"}],"api_key":"a","events":[7,{"user_id":"user-1","city":null},
+        {"event_type":"e"}],"api_key":"\u006b"}"#;
+    let upload = Upload::read(body, 3).unwrap();
+    assert_eq!((upload.api_key.as_ref(), upload.count()), ("k", 3));
+    let given: Vec<_> = upload.sent().map(|sent| (sent.given(Field::UserId), sent.given(Field::City), sent.has_rest)).collect();
+    assert_eq!(given, [(None, None, false), (Some("\"user-1\""), None, false), (None, None, false)]);
+    assert_eq!(upload.sent().nth(2).unwrap().given(Field::EventType), Some("\"e\""));
+    assert_eq!(refused(r#"{"api_key":"k","events":[1],"events":null}"#).1["missing_field"], "events");
+    assert_eq!(Upload::read(br#"{"api_key":"k","events":7,"events":[]}"#, 1).unwrap().count(), 0);
+    // What is too much is JSON all the same, or it is not.
+    assert_eq!(refused(r#"{"api_key":"k","events":[0,0,0,0,0,0,0,0,0,0,0,x]}"#).1["error"], "Invalid JSON request body");
 }
 
 #[test]
@@ -65,25 +92,23 @@ fn an_event_needs_a_type_and_a_user_or_a_device() {
 
 #[test]
 fn an_id_that_can_be_none_is_taken_off_and_is_a_fault_only_where_no_other_is_left() {
-    let event = Event::judge(r#"{"event_type":"a","user_id":"abcd","device_id":"device"}"#, 5).unwrap();
-    assert!(event.user_id.is_none());
-    assert_eq!(event.key(), "device");
+    assert_eq!(key(r#"{"event_type":"a","user_id":"abcd","device_id":"device"}"#, 5).unwrap(), "device");
     assert_eq!(faults(r#"{"event_type":"a","user_id":"abcd"}"#), [Fault::TooShort("user_id")]);
     assert_eq!(
         faults(r#"{"event_type":"a","user_id":"abcd","device_id":"ääää"}"#),
         [Fault::TooShort("user_id"), Fault::TooShort("device_id")]
     );
     assert_eq!(faults(r#"{"event_type":"a","user_id":"äääää"}"#), []);
-    assert_eq!(Event::judge(r#"{"event_type":"a","user_id":"abcd"}"#, 4).unwrap().key(), "abcd");
+    assert_eq!(key(r#"{"event_type":"a","user_id":"abcd"}"#, 4).unwrap(), "abcd");
     for none in ["anonymous", "UNDEFINED", "00000000-0000-0000-0000-000000000000"] {
         assert_eq!(faults(&format!(r#"{{"event_type":"a","user_id":"{none}"}}"#)), [Fault::Invalid("user_id")], "{none}");
         let both = format!(r#"{{"event_type":"a","user_id":"{none}","device_id":"device"}}"#);
-        assert_eq!(Event::judge(&both, 5).unwrap().key(), "device");
+        assert_eq!(key(&both, 5).unwrap(), "device");
     }
-    assert!(Event::judge(r#"{"event_type":"a","user_id":"null"}"#, 1).is_err());
-    assert!(Event::judge(r#"{"event_type":"a","user_id":true}"#, 1).is_err());
+    assert_eq!(key(r#"{"event_type":"a","user_id":"null"}"#, 1), None);
+    assert_eq!(key(r#"{"event_type":"a","user_id":true}"#, 1), None);
     // Digits beyond what a double holds stay.
-    assert_eq!(Event::judge(r#"{"event_type":"a","user_id":18446744073709551617}"#, 5).unwrap().key(), "18446744073709551617");
+    assert_eq!(key(r#"{"event_type":"a","user_id":18446744073709551617}"#, 5).unwrap(), "18446744073709551617");
 }
 
 #[test]
@@ -99,7 +124,7 @@ fn a_time_is_whole_milliseconds() {
 
 #[test]
 fn properties_are_objects_of_bounded_depth() {
-    for field in OBJECTS {
+    for (_, field) in OBJECTS {
         let event = |value: &str| format!(r#"{{"event_type":"a","user_id":"user-1","{field}":{value}}}"#);
         assert_eq!(faults(&event("{}")), []);
         assert_eq!(faults(&event("null")), []);
@@ -144,7 +169,7 @@ fn one_answer_lists_all_that_is_wrong_by_index() {
 #[test]
 fn the_filter_knows_types_and_the_switch_identify_calls() {
     let event = |name: &str| format!(r#"{{"event_type":"{name}","user_id":"user-1"}}"#);
-    let wanted = |name: &str, config: &AmplitudeConfig| Event::judge(&event(name), 5).unwrap().is_wanted(config);
+    let wanted = |name: &str, config: &AmplitudeConfig| judged(&event(name), 5, |event| event.unwrap().is_wanted(config));
     let all = AmplitudeConfig::default();
     assert!(wanted("Song Played", &all) && !wanted("$identify", &all) && !wanted("$groupidentify", &all));
     let some = AmplitudeConfig { events: ["Song Played".to_owned()].into(), forward_identify: true, ..Default::default() };

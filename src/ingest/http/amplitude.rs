@@ -128,18 +128,21 @@ async fn upload(most: Most, request: Request<Incoming>, context: &Context) -> Re
     let body = body::read(incoming, &head.headers, &context.memory, &context.options).await?;
     let upload = Upload::read(&body.bytes, EVENTS_MAX)?;
     let source = source_of(context, &upload.api_key)?;
-    if source.limits() == SizeLimits::Vendor && !most.holds(body.bytes.len(), upload.events.len()) {
-        source.count_rejected(Reject::TooLarge, upload.events.len() as u64);
+    if source.limits() == SizeLimits::Vendor && !most.holds(body.bytes.len(), upload.count()) {
+        // SDKs send the halves of a request that is too large, and give up only an event that is so alone.
+        if upload.count() == 1 {
+            source.count_rejected(Reject::TooLarge, 1);
+        }
         return Err(Refusal::TooLarge.into());
     }
     let now_ms = source.host().clock.wall_ms();
-    let arrival = Arrival { now_us: microseconds(now_ms), client_upload_us: upload.client_upload_us, host: source.host() };
+    let arrival = Arrival::new(microseconds(now_ms), upload.client_upload_us, source.host());
     let wanted = judge_all(&upload, source, &arrival)?;
     let count = wanted.len() as u64;
     submit::wait_for_room(source, || count, context).await?;
 
     let config = source.amplitude();
-    let bound = |&(_, json): &(u32, &str)| record::bytes_max(json, config);
+    let bound = |(_, event): &(u32, Event<'_>)| record::bytes_max(event.json(), config);
     let bytes = wanted.iter().map(bound).sum();
     let indexes: Vec<u32> = wanted.iter().map(|(index, _)| *index).collect();
     let mut scratch = Vec::new();
@@ -147,9 +150,7 @@ async fn upload(most: Most, request: Request<Incoming>, context: &Context) -> Re
         source,
         wanted.into_iter(),
         bound,
-        |(_, json), batch| {
-            // It was judged before; what cannot be taken twice is not taken.
-            let event = Event::judge(json, upload.id_chars_min).map_err(|_| Reject::NotJson)?;
+        |(_, event), batch| {
             scratch.clear();
             record::write(&event, &arrival, config, &mut scratch);
             let (key, id) = (event.key(), event.copy_id());
@@ -160,7 +161,8 @@ async fn upload(most: Most, request: Request<Incoming>, context: &Context) -> Re
         context,
     )
     .await?;
-    let (events, payload_bytes) = (upload.events.len() as u64, body.bytes.len());
+    let (events, payload_bytes) = (upload.count() as u64, body.bytes.len());
+    drop(upload);
     drop(body);
     let done = taken.durable().await?;
     if done.rejected.is_empty() {
@@ -175,21 +177,23 @@ async fn upload(most: Most, request: Request<Incoming>, context: &Context) -> Re
     Err(Refusal::Events(faults).into())
 }
 
-/// The events that become records, by their index. The answer of a request of which one event is at fault lists them all.
-fn judge_all<'b>(upload: &Upload<'b>, source: &Source, arrival: &Arrival<'_>) -> Result<Vec<(u32, &'b str)>, Stop> {
+/// The events that become records, by their index. The answer of a request of which one event is at fault lists them all, and
+/// just those count as rejected: SDKs drop them, and send the others again.
+fn judge_all<'u>(upload: &'u Upload<'_>, source: &Source, arrival: &Arrival<'_>) -> Result<Vec<(u32, Event<'u>)>, Stop> {
     let config = source.amplitude();
     let mut faults = Faults::default();
-    let mut wanted = Vec::with_capacity(upload.events.len());
-    for (index, json) in (0..).zip(&upload.events) {
-        let event = match Event::judge(json, upload.id_chars_min) {
+    let mut wanted = Vec::with_capacity(upload.count());
+    for (index, sent) in (0..).zip(upload.sent()) {
+        let event = match Event::judge(sent, upload.id_chars_min) {
             Ok(event) => event,
             Err(all) => {
+                source.count_rejected(Reject::NotValid, 1);
                 all.into_iter().for_each(|fault| faults.add(index, fault));
                 continue;
             }
         };
         if source.limits() == SizeLimits::Vendor {
-            let over = limits::faults(json);
+            let over = limits::faults(sent.json);
             if !over.is_empty() {
                 source.count_rejected(Reject::TooLarge, 1);
                 over.into_iter().for_each(|fault| faults.add(index, fault));
@@ -199,20 +203,20 @@ fn judge_all<'b>(upload: &Upload<'b>, source: &Source, arrival: &Arrival<'_>) ->
         if !event.is_wanted(config) {
             continue;
         }
-        if source.judge_size(record::bytes_max(json, config)).is_err() {
+        if source.judge_size(record::bytes_max(sent.json, config)).is_err() {
             // So near the limit it is worth making the record twice.
             let mut made = Vec::new();
             record::write(&event, arrival, config, &mut made);
             if let Err(reject) = source.judge_size(made.len()) {
                 source.count_rejected(reject, 1);
-                if upload.events.len() == 1 {
+                if upload.count() == 1 {
                     return Err(Refusal::TooLarge.into());
                 }
                 faults.add(index, Fault::Invalid("event_properties"));
                 continue;
             }
         }
-        wanted.push((index, *json));
+        wanted.push((index, event));
     }
     if faults.is_empty() { Ok(wanted) } else { Err(Refusal::Events(faults).into()) }
 }

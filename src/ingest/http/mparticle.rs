@@ -150,7 +150,8 @@ async fn take(call: Call, request: Request<Incoming>, context: &Context) -> Resu
     let mut all = Vec::new();
     if call == Call::Events {
         within(1)?;
-        all.push(Batch::judge(batch(&body.bytes)?, config, EVENTS_MAX)?);
+        let judged = batch(&body.bytes).and_then(|json| Batch::judge(json, config, EVENTS_MAX));
+        all.push(judged.inspect_err(|_| source.count_rejected(Reject::Malformed, 1))?);
     } else {
         let sent = batches(&body.bytes, EVENTS_MAX)?;
         let many = sent.len();
@@ -176,7 +177,7 @@ async fn take(call: Call, request: Request<Incoming>, context: &Context) -> Resu
             let key = record::write(&all[batch], event, &arrival, config, &mut scratch);
             let id = all[batch].copy_id(event);
             let event_type = event.and_then(|event| all[batch].event_type(event));
-            let made = Made { key: &key, hash: None, data: &scratch, event_type: event_type.as_deref(), id: id.as_deref() };
+            let made = Made { key: &key, hash: None, data: &scratch, event_type, id: id.as_deref() };
             source.encode_made(&made, into)
         },
         bytes,

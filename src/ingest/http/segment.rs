@@ -182,7 +182,14 @@ async fn take(path: Path<'_>, request: Request<Incoming>, context: &Context, fro
     }
     let key = header_key.or_else(|| messages.write_key());
     let source = context.sources.of_kind(SourceKind::Segment, key.as_deref())?;
-    let over = if source.limits() == SizeLimits::Vendor { messages.keep_limits(path)? } else { 0 };
+    let over = match source.limits() {
+        SizeLimits::Kinesis => 0,
+        SizeLimits::Vendor => {
+            let sent = messages.count() as u64;
+            // SDKs give up a whole batch on 400.
+            messages.keep_limits(path).inspect_err(|_| source.count_rejected(Reject::TooLarge, sent))?
+        }
+    };
     let under_way = submit(path, &messages, source, context).await?;
     if over > 0 {
         source.count_rejected(Reject::NotValid, over as u64);

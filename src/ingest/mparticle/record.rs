@@ -10,7 +10,7 @@
 
 use std::borrow::Cow;
 
-use super::super::members::{Members, push_name, push_raw, push_text, text, uuid};
+use super::super::members::{Members, push_name, push_raw, push_text, push_uuid, text};
 use super::{Batch, Identity};
 use crate::config::MParticleConfig;
 use crate::host::Host;
@@ -50,8 +50,8 @@ pub struct Arrival<'a> {
 #[must_use]
 pub fn bytes_max(batch: &Batch<'_>, event: Option<usize>, config: &MParticleConfig) -> usize {
     let events: usize = match event {
-        Some(at) => batch.events[at].len() + EVENT_OVERHEAD_BYTES,
-        None => batch.events.iter().map(|event| event.len() + EVENT_OVERHEAD_BYTES).sum(),
+        Some(at) => batch.events[at].json.len() + EVENT_OVERHEAD_BYTES,
+        None => batch.events.iter().map(|event| event.json.len() + EVENT_OVERHEAD_BYTES).sum(),
     };
     // As JSON, a character of the unique id has six bytes at most, or its four.
     let unique_id = config.unique_id.as_ref().map_or(0, |id| 6 * id.len());
@@ -74,11 +74,11 @@ pub fn write<'r>(
     push_name(out, "events");
     out.push(b'[');
     let events = event.map_or(&batch.events[..], |at| &batch.events[at..=at]);
-    for (at, json) in events.iter().enumerate() {
+    for (at, event) in events.iter().enumerate() {
         if at > 0 {
             out.push(b',');
         }
-        push_event(out, json, arrival, config);
+        push_event(out, event.json, arrival, config);
     }
     out.push(b']');
     for (name, json) in batch.members.iter().filter(|(name, _)| !MADE.contains(name)) {
@@ -114,7 +114,7 @@ pub fn write<'r>(
     push_name(out, "batch_id");
     push_number(out, batch_id);
     push_name(out, "message_id");
-    push_text(out, &uuid([host.entropy.next_u64(), host.entropy.next_u64()]));
+    push_uuid(out, [host.entropy.next_u64(), host.entropy.next_u64()]);
     push_name(out, "message_type");
     push_text(out, "events");
     push_name(out, "schema_version");

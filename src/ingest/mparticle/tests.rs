@@ -44,7 +44,29 @@ fn a_bulk_body_is_an_array() {
     assert_eq!(batches(b"[1", 2), Err(Wrong::NotJson));
     assert_eq!(batches(b"[1,2,3]", 2), Err(Wrong::TooLarge));
     assert_eq!(batches(b"\xff", 2), Err(Wrong::NotJson));
-    assert_eq!(batch(b"{} {}"), Err(Wrong::NotJson));
+    for wrong in [&b"{} {}"[..], b"x", b"", b"{\"environment\":\"production\"", b"\xff"] {
+        assert_eq!(batch(wrong).and_then(|json| judge(json).map(|_| ())), Err(Wrong::NotJson));
+    }
+}
+
+#[test]
+fn arrays_and_objects_are_counted_in_events_too_and_of_events_sent_twice_the_last_count() {
+    let nested = |most: usize| {
+        // The batch, its events, the event: three.
+        let value = format!("{}{}", "[".repeat(most - 3), "]".repeat(most - 3));
+        format!(r#"{{"environment":"production","events":[{{"event_type":"a","data":{value}}}]}}"#)
+    };
+    assert!(judge(&nested(DEPTH_MAX)).is_ok());
+    assert_eq!(judge(&nested(DEPTH_MAX + 1)).err(), Some(Wrong::Depth));
+    let kinds = |events: &str| {
+        let json = format!(r#"{{"environment":"production",{events}}}"#);
+        judge(&json).map(|batch| batch.events.iter().map(|event| event.kind.to_string()).collect::<Vec<_>>())
+    };
+    let twice = r#""events":[7],"events":[{"event_type":"x","event_type":"\u0061"},{"event_type":"b"}]"#;
+    assert_eq!(kinds(twice).unwrap(), ["a", "b"]);
+    assert_eq!(kinds(r#""events":[{"event_type":"a"}],"events":null"#).unwrap(), Vec::<String>::new());
+    assert_eq!(kinds(r#""events":[{"event_type":"a"}],"events":7"#), Err(Wrong::Events));
+    assert_eq!(kinds(r#""events":[{"event_type":"a","event_type":null}]"#), Err(Wrong::Events));
 }
 
 #[test]
