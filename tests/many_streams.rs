@@ -35,7 +35,7 @@ fn setup(dir: &tempfile::TempDir, names: &[&str], shards: usize) -> (Setup, BTre
     for (name, sink) in &sinks {
         write!(
             setup.more,
-            "\n[[stream]]\nname = {name:?}\nregion = \"us-east-1\"\nendpoint = {:?}\naggregate = \"kpl\"\nlinger = \"5ms\"\n\
+            "\n[[stream]]\nname = {name:?}\nregion = \"us-east-1\"\nendpoint = {:?}\naggregate = \"kpl\"\nlinger = \"5ms\"\nask_mode_within = \"0s\"\n\
              [[source]]\nname = {name:?}\nstream = {name:?}\npartition_key = [\"/userId\"]\n",
             sink.endpoint()
         )
