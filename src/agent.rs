@@ -4,20 +4,24 @@
 //! Place: `commands::run` starts one from a configuration and drains it at a signal; tests start one in-process.
 //!
 //! Start: lock, marks, recovery, threads, doors: in that order, so that nothing is accepted that could not be
-//! made durable, and nothing waits for Kinesis or for credentials. *EXACT-ACCOUNT* begins here: pending is counted
+//! made durable, and nothing waits for Kinesis or for credentials. With several streams, one whose spool cannot be opened is
+//! tried again beside the others (`late`). *EXACT-ACCOUNT* begins here: pending is counted
 //! from marks and indexes, dead comes from the checkpoint and what recovery just found, delivered is the rest.
 //!
 //! End: doors (what was read is submitted, acknowledgements flushed), last commit, delivery until the deadline,
 //! last checkpoint, then the admin listener. What is not delivered stays in the spool.
 //!
-//! Failure: [`StartError`] before anything is accepted. A panic anywhere takes the process down (`exit`).
+//! Failure: [`StartError`] before anything is accepted, if no stream can be opened, or one for a reason that the configuration or
+//! the program must be changed for. A panic anywhere takes the process down (`exit`).
+
+mod late;
 
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -29,14 +33,14 @@ use crate::admin::spool::SpoolDoor;
 use crate::admin::{self, AdminState};
 use crate::checkpoint::{Checkpoint, MarkStore, SledMarks};
 use crate::coding::{Coding, CodingError, KeyError};
-use crate::config::{Config, OnFull, StreamConfig, SyncClass};
+use crate::config::{Config, OnFull, SourceConfig, StreamConfig, SyncClass};
 use crate::dispatch::fresh::ahead::Ahead;
 use crate::dispatch::run::{Ended, Event, Inbox, Parts, SentLog};
 use crate::dispatch::{DispatchOptions, Dispatcher, remembered, run};
 use crate::event::{LANES, Position};
 use crate::host::{self, Host};
 use crate::ingest::http::tls::{Pair, TlsError};
-use crate::ingest::{Source, Sources, http, unix};
+use crate::ingest::{Place, Source, Sources, http, unix};
 use crate::kinesis::KinesisApi;
 use crate::limits::Budgets;
 use crate::metrics::{StreamMetrics, locked};
@@ -101,6 +105,54 @@ impl StartError {
             _ => false,
         }
     }
+
+    /// It may work later, with the same configuration and the same program: another agent holds the lock, a disk is not mounted
+    /// yet or full, permissions are wrong.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Spool { error: OpenError::Io { .. } | OpenError::Locked { .. }, .. }) && !self.is_configuration()
+    }
+}
+
+/// All that it takes to open a stream.
+#[derive(Debug)]
+struct Opening {
+    config: Arc<Config>,
+    stream: StreamConfig,
+    /// The machine, with the files as this stream's spool lies there.
+    host: Host,
+    /// The machine.
+    agent_host: Host,
+    api: Arc<dyn KinesisApi>,
+    metrics: Arc<StreamMetrics>,
+}
+
+impl Opening {
+    fn open(&self) -> Result<Stream, StartError> {
+        let opened = start_stream(&self.config, &self.stream, self.host.clone(), Arc::clone(&self.api), &self.metrics);
+        if opened.is_err() {
+            self.metrics.writable.store(false, Ordering::Relaxed);
+        }
+        opened
+    }
+}
+
+fn source_of(config: &Config, source: &SourceConfig, stream: &Stream, host: &Host) -> Result<Arc<Source>, StartError> {
+    let made = Source::new(source, stream.handle.clone(), host).map_err(|error| StartError::Source(error.to_string()))?;
+    Ok(Arc::new(made.with_ids_in(&stream.host, &spool_dir(&config.spool.dir, &source.stream))))
+}
+
+fn spool_door(config: &Config, stream: &Stream) -> SpoolDoor {
+    SpoolDoor {
+        name: stream.name.clone(),
+        dir: spool_dir(&config.spool.dir, &stream.name),
+        handle: stream.handle.clone(),
+        host: stream.host.clone(),
+    }
+}
+
+fn letter_door(stream: &Stream) -> LetterDoor {
+    LetterDoor { stream: stream.name.clone(), letters: Arc::clone(&stream.letters), spool: stream.handle.clone() }
 }
 
 /// One stream of a running agent.
@@ -113,7 +165,6 @@ struct Stream {
     commit: JoinHandle<()>,
     inbox: Inbox,
     dispatch: JoinHandle<Ended>,
-    metrics: Arc<StreamMetrics>,
     letters: Arc<DeadLetters>,
     _lock: host::DirLock,
 }
@@ -130,7 +181,12 @@ pub struct DrainReport {
 /// A running agent.
 #[derive(Debug)]
 pub struct Agent {
-    streams: Vec<Stream>,
+    /// Those that are open.
+    streams: Arc<Mutex<Vec<Stream>>>,
+    /// Opens the others.
+    late: JoinSet<()>,
+    /// Of all streams, in the order of the configuration.
+    metrics: Vec<(String, Arc<StreamMetrics>)>,
     doors: JoinSet<()>,
     admin: JoinSet<()>,
     draining: watch::Sender<bool>,
@@ -221,20 +277,40 @@ impl Agent {
             None => None,
         };
         let keys = config.spool.read_keys().map_err(StartError::Key)?;
-        let mut streams = Vec::with_capacity(config.streams.len());
+        let config = Arc::new(config.clone());
+        let (mut streams, mut closed, mut metrics) = (Vec::with_capacity(config.streams.len()), Vec::new(), Vec::new());
         for stream in &config.streams {
             let coding = Coding { compress: stream.spool_compression, keys: keys.clone() };
-            streams.push(start_stream(config, stream, coding.host(&host), connect(stream))?);
+            let opening = Opening {
+                config: Arc::clone(&config),
+                stream: stream.clone(),
+                host: coding.host(&host),
+                agent_host: host.clone(),
+                api: connect(stream),
+                metrics: Arc::default(),
+            };
+            metrics.push((stream.name.clone(), Arc::clone(&opening.metrics)));
+            match opening.open() {
+                Ok(stream) => streams.push(stream),
+                Err(error) if error.may_pass() => closed.push((opening, error)),
+                Err(error) => return Err(error),
+            }
+        }
+        if streams.is_empty() && !closed.is_empty() {
+            return Err(closed.swap_remove(0).1);
         }
         let sources = config.sources.iter().map(|source| {
-            let stream = streams.iter().find(|stream| stream.name == source.stream);
-            let stream =
-                stream.ok_or_else(|| StartError::Source(format!("source {}: no stream {}", source.name, source.stream)))?;
-            let made = Source::new(source, stream.handle.clone(), &host);
-            let made = made.map_err(|error| StartError::Source(error.to_string()))?;
-            Ok(Arc::new(made.with_ids_in(&stream.host, &spool_dir(&config.spool.dir, &source.stream))))
+            if let Some(stream) = streams.iter().find(|stream| stream.name == source.stream) {
+                return source_of(&config, source, stream, &host).map(Place::open);
+            }
+            let metrics = metrics.iter().find(|(name, _)| *name == source.stream).map(|(_, metrics)| Arc::clone(metrics));
+            let no_stream = || StartError::Source(format!("source {}: no stream {}", source.name, source.stream));
+            Ok(Place::closed(source, metrics.ok_or_else(no_stream)?))
         });
-        let sources = Sources::new(sources.collect::<Result<Vec<_>, _>>()?);
+        let sources = Sources::of(sources.collect::<Result<Vec<_>, _>>()?);
+        for (opening, error) in &closed {
+            late::tell_closed(opening, error);
+        }
 
         let mut doors = JoinSet::new();
         let mut admin_tasks = JoinSet::new();
@@ -247,31 +323,22 @@ impl Agent {
             doors.spawn(door.serve(sources.clone(), shutdown.clone()));
         }
         let admin_address = admin_listener.as_ref().and_then(|listener| listener.local_addr().ok());
-        if let Some(listener) = admin_listener {
-            let named = streams.iter().map(|stream| (stream.name.clone(), Arc::clone(&stream.metrics))).collect();
-            let mut state = AdminState::new(named, draining.clone(), Arc::clone(&host.clock));
+        let admin = admin_listener.map(|listener| {
+            let mut state = AdminState::new(metrics.clone(), draining.clone(), Arc::clone(&host.clock));
             state.allowed_hosts.clone_from(&config.listen.allowed_hosts);
-            state.spools = streams
-                .iter()
-                .map(|stream| SpoolDoor {
-                    name: stream.name.clone(),
-                    dir: spool_dir(&config.spool.dir, &stream.name),
-                    handle: stream.handle.clone(),
-                    host: stream.host.clone(),
-                })
-                .collect();
-            state.letters = streams
-                .iter()
-                .map(|stream| LetterDoor {
-                    stream: stream.name.clone(),
-                    letters: Arc::clone(&stream.letters),
-                    spool: stream.handle.clone(),
-                })
-                .collect();
-            admin_tasks.spawn(admin::serve(listener, Arc::new(state), admin_shutdown));
+            locked(&state.spools).extend(streams.iter().map(|stream| spool_door(&config, stream)));
+            locked(&state.letters).extend(streams.iter().map(letter_door));
+            let state = Arc::new(state);
+            admin_tasks.spawn(admin::serve(listener, Arc::clone(&state), admin_shutdown));
+            state
+        });
+        let places = late::Places { sources, admin, opened: Arc::new(Mutex::new(streams)) };
+        let mut late = JoinSet::new();
+        for (opening, _) in closed {
+            late.spawn(late::open(opening, places.clone(), shutdown.clone()));
         }
-        let (http, https) = (http_address, https_address);
-        Ok(Self { streams, doors, admin: admin_tasks, draining, admin_stop, host, http, https, admin_address })
+        let (http, https, streams) = (http_address, https_address, places.opened);
+        Ok(Self { streams, late, metrics, doors, admin: admin_tasks, draining, admin_stop, host, http, https, admin_address })
     }
 
     /// Becomes true when `POST /drain` or [`Agent::drain`] asked for the end.
@@ -283,7 +350,7 @@ impl Agent {
     /// A stream's counters.
     #[must_use]
     pub fn metrics(&self, stream: &str) -> Option<&Arc<StreamMetrics>> {
-        self.streams.iter().find(|held| held.name == stream).map(|held| &held.metrics)
+        self.metrics.iter().find(|(name, _)| name == stream).map(|(_, metrics)| metrics)
     }
 
     /// Stops accepting, commits, delivers for at most `timeout` or until `hurry` resolves, checkpoints, ends.
@@ -291,9 +358,11 @@ impl Agent {
         self.draining.send_replace(true);
         let until = self.host.clock.monotonic() + timeout;
         while self.doors.join_next().await.is_some() {}
+        while self.late.join_next().await.is_some() {}
+        let streams = std::mem::take(&mut *locked(&self.streams));
         let mut inboxes = Vec::new();
         let mut ends = JoinSet::new();
-        for stream in self.streams {
+        for stream in streams {
             stream.handle.close();
             inboxes.push(stream.inbox.clone());
             let (commit, inbox, dispatch, lock) = (stream.commit, stream.inbox, stream.dispatch, stream._lock);
@@ -338,7 +407,13 @@ impl Agent {
     }
 }
 
-fn start_stream(config: &Config, stream: &StreamConfig, own: Host, api: Arc<dyn KinesisApi>) -> Result<Stream, StartError> {
+fn start_stream(
+    config: &Config,
+    stream: &StreamConfig,
+    own: Host,
+    api: Arc<dyn KinesisApi>,
+    metrics: &Arc<StreamMetrics>,
+) -> Result<Stream, StartError> {
     let host = &own;
     let failed = |error| StartError::Spool { stream: stream.name.clone(), error };
     let dir = spool_dir(&config.spool.dir, &stream.name);
@@ -359,9 +434,8 @@ fn start_stream(config: &Config, stream: &StreamConfig, own: Host, api: Arc<dyn 
 
     let mut store = SledMarks::open(&dir.join("ledger"));
     let loaded = store.load();
-    let metrics = Arc::<StreamMetrics>::default();
     let durable = loaded.as_ref().map_or(Position(0), |checkpoint| checkpoint.durable);
-    let opened = spool::open(host, &options, durable, &metrics).map_err(failed)?;
+    let opened = spool::open(host, &options, durable, metrics).map_err(failed)?;
     opened.handle.set_policy(Policy::of(&config.spool));
     let budgets = Budgets::of_one_in(config.streams.len());
     opened.handle.share_memory(&budgets);
@@ -438,7 +512,7 @@ fn start_stream(config: &Config, stream: &StreamConfig, own: Host, api: Arc<dyn 
     );
 
     let mut dispatcher =
-        Dispatcher::new(DispatchOptions::of(stream), host.clone(), cursor, Arc::clone(&metrics), &checkpoint, resent_below);
+        Dispatcher::new(DispatchOptions::of(stream), host.clone(), cursor, Arc::clone(metrics), &checkpoint, resent_below);
     dispatcher.share_memory(&budgets);
     if let Some((ahead, _)) = ahead {
         dispatcher.know_settled(ahead);
@@ -448,7 +522,7 @@ fn start_stream(config: &Config, stream: &StreamConfig, own: Host, api: Arc<dyn 
         dispatcher.remember(remembered, host.clock.monotonic());
     }
     let dead_dir = spool::dead_dir(&dir);
-    let letters = DeadLetters::open(host, &dead_dir, config.spool.dead_max_bytes, &metrics).map_err(failed)?;
+    let letters = DeadLetters::open(host, &dead_dir, config.spool.dead_max_bytes, metrics).map_err(failed)?;
     let letters = Arc::new(letters);
     let known = letters.store().unsettled(marks_lost);
     let kept = known.and_then(|known| dispatcher.keep_letters(Arc::clone(&letters), &known));
@@ -479,7 +553,7 @@ fn start_stream(config: &Config, stream: &StreamConfig, own: Host, api: Arc<dyn 
         .spawn(move || commit_loop(&shared, writer))
         .map_err(StartError::Threads)?;
     let name = stream.name.clone();
-    Ok(Stream { name, host: own, handle: opened.handle, commit, inbox, dispatch, metrics, letters, _lock: lock })
+    Ok(Stream { name, host: own, handle: opened.handle, commit, inbox, dispatch, letters, _lock: lock })
 }
 
 fn count_pending(cursor: &mut Cursor, marks: &[Position; LANES]) -> io::Result<u64> {

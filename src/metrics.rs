@@ -207,6 +207,8 @@ pub struct StreamMetrics {
     pub paused_reason: Mutex<String>,
     /// The last saved marks, and the wall clock (ms) then: what another process cannot read while sled is open.
     pub saved_marks: Mutex<Option<(u64, Arc<Checkpoint>)>>,
+    /// Why its spool could not be opened, empty when it is open: nothing is taken for it meanwhile.
+    pub closed_reason: Mutex<String>,
     /// Why the last checkpoint could not be saved, empty when it could: no disk space is freed meanwhile, and a restart would
     /// send again.
     pub checkpoint_reason: Mutex<String>,

@@ -232,7 +232,7 @@ async fn status_tells_every_stream_in_the_promised_shape() {
                 "duplicated": {"unknown_outcome": 5},
                 "spool": {
                     "bytes": 4_096, "oldest_pending_seconds": 1.5, "writable": true,
-                    "full": false, "full_by": "", "sync": "always", "on_full": "reject",
+                    "full": false, "closed_reason": "", "full_by": "", "sync": "always", "on_full": "reject",
                     "sources": {"we/b": {
                         "bytes": 2_048, "quota_bytes": 8_192, "full": false, "filtered": 0, "deduplicated": 0, "ids_forgotten": 0,
                     }},

@@ -2,7 +2,8 @@
 //!
 //! Place: the real binary with a Kinesis over loopback HTTP for each stream, and a client of the socket for each source. One
 //! stream is denied, one does not exist, one has a full spool, one has lost its directory; two are well. *NO-BLOCKING*: the
-//! rate of the two is compared with the same run before the others had trouble. *EXACT-ACCOUNT* is looked at for each stream.
+//! rate of the two is compared with the same run before the others had trouble; and spools that cannot be opened at the start
+//! cost nobody else a thing. *EXACT-ACCOUNT* is looked at for each stream.
 
 #![allow(clippy::disallowed_methods, reason = "it watches a real process with real clocks and files")]
 
@@ -12,6 +13,9 @@ mod real;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -31,7 +35,7 @@ fn setup(dir: &tempfile::TempDir, names: &[&str], shards: usize) -> (Setup, BTre
     for (name, sink) in &sinks {
         write!(
             setup.more,
-            "\n[[stream]]\nname = {name:?}\nregion = \"us-east-1\"\nendpoint = {:?}\naggregate = \"kpl\"\nlinger = \"5ms\"\n\
+            "\n[[stream]]\nname = {name:?}\nregion = \"us-east-1\"\nendpoint = {:?}\naggregate = \"kpl\"\nlinger = \"5ms\"\nask_mode_within = \"0s\"\n\
              [[source]]\nname = {name:?}\nstream = {name:?}\npartition_key = [\"/userId\"]\n",
             sink.endpoint()
         )
@@ -183,4 +187,120 @@ fn eight_streams_that_are_all_behind_take_no_more_memory_than_one_may_and_all_ar
         check(&sinks[*name], &[client]);
     }
     assert!(agent.terminate().success());
+}
+
+/// What the agent answers to a hello line.
+fn hello(setup: &Setup, source: &str) -> String {
+    let mut socket = UnixStream::connect(setup.socket()).expect("the socket");
+    socket.write_all(format!("forebay/1 source={source} ack=on\n").as_bytes()).expect("sent");
+    let mut answer = String::new();
+    BufReader::new(socket).read_line(&mut answer).expect("an answer");
+    answer
+}
+
+/// Status and text of the answer to an event that is posted for a source.
+fn post(address: SocketAddr, source: &str) -> String {
+    let mut stream = TcpStream::connect(address).expect("the HTTP listener");
+    let event = r#"{"userId": "posted", "n": 1}"#;
+    let head = "Host: 127.0.0.1\r\nContent-Type: application/json\r\nConnection: close";
+    write!(stream, "POST /ingest/{source} HTTP/1.1\r\n{head}\r\nContent-Length: {}\r\n\r\n{event}", event.len()).expect("sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    answer
+}
+
+#[test]
+fn streams_whose_spools_cannot_be_opened_leave_the_others_alone_take_nothing_say_why_and_open_without_a_restart() {
+    const NAMES: [&str; 3] = ["well", "held", "blocked"];
+    let dir = temporary();
+    let (mut setup, sinks) = setup(&dir, &NAMES, 4);
+    let http = TcpListener::bind("127.0.0.1:0").and_then(|port| port.local_addr()).expect("a loopback port");
+    setup.env.push(("FOREBAY_LISTEN__HTTP", http.to_string()));
+    // Each has something from before: what was taken then is delivered after the opening.
+    let mut clients: Vec<Client> = NAMES.iter().map(|name| client(&setup, name, "x", 100)).collect();
+    sinks.values().for_each(|sink| sink.set_all_dead(true));
+    let agent = Agent::start(&setup);
+    clients.iter_mut().for_each(|client| client.run(&Pace::of(200)));
+    agent.kill();
+    sinks.values().for_each(|sink| sink.set_all_dead(false));
+
+    let spool = |name: &str| setup.dir.join("spool").join(name);
+    let lock = forebay::host::lock(&spool("held").join("lock")).expect("a file").expect("nobody holds it");
+    std::fs::rename(spool("blocked"), spool("elsewhere")).expect("a directory");
+    std::fs::write(spool("blocked"), "in the way").expect("a file");
+    let mut agent = Agent::spawn(&setup);
+    let ready = |agent: &Agent| agent.get("/readyz").unwrap_or_default();
+    agent.wait_for("the agent to run", |agent| ready(agent).0 != 0 && UnixStream::connect(setup.socket()).is_ok());
+    let (code, body) = ready(&agent);
+    let body: Value = serde_json::from_str(&body).expect("JSON");
+    assert_eq!((code, &body["ready"]), (503, &false.into()), "{body}");
+    for (name, why) in [("held", "is locked: another forebay"), ("blocked", "spool/blocked")] {
+        let told = body["streams"].as_array().expect("streams").iter().find(|stream| stream["name"] == name).expect("its entry");
+        assert!(told["ready"] == false && told["reasons"][0].as_str().is_some_and(|reason| reason.contains(why)), "{told}");
+        let reason = stream(&agent, name)["spool"]["closed_reason"].as_str().unwrap_or_default().to_owned();
+        assert!(reason.contains(why), "{reason}");
+        assert!(setup.log_text().contains("the spool cannot be opened"), "{}", setup.log_tail());
+        // It is refused, not taken and dropped.
+        let (said, answer) = (hello(&setup, name), post(http, name));
+        assert!(
+            said.starts_with("error ") && said.contains(&format!("stream {name} is not open")) && said.contains(why),
+            "{said}"
+        );
+        assert!(answer.starts_with("HTTP/1.1 503") && answer.to_lowercase().contains("retry-after:"), "{answer}");
+        assert!(answer.contains(&format!("stream {name} is not open")), "{answer}");
+        assert_eq!(stream(&agent, name)["account"]["accepted"], 0);
+    }
+    let (code, text, _) = real::forebay(&["status", "--config", setup.file().to_str().expect("UTF-8")]);
+    assert!(code == 0 && text.contains("the spool is not open, nothing is taken, it is tried again"), "{text}");
+    // The other goes on.
+    clients[0].run(&Pace::of(400));
+    agent.wait_for("the stream that is well", |agent| pending(agent, "well") == 0);
+    assert!(hello(&setup, "well").starts_with("ok "));
+
+    // One after the other is mended.
+    drop(lock);
+    agent.wait_for("the lock", |agent| stream(agent, "held")["spool"]["closed_reason"] == "");
+    assert_eq!(ready(&agent).0, 503, "one is still closed");
+    std::fs::remove_file(spool("blocked")).expect("the file");
+    std::fs::rename(spool("elsewhere"), spool("blocked")).expect("the directory");
+    agent.wait_for("all streams", |agent| ready(agent).0 == 200);
+    for (name, client) in NAMES.iter().zip(&mut clients).skip(1) {
+        client.run(&Pace::of(400));
+        agent.wait_for(name, |agent| pending(agent, name) == 0);
+    }
+    let answer = post(http, "blocked");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    agent.wait_for("what was posted", |agent| pending(agent, "blocked") == 0);
+    assert_eq!(stream(&agent, "held")["account"]["accepted"], 400, "those of before and those of now");
+    for (name, client) in NAMES.iter().zip(&clients).take(2) {
+        check(&sinks[*name], &[client]);
+    }
+    let spools = agent.get("/spool").expect("the spools").1;
+    assert!(NAMES.iter().all(|name| spools.contains(&format!("{name:?}"))), "{spools}");
+    // All of them end in order.
+    assert!(agent.terminate().success());
+    let mut agent = Agent::start(&setup);
+    agent.wait_for("the restart", |agent| NAMES.iter().all(|name| pending(agent, name) == 0));
+    assert!(NAMES.iter().all(|name| stream(&agent, name)["put"]["records"] == 0), "after a clean stop nothing is sent again");
+    assert!(agent.terminate().success());
+}
+
+#[test]
+fn an_agent_that_can_open_none_of_its_spools_or_needs_another_program_for_one_does_not_start() {
+    let dir = temporary();
+    let (setup, _sinks) = setup(&dir, &["a", "b"], 1);
+    std::fs::create_dir_all(setup.dir.join("spool")).expect("a directory");
+    for name in ["events", "a", "b"] {
+        std::fs::write(setup.dir.join("spool").join(name), "in the way").expect("a file");
+    }
+    assert_eq!(Agent::spawn(&setup).wait_end().code(), Some(1));
+    assert!(setup.log_text().contains("spool of stream events"), "{}", setup.log_tail());
+
+    for name in ["events", "a", "b"] {
+        std::fs::remove_file(setup.dir.join("spool").join(name)).expect("the file");
+    }
+    std::fs::create_dir_all(setup.dir.join("spool/b")).expect("a directory");
+    std::fs::write(setup.dir.join("spool/b/format"), "forebay spool 99\nstream b\n").expect("a file");
+    assert_eq!(Agent::spawn(&setup).wait_end().code(), Some(1));
+    assert!(setup.log_text().contains("spool of stream b: the spool was written by another version"), "{}", setup.log_tail());
 }

@@ -115,6 +115,32 @@ fn a_stream_that_is_switched_to_auto_under_load_loses_nothing_to_its_consumers_a
 }
 
 #[test]
+fn an_agent_that_starts_for_the_first_time_aggregates_by_what_landings_tell_before_it_asks() {
+    let dir = tempfile::tempdir().expect("a directory");
+    // An hour: it is not asked within this test, but for one chance in some hundred.
+    let (sink, setup, mut agent) = start(&dir, "kpl", "ask_mode_within = \"1h\"", |_| {});
+    assert_eq!((mode(&agent)["keys"].as_str(), mode(&agent)["is_fallback"].as_bool()), (Some("unknown"), Some(false)));
+    let mut client = client(&setup, "user");
+    let mut sent = 0;
+    while aggregates(&sink) == 0 && sent < 20 * EVENTS {
+        sent += EVENTS;
+        client.run(&Pace::of(sent));
+        agent.wait_drained();
+    }
+    println!("aggregates leave within {sent} events: {}", mode(&agent));
+    assert_eq!((mode(&agent)["keys"].as_str(), mode(&agent)["aggregate"].as_str()), (Some("decide"), Some("kpl")));
+    assert_eq!(mode(&agent)["capacity"], "", "nobody was asked");
+    assert!(setup.log_text().contains("records land where their partition keys lead"), "{}", setup.log_tail());
+    assert!(!setup.log_text().contains("could not be read"), "no alarm at a usual start: {}", setup.log_tail());
+    let mut seen: BTreeMap<String, u64> = BTreeMap::new();
+    for (key, number) in (0..SHARDS).flat_map(|shard| read_as_kcl(&sink, shard).0) {
+        assert_eq!(number, seen.insert(key, number).unwrap_or(0) + 1, "KEY-ORDER");
+    }
+    assert_eq!(seen, made(&client));
+    assert!(agent.terminate().success());
+}
+
+#[test]
 fn without_the_right_to_read_the_mode_kpl_sends_single_events_and_says_which_right_or_setting_brings_it_back() {
     let dir = tempfile::tempdir().expect("a directory");
     let (sink, setup, mut agent) = start(&dir, "kpl", "", |sink| sink.deny_summary(true));

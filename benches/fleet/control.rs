@@ -71,18 +71,19 @@ fn most_per_second(times: &[Duration]) -> u64 {
 /// What agents that start together know of their stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
-    /// Nothing, and nothing hangs on it.
-    NoHurry,
-    /// Nothing, and the form of their records hangs on it.
-    Hurry,
+    /// Nothing.
+    First,
     /// What each was told within the last five minutes, before a restart.
     Again,
 }
 
-/// So many agents start at once and ask what the stream's summary is, until each was answered once.
+/// The default of `stream.ask_mode_within`.
+pub const ASK_WITHIN: Duration = Duration::from_secs(100);
+
+/// So many agents start at once and ask what the stream's summary is, each first within that time, until each was answered once.
 #[must_use]
-pub fn summaries(agents: usize, start: Start, mut service: Control, dice: &Dice) -> Calls {
-    let mut modes: Vec<Option<Mode>> = (0..agents).map(|_| Some(Mode::new(false))).collect();
+pub fn summaries(agents: usize, start: Start, within: Duration, mut service: Control, dice: &Dice) -> Calls {
+    let mut modes: Vec<Option<Mode>> = (0..agents).map(|_| Some(Mode::new(false, within))).collect();
     let refusal = || PutError { class: ErrorClass::Throttle, code: "LimitExceededException".to_owned(), message: String::new() };
     let summary = || StreamSummary {
         arn: String::new(),
@@ -94,8 +95,7 @@ pub fn summaries(agents: usize, start: Start, mut service: Control, dice: &Dice)
     };
     for mode in modes.iter_mut().flatten() {
         match start {
-            Start::NoHurry => mode.take_time(Duration::ZERO, dice),
-            Start::Hurry => {}
+            Start::First => mode.take_time(Duration::ZERO, dice),
             Start::Again => {
                 let age = dice.jitter(Duration::from_secs(300));
                 mode.remember(Remembered { summary: summary(), age }, Duration::ZERO, dice);

@@ -18,6 +18,7 @@ use serde_json::json;
 
 use super::{AdminState, Answer, json_answer};
 use crate::event::Position;
+use crate::metrics::locked;
 use crate::spool::dead::Letter;
 use crate::spool::dead::desk::{DeadLetters, Done, Selection};
 use crate::spool::{NotDurable, SpoolHandle};
@@ -101,13 +102,14 @@ where
             return failed(StatusCode::BAD_REQUEST, format!("the body must be JSON such as {form}: {error}"));
         }
     };
+    let letters = locked(&state.letters).clone();
     let door = match &ask.stream {
-        Some(name) => state.letters.iter().find(|door| door.stream == *name),
-        None if state.letters.len() == 1 => state.letters.first(),
+        Some(name) => letters.iter().find(|door| door.stream == *name),
+        None if letters.len() == 1 => letters.first(),
         None => None,
     };
     let Some(door) = door.cloned() else {
-        let known: Vec<&str> = state.letters.iter().map(|door| door.stream.as_str()).collect();
+        let known: Vec<&str> = letters.iter().map(|door| door.stream.as_str()).collect();
         let code = if ask.stream.is_some() { StatusCode::NOT_FOUND } else { StatusCode::BAD_REQUEST };
         return json_answer(code, &json!({"error": "name one of the streams of this agent", "known": known}));
     };

@@ -21,7 +21,7 @@ pub mod spool;
 use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -37,7 +37,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::host::Clock;
-use crate::metrics::StreamMetrics;
+use crate::metrics::{StreamMetrics, locked};
 use report::{AgentState, ReadyReport, StatusReport, StreamReport};
 
 /// Connections served at once; more wait in the listener's backlog.
@@ -80,10 +80,10 @@ pub struct AdminState {
     pub started: Duration,
     /// `listen.allowed_hosts`: host names besides loopback ones.
     pub allowed_hosts: Vec<String>,
-    /// The spools, for the tools that look into them ([`spool`]).
-    pub spools: Vec<spool::SpoolDoor>,
+    /// The open spools, for the tools that look into them ([`spool`]).
+    pub spools: Mutex<Vec<spool::SpoolDoor>>,
     /// Streams whose dead letters may be retried and purged.
-    pub letters: Vec<dead::LetterDoor>,
+    pub letters: Mutex<Vec<dead::LetterDoor>>,
 }
 
 impl AdminState {
@@ -91,7 +91,7 @@ impl AdminState {
     #[must_use]
     pub fn new(streams: Vec<(String, Arc<StreamMetrics>)>, draining: watch::Sender<bool>, clock: Arc<dyn Clock>) -> Self {
         let started = clock.monotonic();
-        Self { streams, draining, clock, started, allowed_hosts: Vec::new(), spools: Vec::new(), letters: Vec::new() }
+        Self { streams, draining, clock, started, allowed_hosts: Vec::new(), spools: Mutex::default(), letters: Mutex::default() }
     }
 
     /// What `/status` says now.
@@ -185,7 +185,10 @@ async fn serve_connection(stream: TcpStream, state: Arc<AdminState>, mut shutdow
             if is_spool_path(request.uri().path()) {
                 return Ok::<_, Infallible>(match check_caller(&state, &request) {
                     Err(refusal) => *refusal,
-                    Ok(()) => spool::respond(&state.spools, request).await,
+                    Ok(()) => {
+                        let spools = locked(&state.spools).clone();
+                        spool::respond(&spools, request).await
+                    }
                 });
             }
             let answer = respond(&state, &request);

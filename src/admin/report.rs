@@ -114,6 +114,10 @@ pub struct SpoolReport {
     pub writable: bool,
     /// There is no room for new events: they wait or are refused, as `on_full` has it.
     pub full: bool,
+    /// Why it could not be opened: nothing is taken for the stream, its numbers are not known, and it is tried again. Empty when
+    /// it is open.
+    #[serde(default)]
+    pub closed_reason: String,
     /// Which limit that is: `max_bytes`, `reserve` or `disk`; empty while there is room.
     #[serde(default)]
     pub full_by: String,
@@ -321,6 +325,7 @@ impl StreamReport {
                 oldest_pending_seconds: oldest_seconds(metrics, now_ms),
                 writable: metrics.writable.load(Ordering::Relaxed),
                 full: metrics.full.load(Ordering::Relaxed),
+                closed_reason: locked(&metrics.closed_reason).clone(),
                 full_by: metrics.full_by().map(|limit| limit.name().to_owned()).unwrap_or_default(),
                 sync: metrics.policy.get().map(|policy| policy.sync.clone()).unwrap_or_default(),
                 on_full: metrics.policy.get().map(|policy| policy.on_full.to_owned()).unwrap_or_default(),
@@ -399,7 +404,7 @@ pub struct StreamReadiness {
     /// Its spool takes events.
     pub ready: bool,
     /// Why not; empty when it does.
-    pub reasons: Vec<&'static str>,
+    pub reasons: Vec<String>,
     /// Kinesis takes what the spool holds. Never decides readiness: that is what the spool is for.
     pub delivering: bool,
     /// Why it does not; empty when it does.
@@ -414,10 +419,14 @@ impl ReadyReport {
             .iter()
             .map(|(name, metrics)| {
                 let mut reasons = Vec::new();
-                if !metrics.writable.load(Ordering::Relaxed) {
-                    reasons.push("the spool cannot make events durable (not open yet, or a write or sync failed: see the log)");
+                let closed = locked(&metrics.closed_reason).clone();
+                if !closed.is_empty() {
+                    reasons.push(format!("the spool is not open, and is tried again: {closed}"));
+                } else if !metrics.writable.load(Ordering::Relaxed) {
+                    let what = "the spool cannot make events durable (not open yet, or a write or sync failed: see the log)";
+                    reasons.push(what.to_owned());
                 }
-                reasons.extend(metrics.full_by().map(full_reason));
+                reasons.extend(metrics.full_by().map(|limit| full_reason(limit).to_owned()));
                 let paused_reason = locked(&metrics.paused_reason).clone();
                 StreamReadiness {
                     name: name.clone(),

@@ -255,7 +255,9 @@ fn remarks(shard: &ShardReport) -> String {
 
 fn state_of(stream: &StreamReport) -> String {
     let mut states = Vec::new();
-    if !stream.spool.writable {
+    if !stream.spool.closed_reason.is_empty() {
+        states.push(format!("the spool is not open, nothing is taken, it is tried again: {}", stream.spool.closed_reason));
+    } else if !stream.spool.writable {
         states.push("the spool cannot make events durable".to_owned());
     }
     if stream.spool.full {

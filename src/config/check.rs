@@ -321,6 +321,7 @@ fn build_stream(stream: &Section) -> StreamConfig {
             "keys" => RecordDistribution::Keys,
             _ => RecordDistribution::Ask,
         },
+        ask_mode_within: stream.time("ask_mode_within"),
         linger: stream.time("linger"),
         record_bytes_max: usize_of(stream.bytes("record_bytes_max")),
         request_bytes_max: usize_of(stream.bytes("request_bytes_max")),

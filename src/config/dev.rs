@@ -26,7 +26,7 @@ const SUBDIRECTORY: &str = "@dev";
 /// The socket's usual directory.
 const RUN_DIR: &str = "/run/forebay";
 
-/// Names a stream and a region where nobody did, before values are read.
+/// Names a stream and a region where nobody did, and lets its mode be asked for at once, before values are read.
 pub(crate) fn name_stream(given: &mut Given) {
     if given.count(SectionKind::Stream) == 0 {
         given.section(SectionKind::Stream, 0);
@@ -42,12 +42,14 @@ pub(crate) fn name_stream(given: &mut Given) {
         if !names_its_region {
             gap(stream, "region", REGION);
         }
+        // Nobody shares the embedded Kinesis' account.
+        gap(stream, "ask_mode_within", "0s");
     }
 }
 
 /// Gives a stream's key a value where none is.
 fn gap(stream: &mut GivenSection, name: &str, value: &str) {
-    let key = SectionKind::Stream.key(name).expect("the schema has a stream's name and region");
+    let key = SectionKind::Stream.key(name).expect("the schema has these keys of a stream");
     if !stream.0.contains_key(name) {
         stream.give(key, Raw::Text(value.into()), Origin::Dev);
     }

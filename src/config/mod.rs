@@ -408,6 +408,8 @@ pub struct StreamConfig {
     pub order: Order,
     /// Default `ask`.
     pub record_distribution: RecordDistribution,
+    /// The stream's mode is first asked for at some moment of this time. Default 100 s, 0 to 1 h.
+    pub ask_mode_within: Duration,
     /// The longest an event waits for company. Default 50 ms, 0 to 10 s.
     pub linger: Duration,
     /// Ceiling of an aggregated record. Default 256 KiB, 1 KiB to 1 MiB less 1 KiB.

@@ -401,7 +401,7 @@ static SPOOL: [Key; 9] = [
     ),
 ];
 
-static STREAM: [Key; 16] = [
+static STREAM: [Key; 17] = [
     key("name", Kind::Text(&STREAM_NAME), Fallback::Required, "The Kinesis data stream, by name or ARN."),
     key(
         "region",
@@ -430,8 +430,15 @@ static STREAM: [Key; 16] = [
         "record_distribution",
         Kind::Choice { offered: &["ask", "keys"] },
         Fallback::Toml("\"ask\""),
-        "\"ask\": Kinesis is asked (DescribeStreamSummary) whether the stream keeps to partition keys, and \"kpl\" waits for that; \
-         \"keys\": it is taken to where it cannot be asked.",
+        "\"ask\": Kinesis is asked (DescribeStreamSummary) whether the stream keeps to partition keys, and \"kpl\" waits for that or \
+         for landings that prove it; \"keys\": it is taken to where it cannot be asked.",
+    ),
+    key(
+        "ask_mode_within",
+        Kind::Time { min: Duration::ZERO, max: Duration::from_secs(3600) },
+        Fallback::Toml("\"100s\""),
+        "The first such question comes at some moment of this time: an account has 20 a second. For a thousand agents that start \
+         together; \"0s\" asks at once.",
     ),
     key(
         "linger",

@@ -52,6 +52,7 @@ impl Dispatcher {
         match answer {
             Ok(outcomes) => {
                 assert!(outcomes.len() == request.records.len(), "one outcome for each record");
+                self.witness(&request, &outcomes, now);
                 let accepted = outcomes.iter().any(|outcome| match outcome {
                     EntryOutcome::Stored { .. } => true,
                     EntryOutcome::Failed(error) => matches!(error.class, ErrorClass::Throttle | ErrorClass::Transient),

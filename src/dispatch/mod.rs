@@ -38,6 +38,7 @@ pub mod mode;
 pub mod outgoing;
 mod oversize;
 mod pack;
+mod proof;
 pub mod queue;
 pub mod remembered;
 pub mod rewriter;
@@ -101,6 +102,8 @@ pub struct DispatchOptions {
     pub order: Order,
     /// Keys are taken to decide a record's shard where nobody can be asked.
     pub keys_vouched: bool,
+    /// Kinesis is first asked for the stream's mode at some moment of this time.
+    pub ask_mode_within: Duration,
     /// The longest an event waits for company.
     pub linger: Duration,
     /// Ceiling of an aggregate, bytes.
@@ -123,6 +126,7 @@ impl DispatchOptions {
             aggregate: config.aggregate,
             order: config.order,
             keys_vouched: config.record_distribution == RecordDistribution::Keys,
+            ask_mode_within: config.ask_mode_within,
             linger: config.linger,
             record_bytes_max: config.record_bytes_max,
             request_bytes_max: config.request_bytes_max,
@@ -267,7 +271,7 @@ impl Dispatcher {
         resent_below: Position,
     ) -> Self {
         let packer = Packer::new(options.record_bytes_max);
-        let (mode, form) = (Mode::new(options.keys_vouched), options.aggregate);
+        let (mode, form) = (Mode::new(options.keys_vouched, options.ask_mode_within), options.aggregate);
         let trail = Cursor::new(Arc::clone(cursor.shared()), Arc::clone(&host.files));
         Self {
             options,

@@ -5,13 +5,16 @@
 //!
 //! On-demand streams can be switched at any moment to record distribution AUTO. Then keys and explicit hash keys decide
 //! nothing, consumers drop aggregates that lie in a strange shard, and one key's events lie in many shards: no order can be
-//! kept. There are two witnesses. What Kinesis says, asked at the start (at some moment of the first minute, unless aggregates of
-//! KPL wait for it) and every few minutes with jitter, because an account has 20 such calls a second for all its streams. And
-//! where records land: strangely by a listing made after they did, three times, and the service is taken to ignore keys, whatever
-//! it says, until none has for a while.
+//! kept. There are two witnesses. What Kinesis says, asked first at some moment of the time that `ask_mode_within` gives and then
+//! every few minutes with jitter, because an account has 20 such calls a second for all its streams. And where records land:
+//! strangely by a listing made after they did, three times, and the service is taken to ignore keys, whatever it says, until none
+//! has for a while; where keys lead, so often that it cannot be chance (`proof.rs`), and keys are taken to decide, until it says.
 //!
-//! *SAFE-UNLESS-KNOWN*: aggregates of KPL are packed only while keys are known to decide. Not for the sake of the events, which
-//! the landings protect (`answer.rs`), but because a fallback that sets in after the damage is none.
+//! *SAFE-UNLESS-KNOWN*: aggregates of KPL are packed only while keys are known to decide: Kinesis said so, or the configuration
+//! vouches for it, or landings prove it while Kinesis has not answered. Or while nothing can hang on it: with one shard open no
+//! hash is outside of its range, so no consumer drops an aggregate there. Once Kinesis refuses to say, neither landings nor a
+//! single shard count. All that not for the sake of the events, which the landings protect (`answer.rs`), but because a fallback
+//! that sets in after the damage is none.
 //!
 //! Failure: an answer that does not come, or is refused, stops nothing: it is asked for again, ever more rarely, and what was
 //! known holds for a while. A form changes when no answer is outstanding; the queues then begin again from the marks, as after
@@ -21,6 +24,7 @@ use std::time::Duration;
 
 use super::Dispatcher;
 use super::backoff::Backoff;
+use super::proof::Proof;
 use super::remembered::Remembered;
 use crate::config::{Aggregate, Order};
 use crate::event::ShardId;
@@ -41,14 +45,13 @@ const RETRY_BASE: Duration = Duration::from_secs(4);
 /// See [`RETRY_BASE`].
 const RETRY_MIN: Duration = Duration::from_secs(1);
 
-/// What can wait for its answer asks first within this time, and whoever is told that there were too many questions again: a
-/// thousand agents that start together stay below 20 a second.
-const SPREAD: Duration = Duration::from_secs(60);
+/// Whoever is told that there were too many questions asks again within this time, or within `ask_mode_within` if that is more.
+const SPREAD_MIN: Duration = Duration::from_secs(60);
 
 /// As `REFRESH`, while Kinesis cannot be reached: when it can, aggregates are wanted soon, and nobody else's calls were taken.
 const AWAY_RETRY_MAX: Duration = Duration::from_secs(30);
 
-/// How long aggregates wait at the start for the first answer. Without one by then, single events go out.
+/// How long the first answer may take until that is told, and until a large record is sent without it.
 const FIRST_ANSWER_WAIT: Duration = Duration::from_secs(3);
 
 /// Mispredictions by a fresh map after which the service is taken to ignore keys.
@@ -88,6 +91,8 @@ impl Keys {
 pub struct Mode {
     /// The configuration says that keys decide, for where nobody can be asked.
     vouched: bool,
+    /// The first question is asked at some moment of this time.
+    ask_within: Duration,
     summary: Option<StreamSummary>,
     /// Until when the summary counts without another.
     good_until: Duration,
@@ -102,6 +107,8 @@ pub struct Mode {
     backoff: Backoff,
     strange: u32,
     suspected_at: Option<Duration>,
+    /// What landings tell while Kinesis has not answered.
+    pub(super) proof: Proof,
 }
 
 fn record_bytes_max(summary: &StreamSummary) -> Option<usize> {
@@ -109,11 +116,13 @@ fn record_bytes_max(summary: &StreamSummary) -> Option<usize> {
 }
 
 impl Mode {
-    /// Nothing is known yet. `vouched`: keys are taken to decide until somebody says otherwise.
+    /// Nothing is known yet. `vouched`: keys are taken to decide until somebody says otherwise. `ask_within`: of agents that start
+    /// together, each asks at some moment of this time.
     #[must_use]
-    pub const fn new(vouched: bool) -> Self {
+    pub fn new(vouched: bool, ask_within: Duration) -> Self {
         Self {
             vouched,
+            ask_within,
             summary: None,
             good_until: Duration::ZERO,
             record_bytes_before: None,
@@ -125,6 +134,7 @@ impl Mode {
             backoff: Backoff::new(RETRY_BASE, REFRESH),
             strange: 0,
             suspected_at: None,
+            proof: Proof::default(),
         }
     }
 
@@ -139,9 +149,11 @@ impl Mode {
         }
     }
 
-    /// The answer can wait: the first question is asked at some moment of the next minute.
+    /// The start: the first question is asked at some moment of the time that there is for it.
     pub fn take_time(&mut self, now: Duration, entropy: &dyn Entropy) {
-        self.not_before = now + entropy.jitter(SPREAD);
+        if !self.ask_within.is_zero() {
+            self.not_before = now + entropy.jitter(self.ask_within);
+        }
     }
 
     /// Kinesis is to be asked now. Asking counts as asked.
@@ -162,6 +174,7 @@ impl Mode {
                 self.summary = Some(summary);
                 self.good_until = now + GOOD_FOR;
                 self.failure = None;
+                self.proof.end();
                 self.backoff.succeed();
                 self.not_before = now + REFRESH * 3 / 4 + entropy.jitter(REFRESH / 2);
             }
@@ -170,17 +183,36 @@ impl Mode {
                 let wait = match error.class {
                     ErrorClass::Transient | ErrorClass::UnknownOutcome if wait > AWAY_RETRY_MAX => entropy.jitter(AWAY_RETRY_MAX),
                     // Too many ask at once: also the second time they would, after waits that begin with seconds.
-                    ErrorClass::Throttle => wait.max(entropy.jitter(SPREAD)),
+                    ErrorClass::Throttle => wait.max(entropy.jitter(self.ask_within.max(SPREAD_MIN))),
                     _ => wait,
                 };
+                if Self::is_refusal(&error) {
+                    self.proof.end();
+                }
                 self.failure = Some(error);
                 self.not_before = now + RETRY_MIN + wait;
             }
         }
     }
 
+    /// Kinesis does not want to say. Other failures leave the question open.
+    const fn is_refusal(error: &PutError) -> bool {
+        matches!(error.class, ErrorClass::Configuration | ErrorClass::Poison)
+    }
+
+    /// Landings are to tell whether keys decide: nobody else has, and nobody refused to.
+    pub(super) fn wants_proof(&self, now: Duration) -> bool {
+        !self.vouched && !self.is_answered(now) && !self.failure.as_ref().is_some_and(Self::is_refusal)
+    }
+
+    /// An answer counts now.
+    fn is_answered(&self, now: Duration) -> bool {
+        self.is_told_to_ignore() || (self.summary.is_some() && now < self.good_until)
+    }
+
     /// A record landed where its key does not belong. Whether that is one too many just now.
     fn strange_landing(&mut self, now: Duration) -> bool {
+        self.proof.end();
         if self.is_told_to_ignore() {
             return false;
         }
@@ -219,12 +251,12 @@ impl Mode {
         if self.is_told_to_ignore() || self.is_suspected(now) {
             return Keys::Ignored;
         }
-        let fresh = self.summary.is_some() && now < self.good_until;
         // An answer without the field: a provisioned stream, or a service that does not know AUTO.
-        if fresh || self.vouched { Keys::Decide } else { Keys::Unknown }
+        let known = self.vouched || self.is_answered(now) || (self.wants_proof(now) && self.proof.holds(now));
+        if known { Keys::Decide } else { Keys::Unknown }
     }
 
-    /// Whether an answer has come, or was waited for long enough.
+    /// Whether an answer has come, or takes so long that it is worth telling.
     pub(super) fn is_settled(&self, now: Duration) -> bool {
         self.summary.is_some()
             || self.failure.is_some()
@@ -246,16 +278,17 @@ impl Mode {
         self.summary.as_ref().map_or(self.record_bytes_before, record_bytes_max)
     }
 
-    /// The form that records may have, of the configured one.
-    fn form(&self, configured: Aggregate, now: Duration) -> Aggregate {
-        match configured {
-            Aggregate::Kpl if self.keys(now) != Keys::Decide => Aggregate::Off,
-            other => other,
+    /// The form that records may have, of the configured one. `one_shard`: all hashes lead there.
+    fn form(&self, configured: Aggregate, one_shard: bool, now: Duration) -> Aggregate {
+        match (configured, self.keys(now)) {
+            (Aggregate::Kpl, Keys::Unknown) if one_shard && self.wants_proof(now) => Aggregate::Kpl,
+            (Aggregate::Kpl, Keys::Unknown | Keys::Ignored) => Aggregate::Off,
+            (other, _) => other,
         }
     }
 
-    /// What the user loses by it, for people; empty when nothing.
-    fn reason(&self, configured: Aggregate, order: Order, now: Duration) -> String {
+    /// What the user loses by it, for people; empty when nothing. `form`: the one that records may have.
+    fn reason(&self, configured: Aggregate, form: Aggregate, order: Order, now: Duration) -> String {
         let (cause, remedy) = match self.keys(now) {
             Keys::Decide => return String::new(),
             Keys::Ignored if self.is_told_to_ignore() => {
@@ -275,7 +308,7 @@ impl Mode {
             }
         };
         let mut lost = Vec::new();
-        if self.form(configured, now) != configured {
+        if form != configured {
             lost.push("consumers drop aggregates there, so one event a record is sent instead of aggregate = \"kpl\"");
         }
         if order == Order::Key && self.keys(now) == Keys::Ignored {
@@ -286,11 +319,9 @@ impl Mode {
 }
 
 impl Dispatcher {
-    /// The first question for the stream's summary need not be asked at once, unless the form of records hangs on it.
+    /// The start: when the first question for the stream's summary is asked.
     pub fn take_time(&mut self, now: Duration) {
-        if self.options.aggregate != Aggregate::Kpl || self.mode.vouched {
-            self.mode.take_time(now, self.host.entropy.as_ref());
-        }
+        self.mode.take_time(now, self.host.entropy.as_ref());
     }
 
     /// What Kinesis said of the stream before this start.
@@ -321,15 +352,12 @@ impl Dispatcher {
 
     /// The form that records may have: single events where the shards are not known.
     fn form_allowed(&self, now: Duration) -> Aggregate {
-        if self.map_guessed { Aggregate::Off } else { self.mode.form(self.options.aggregate, now) }
+        let one_shard = self.map.as_ref().is_some_and(|map| map.open().len() == 1);
+        if self.map_guessed { Aggregate::Off } else { self.mode.form(self.options.aggregate, one_shard, now) }
     }
 
     /// Takes the form of records that the mode allows. False while that has to wait for answers, and nothing may be sent.
     pub(super) fn settle_form(&mut self, now: Duration) -> bool {
-        let configured = self.options.aggregate;
-        if configured == Aggregate::Kpl && !self.draining && !self.mode.is_settled(now) {
-            return false;
-        }
         let form = self.form_allowed(now);
         if form == self.form {
             return true;
@@ -386,6 +414,7 @@ impl Dispatcher {
     /// The shards have changed: that explains strange landings.
     pub(super) fn landings_explained(&mut self) {
         self.mode.explained();
+        self.mode.proof.missed();
     }
 
     /// A record that landed in a strange shard is as good as in its own: any consumer reads it, and there is no order to keep.
@@ -396,8 +425,9 @@ impl Dispatcher {
     /// Writes what status tells of the mode; says in the log what has changed for the user.
     pub(super) fn publish_mode(&self, now: Duration) {
         let keys = self.mode.keys(now);
-        let reason = match self.mode.reason(self.options.aggregate, self.options.order, now) {
-            known if known.is_empty() && self.form_allowed(now) != self.options.aggregate => {
+        let form = self.form_allowed(now);
+        let reason = match self.mode.reason(self.options.aggregate, form, self.options.order, now) {
+            known if known.is_empty() && form != self.options.aggregate => {
                 format!(
                     "the shards are not known: one event a record is sent instead of aggregate = {:?}; allow kinesis:ListShards",
                     self.options.aggregate.name()
@@ -411,12 +441,13 @@ impl Dispatcher {
         if let Some(bytes) = self.mode.record_bytes_max() {
             self.metrics.set_record_bytes_max(bytes);
         }
-        let waits = self.options.aggregate == Aggregate::Kpl && !self.mode.is_settled(now);
+        // That nothing is known yet is how each start is, and worth no word.
+        let waits = self.options.aggregate == Aggregate::Kpl && keys == Keys::Unknown && !self.mode.is_settled(now);
         let told = ModeStatus {
             summary: self.mode.summary.clone(),
             keys: keys.name(),
-            aggregate: self.form_allowed(now).name(),
-            is_fallback: !waits && self.form_allowed(now) != self.options.aggregate,
+            aggregate: form.name(),
+            is_fallback: !waits && form != self.options.aggregate,
             reason: if waits { String::new() } else { reason },
         };
         let mut held = locked(&self.metrics.mode);
@@ -451,13 +482,15 @@ mod tests {
         Err(PutError { class, code: "LimitExceededException".into(), message: String::new() })
     }
 
+    const WITHIN: Duration = Duration::from_secs(100);
+
     const fn seconds(n: u64) -> Duration {
         Duration::from_secs(n)
     }
 
     /// Questions of one agent in that time, each answered alike.
     fn questions(answer: &Result<StreamSummary, PutError>, until: Duration) -> usize {
-        let (mut mode, mut asked) = (Mode::new(false), 0);
+        let (mut mode, mut asked) = (Mode::new(false, WITHIN), 0);
         let mut now = Duration::ZERO;
         while now < until {
             if mode.ask(now) {
@@ -482,18 +515,16 @@ mod tests {
     }
 
     #[test]
-    fn where_nothing_hangs_on_it_the_first_question_comes_at_some_moment_of_the_first_minute() {
-        let first = |kpl: bool| {
-            let mut mode = Mode::new(false);
-            if !kpl {
-                mode.take_time(seconds(5), &RealEntropy);
-            }
-            (0..700).find(|n| mode.ask(seconds(5) + Duration::from_millis(n * 100))).expect("within a minute")
+    fn the_first_question_comes_at_some_moment_of_the_time_that_there_is_for_it() {
+        let first = |within: Duration| {
+            let mut mode = Mode::new(false, within);
+            mode.take_time(seconds(5), &RealEntropy);
+            (0..2_000).find(|n| mode.ask(seconds(5) + Duration::from_millis(n * 100))).expect("it is asked")
         };
-        assert_eq!(first(true), 0);
-        let mut firsts: Vec<u64> = (0..200).map(|_| first(false)).collect();
+        assert_eq!(first(Duration::ZERO), 0);
+        let mut firsts: Vec<u64> = (0..200).map(|_| first(WITHIN)).collect();
         firsts.sort_unstable();
-        assert!(firsts[20] > 10 && firsts[100] > 150 && firsts[100] < 450 && firsts[199] <= 600, "{firsts:?}");
+        assert!(firsts[20] > 20 && firsts[100] > 250 && firsts[100] < 750 && firsts[199] <= 1_000, "{firsts:?}");
     }
 
     #[test]
@@ -502,41 +533,41 @@ mod tests {
             let summary = StreamSummary { record_bytes_max: Some(4 << 20), ..told(ignores_keys).expect("an answer") };
             Remembered { summary, age: seconds(age) }
         };
-        let mut mode = Mode::new(false);
+        let mut mode = Mode::new(false, WITHIN);
         mode.remember(remembered(400, None), seconds(1), &RealEntropy);
         assert_eq!((mode.keys(seconds(1)), mode.is_settled(seconds(1))), (Keys::Decide, true));
         assert_eq!(mode.keys(seconds(602)), Keys::Unknown, "1,000 s after the answer");
-        assert!(mode.ask(seconds(62)), "asked within a minute");
+        assert!(mode.ask(seconds(101)), "asked in its time");
         assert!(!mode.is_confirmed(seconds(1)), "none of it was said since the start");
-        mode.answered(told(None), seconds(63), &RealEntropy);
-        assert!(mode.is_confirmed(seconds(63)));
-        let mut mode = Mode::new(false);
+        mode.answered(told(None), seconds(102), &RealEntropy);
+        assert!(mode.is_confirmed(seconds(102)));
+        let mut mode = Mode::new(false, WITHIN);
         mode.remember(remembered(400, Some(true)), seconds(1), &RealEntropy);
         assert_eq!(mode.keys(seconds(1)), Keys::Ignored);
-        let mut mode = Mode::new(false);
+        let mut mode = Mode::new(false, WITHIN);
         mode.remember(remembered(1_000, None), seconds(1), &RealEntropy);
         assert_eq!((mode.keys(seconds(1)), mode.is_settled(seconds(1))), (Keys::Unknown, false), "too old");
-        assert!(mode.ask(seconds(1)), "so it is asked for at once");
+        assert!(mode.ask(seconds(1)), "no time was taken");
         assert_eq!(mode.record_bytes_max(), Some(4 << 20), "large records go on");
     }
 
     #[test]
     fn an_answer_holds_for_a_while_and_then_nothing_is_known() {
-        let mut mode = Mode::new(false);
-        assert_eq!((mode.keys(seconds(0)), mode.form(Aggregate::Kpl, seconds(0))), (Keys::Unknown, Aggregate::Off));
+        let mut mode = Mode::new(false, WITHIN);
+        assert_eq!((mode.keys(seconds(0)), mode.form(Aggregate::Kpl, false, seconds(0))), (Keys::Unknown, Aggregate::Off));
         mode.answered(told(None), seconds(10), &RealEntropy);
-        assert_eq!((mode.keys(seconds(10)), mode.form(Aggregate::Kpl, seconds(10))), (Keys::Decide, Aggregate::Kpl));
+        assert_eq!((mode.keys(seconds(10)), mode.form(Aggregate::Kpl, false, seconds(10))), (Keys::Decide, Aggregate::Kpl));
         mode.answered(refused(ErrorClass::Transient), seconds(300), &RealEntropy);
         assert_eq!(mode.keys(seconds(1000)), Keys::Decide);
         assert_eq!(mode.keys(seconds(1011)), Keys::Unknown);
-        assert_eq!(mode.form(Aggregate::Lines, seconds(1011)), Aggregate::Lines, "no consumer drops lines");
+        assert_eq!(mode.form(Aggregate::Lines, false, seconds(1011)), Aggregate::Lines, "no consumer drops lines");
         mode.answered(told(Some(true)), seconds(1100), &RealEntropy);
         assert_eq!(mode.keys(seconds(1_000_000)), Keys::Ignored, "AUTO is believed until something else is said");
     }
 
     #[test]
     fn strange_landings_outweigh_what_kinesis_says_until_there_are_none_for_a_while() {
-        let mut mode = Mode::new(true);
+        let mut mode = Mode::new(true, WITHIN);
         mode.answered(told(Some(false)), seconds(0), &RealEntropy);
         assert!(!mode.strange_landing(seconds(1)) && !mode.strange_landing(seconds(2)));
         mode.explained();

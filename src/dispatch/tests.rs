@@ -68,6 +68,8 @@ struct Model {
     made: u32,
     /// Record distribution AUTO: keys decide nothing. The number makes them land evenly.
     auto: Option<u64>,
+    /// Then: all of a request lies in one shard.
+    sticky: bool,
     /// What a question for the stream's summary is answered with, if not the truth.
     refuses: Option<PutError>,
     /// The largest record it takes. `None`: 1 MiB, and it does not say.
@@ -83,6 +85,7 @@ impl Model {
             stored: HashMap::new(),
             made: shards,
             auto: None,
+            sticky: false,
             refuses: None,
             record_bytes_max: None,
             too_large: 0,
@@ -97,7 +100,7 @@ impl Model {
         assert!(entry.partition_key.chars().count() <= 256 && self.takes(&entry), "INSIDE-THE-LIMITS");
         let hash = match &mut self.auto {
             Some(landed) => {
-                *landed += 1;
+                *landed += u64::from(!self.sticky);
                 u128::from(mix64(*landed)) << 64
             }
             None => Self::hash_of(&entry),
@@ -258,6 +261,7 @@ impl History {
             aggregate,
             order: Order::Key,
             keys_vouched: false,
+            ask_mode_within: Duration::ZERO,
             linger: Duration::from_millis(random.below(3) * 20),
             record_bytes_max: 256 + random.below(2000) as usize,
             request_bytes_max: 5 << 20,
@@ -383,6 +387,9 @@ impl History {
             "INSIDE-THE-LIMITS"
         );
         self.answered += 1;
+        if let Some(landed) = &mut self.model.auto {
+            *landed += 1;
+        }
         if let Some((error, by_record)) = self.storm.clone() {
             let outcomes = entries.iter().map(|_| EntryOutcome::Failed(error.clone())).collect();
             return if by_record { Ok(outcomes) } else { Err(error) };

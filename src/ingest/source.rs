@@ -106,6 +106,11 @@ impl fmt::Display for Reject {
     }
 }
 
+/// `key` is one of these. No early end: neither the position of the first difference nor which key came close can be timed.
+pub(super) fn is_one_of(keys: &[Secret], key: &str) -> bool {
+    keys.iter().fold(false, |known, secret| known | same_bytes(secret.0.as_bytes(), key.as_bytes()))
+}
+
 /// One entrance, bound to its stream's spool. Shared by all connections.
 #[derive(Debug)]
 pub struct Source {
@@ -267,8 +272,7 @@ impl Source {
     /// `key` is one of the source's write keys. Takes the same time for every wrong key of one length.
     #[must_use]
     pub fn knows_key(&self, key: &str) -> bool {
-        // No early end: neither the position of the first difference nor which key came close can be timed.
-        self.keys.iter().fold(false, |known, secret| known | same_bytes(secret.0.as_bytes(), key.as_bytes()))
+        is_one_of(&self.keys, key)
     }
 
     /// Whether an event of that many bytes is taken, before it is encoded.

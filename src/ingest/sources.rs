@@ -1,18 +1,66 @@
 //! All sources of an agent, and which of them a connection or a request is for.
 //!
 //! Place: each listener has [`Sources`]; the path or the hello tells the kind, a name or a write key the source. Sources never
-//! change. Failure: [`NoSource`], which names what there is and holds no key.
+//! change, but that one whose stream's spool could not be opened at the start is *closed* until it can be: it is known by name,
+//! kind and keys, and takes nothing. Failure: [`NoSource`], which names what there is and holds no key.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use crate::config::{SourceKind, SyncClass};
+use crate::config::{Secret, SourceConfig, SourceKind, SyncClass};
 use crate::host::Host;
-use crate::ingest::source::Source;
+use crate::ingest::source::{Source, is_one_of};
+use crate::metrics::{StreamMetrics, locked};
 
 /// All sources of an agent, as the listeners share them.
 #[derive(Clone, Debug)]
-pub struct Sources(Arc<[Arc<Source>]>);
+pub struct Sources(Arc<[Place]>);
+
+/// A source, open or closed.
+#[derive(Debug)]
+pub struct Place {
+    name: String,
+    kind: SourceKind,
+    stream: String,
+    /// While it is closed.
+    keys: Vec<Secret>,
+    opened: OnceLock<Arc<Source>>,
+    /// Of its stream: tells why it is closed.
+    metrics: Arc<StreamMetrics>,
+}
+
+impl Place {
+    /// One that takes events.
+    #[must_use]
+    pub fn open(source: Arc<Source>) -> Self {
+        let (name, kind, stream) = (source.name().to_owned(), source.kind(), source.stream().to_owned());
+        let metrics = Arc::clone(&source.spool().shared().metrics);
+        Self { name, kind, stream, keys: Vec::new(), opened: OnceLock::from(source), metrics }
+    }
+
+    /// One whose spool is not open. `metrics` are its stream's.
+    #[must_use]
+    pub fn closed(config: &SourceConfig, metrics: Arc<StreamMetrics>) -> Self {
+        let (name, stream) = (config.name.clone(), config.stream.clone());
+        Self { name, kind: config.kind, stream, keys: config.keys.clone(), opened: OnceLock::new(), metrics }
+    }
+
+    /// It, once it is open.
+    fn get(&self) -> Result<&Arc<Source>, NoSource> {
+        self.opened
+            .get()
+            .ok_or_else(|| NoSource::Closed { stream: self.stream.clone(), reason: locked(&self.metrics.closed_reason).clone() })
+    }
+
+    /// Whoever reaches the listener may send.
+    fn is_keyless(&self) -> bool {
+        self.opened.get().map_or(self.keys.is_empty(), |source| source.is_open())
+    }
+
+    fn knows_key(&self, key: &str) -> bool {
+        self.opened.get().map_or_else(|| is_one_of(&self.keys, key), |source| source.knows_key(key))
+    }
+}
 
 /// No source can be chosen for a connection or a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +89,13 @@ pub enum NoSource {
     KeyMissing,
     /// The key given is not one of its keys.
     KeyUnknown,
+    /// Its stream's spool is not open yet: nothing can be made durable there.
+    Closed {
+        /// The stream.
+        stream: String,
+        /// Why not.
+        reason: String,
+    },
 }
 
 impl fmt::Display for NoSource {
@@ -54,6 +109,9 @@ impl fmt::Display for NoSource {
             }
             Self::KeyMissing => f.write_str("the source wants a write key, and none was given"),
             Self::KeyUnknown => f.write_str("unknown key"),
+            Self::Closed { stream, reason } => {
+                write!(f, "the spool of stream {stream} is not open, so nothing is taken for it; it is tried again: {reason}")
+            }
         }
     }
 }
@@ -64,7 +122,20 @@ impl Sources {
     /// In configured order; names are unique (the configuration sees to that).
     #[must_use]
     pub fn new(sources: impl IntoIterator<Item = Arc<Source>>) -> Self {
-        Self(sources.into_iter().collect())
+        Self::of(sources.into_iter().map(Place::open))
+    }
+
+    /// The same, of open and closed ones.
+    #[must_use]
+    pub fn of(places: impl IntoIterator<Item = Place>) -> Self {
+        Self(places.into_iter().collect())
+    }
+
+    /// The spool of this one's stream is open now: it takes events from here on.
+    pub fn opened(&self, source: Arc<Source>) {
+        if let Some(place) = self.0.iter().find(|place| place.name == source.name()) {
+            place.opened.get_or_init(|| source);
+        }
     }
 
     /// For plain events: chooses by name, else the only one, else the one that the write key belongs to; and checks the key.
@@ -73,10 +144,10 @@ impl Sources {
     /// Why none can be had.
     pub fn choose(&self, name: Option<&str>, key: Option<&str>) -> Result<&Arc<Source>, NoSource> {
         let Some(name) = name else { return self.of_kind(SourceKind::Events, key) };
-        let named = self.0.iter().find(|source| source.name() == name);
-        let source = named.ok_or_else(|| NoSource::Unknown { known: self.names(SourceKind::Events) })?;
-        match source.kind() {
-            SourceKind::Events => Self::opened(source, key),
+        let named = self.0.iter().find(|place| place.name == name);
+        let place = named.ok_or_else(|| NoSource::Unknown { known: self.names(SourceKind::Events) })?;
+        match place.kind {
+            SourceKind::Events => Self::admitted(place, key),
             kind => Err(NoSource::OtherKind { kind }),
         }
     }
@@ -86,57 +157,71 @@ impl Sources {
     /// # Errors
     /// Why none can be had.
     pub fn of_kind(&self, kind: SourceKind, key: Option<&str>) -> Result<&Arc<Source>, NoSource> {
-        let mut all = self.all_of(kind);
+        let mut all = self.places(kind);
         let first = all.next().ok_or(NoSource::NoneOfKind { kind })?;
         if all.next().is_none() {
-            return Self::opened(first, key);
+            return Self::admitted(first, key);
         }
-        if let Some(named) = key.and_then(|key| self.all_of(kind).find(|source| source.knows_key(key))) {
-            return Ok(named);
+        if let Some(named) = key.and_then(|key| self.places(kind).find(|place| place.knows_key(key))) {
+            return named.get();
         }
         // A key that some source could have known is more likely mistyped than meant for an open one.
-        let keyed = self.all_of(kind).any(|source| !source.is_open());
+        let keyed = self.places(kind).any(|place| !place.is_keyless());
         Err(match key {
             Some(_) if keyed => NoSource::KeyUnknown,
             _ => NoSource::Unnamed { known: self.names(kind) },
         })
     }
 
-    fn opened<'s>(source: &'s Arc<Source>, key: Option<&str>) -> Result<&'s Arc<Source>, NoSource> {
+    /// Whoever has no good key does not learn whether it is closed.
+    fn admitted<'s>(place: &'s Place, key: Option<&str>) -> Result<&'s Arc<Source>, NoSource> {
         match key {
-            _ if source.is_open() => Ok(source),
+            _ if place.is_keyless() => place.get(),
             None => Err(NoSource::KeyMissing),
-            Some(key) if source.knows_key(key) => Ok(source),
+            Some(key) if place.knows_key(key) => place.get(),
             Some(_) => Err(NoSource::KeyUnknown),
         }
     }
 
-    /// All sources of a kind, in configured order.
-    pub fn all_of(&self, kind: SourceKind) -> impl Iterator<Item = &Arc<Source>> {
-        self.0.iter().filter(move |source| source.kind() == kind)
+    fn places(&self, kind: SourceKind) -> impl Iterator<Item = &Place> {
+        self.0.iter().filter(move |place| place.kind == kind)
     }
 
-    /// The machine, as the first source knows it.
+    /// All sources of a kind that are open, in configured order.
+    pub fn all_of(&self, kind: SourceKind) -> impl Iterator<Item = &Arc<Source>> {
+        self.places(kind).filter_map(|place| place.opened.get())
+    }
+
+    /// The streams of those of a kind that are closed, and why.
+    pub fn closed_of(&self, kind: SourceKind) -> impl Iterator<Item = (&str, NoSource)> {
+        self.places(kind).filter_map(|place| Some((place.stream.as_str(), place.get().err()?)))
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Arc<Source>> {
+        self.0.iter().filter_map(|place| place.opened.get())
+    }
+
+    /// The machine, as the first open source knows it.
     #[must_use]
     pub fn host(&self) -> Option<&Host> {
-        self.0.first().map(|source| source.host())
+        self.all().next().map(|source| source.host())
     }
 
     /// Some source speaks it.
     #[must_use]
     pub fn speaks(&self, kind: SourceKind) -> bool {
-        self.all_of(kind).next().is_some()
+        self.places(kind).next().is_some()
     }
 
     /// What a receipt of any of them means: all spools have one class.
     #[must_use]
     pub fn sync(&self) -> SyncClass {
-        self.0.first().map(|source| source.spool().policy().sync).unwrap_or_default()
+        self.all().next().map(|source| source.spool().policy().sync).unwrap_or_default()
     }
 
     /// For people.
     fn names(&self, kind: SourceKind) -> String {
-        let names: Vec<&str> = self.all_of(kind).map(|source| source.name()).collect();
+        let names: Vec<&str> = self.places(kind).map(|place| place.name.as_str()).collect();
         names.join(", ")
     }
 }

@@ -304,7 +304,9 @@ impl SpoolHandle {
     /// has the default policy.
     pub fn set_policy(&self, policy: Policy) {
         let told = PolicyTold { sync: policy.sync.to_string(), on_full: policy.on_full.name() };
-        let first = self.shared.policy.set(policy).is_ok() && self.shared.metrics.policy.set(told).is_ok();
+        let first = self.shared.policy.set(policy).is_ok();
+        // Told already by an opening that then failed.
+        self.shared.metrics.policy.get_or_init(|| told);
         debug_assert!(first, "a policy is set once, before it is needed");
     }
 

@@ -96,6 +96,10 @@ partition_key = ["/userId"]
             self.spool, self.stream, self.more
         );
         written.expect("a String takes everything");
+        if !self.stream.contains("ask_mode_within") {
+            // A lone agent: what its stream is like, it is told at once.
+            text = text.replacen("\n\n[[source]]", "\nask_mode_within = \"0s\"\n\n[[source]]", 1);
+        }
         text
     }
 

@@ -28,6 +28,7 @@ endpoint = "{endpoint}"
 aggregate = "{aggregate}"
 order = "key"
 linger = "50ms"
+ask_mode_within = "0s"
 {keys}
 [[source]]
 name = "web"

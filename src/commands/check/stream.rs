@@ -193,7 +193,7 @@ fn judge_unknown_mode(config: &StreamConfig) -> Option<Finding> {
     waits.then(|| {
         Finding::warning(
             "mode",
-            "as long as it cannot be read, one event a record is sent instead of aggregate = \"kpl\", because consumers drop \
+            "where it may not be read, one event a record is sent instead of aggregate = \"kpl\", because consumers drop \
              aggregates where keys are ignored (record distribution AUTO); record_distribution = \"keys\" says that they are not",
         )
     })

@@ -13,6 +13,10 @@ fn denied() -> PutError {
     }
 }
 
+fn throttled() -> PutError {
+    PutError { class: ErrorClass::Throttle, code: "LimitExceededException".into(), message: String::new() }
+}
+
 /// Records that are aggregates, and all.
 fn stored(history: &History) -> (usize, usize) {
     let all = || history.model.stored.values().flatten();
@@ -154,6 +158,118 @@ fn a_switch_to_auto_is_noticed_by_where_records_land_before_kinesis_is_asked_aga
         assert_eq!((mode(&running).keys, mode(&running).aggregate), ("decide", aggregate.name()));
         history.finish(running);
     }
+}
+
+/// A history in which nobody is asked before all is over.
+fn unasked(seed: u64, shards: u32) -> (History, Running) {
+    let mut history = calm(seed, Aggregate::Kpl);
+    history.model = Model::new(shards);
+    history.options.ask_mode_within = Duration::from_secs(100_000_000);
+    let mut running = history.start(Position(0));
+    // The first number of seed 0 is 0, which would be at once.
+    history.host.entropy.next_u64();
+    running.dispatcher.take_time(Duration::from_secs(1));
+    (history, running)
+}
+
+#[test]
+fn before_kinesis_is_asked_landings_prove_that_keys_decide_and_aggregates_leave_from_then_on() {
+    for seed in seeds().take(5) {
+        let (mut history, mut running) = unasked(seed, 2 + seed as u32 % 5);
+        assert_eq!((mode(&running).keys, mode(&running).is_fallback, mode(&running).reason.as_str()), ("unknown", false, ""));
+        some(&mut history, &mut running);
+        let singles = history.model.stored.values().flatten().take_while(|entry| !entry.data.starts_with(&MAGIC)).count();
+        assert!(singles > 0, "seed {seed}: single events come first");
+        for _ in 0..20 {
+            some(&mut history, &mut running);
+        }
+        assert!(stored(&history).0 > 0, "seed {seed}: {:?}", mode(&running));
+        assert_eq!((mode(&running).keys, mode(&running).aggregate, history.asked.1), ("decide", "kpl", 0));
+        history.finish(running);
+    }
+}
+
+#[test]
+fn no_landing_proves_anything_on_a_stream_that_ignores_keys_be_its_placing_even_or_a_shard_for_each_request() {
+    for seed in seeds().take(5) {
+        for sticky in [false, true] {
+            let (mut history, mut running) = unasked(seed, 2 + seed as u32 % 3);
+            // A request for one shard may well lie in it.
+            history.keys = 1 + seed % 3;
+            (history.model.auto, history.model.sticky, history.ordered) = (Some(seed << 32), sticky, false);
+            // Strange landings bring the question early; it stays open.
+            history.model.refuses = Some(throttled());
+            for _ in 0..20 {
+                some(&mut history, &mut running);
+                assert!(!running.dispatcher.mode.proof.holds(history.now()), "seed {seed}");
+            }
+            let (aggregates, records) = stored(&history);
+            assert!(aggregates == 0 && records > 300, "seed {seed}: {aggregates} of {records}");
+            history.finish(running);
+        }
+    }
+}
+
+#[test]
+fn with_one_shard_open_aggregates_leave_at_once_and_after_its_split_only_once_something_is_known() {
+    let (mut history, mut running) = unasked(3, 1);
+    some(&mut history, &mut running);
+    let whole = stored(&history);
+    assert!(whole.0 > 0);
+    let singles = history.model.stored.values().flatten().filter(|entry| !entry.data.starts_with(&MAGIC));
+    let keys: BTreeSet<&str> = singles.map(|entry| entry.partition_key.as_str()).collect();
+    assert!(keys.len() < 15, "a record of one event is sent plain: {}", keys.len());
+    history.model.split(0);
+    (history.model.auto, history.ordered) = (Some(0), false);
+    some(&mut history, &mut running);
+    let before = stored(&history).0;
+    some(&mut history, &mut running);
+    assert_eq!(stored(&history).0, before, "no aggregate more");
+    assert_ne!(mode(&running).keys, "decide");
+    history.finish(running);
+
+    // Whoever is not told because it is refused goes by neither.
+    let (mut history, mut running) = unasked(3, 1);
+    history.model.refuses = Some(denied());
+    running.dispatcher.on_summary(Err(denied()), history.now());
+    some(&mut history, &mut running);
+    assert_eq!(stored(&history).0, 0);
+    history.finish(running);
+}
+
+#[test]
+fn a_refusal_ends_what_landings_prove_and_so_does_a_switch_to_auto_within_a_few_records() {
+    let (mut history, mut running) = unasked(4, 4);
+    let proven = |history: &mut History, running: &mut Running| {
+        for _ in 0..10 {
+            some(history, running);
+        }
+        assert_eq!(mode(running).aggregate, "kpl");
+    };
+    proven(&mut history, &mut running);
+    running.dispatcher.on_summary(Err(throttled()), history.now());
+    assert_eq!(mode(&running).aggregate, "kpl", "the question is still open");
+    history.model.refuses = Some(denied());
+    running.dispatcher.on_summary(Err(denied()), history.now());
+    assert_eq!((mode(&running).keys, mode(&running).aggregate), ("unknown", "off"));
+    let before = stored(&history).0;
+    for _ in 0..10 {
+        some(&mut history, &mut running);
+    }
+    assert_eq!(stored(&history).0, before, "and landings prove nothing any more");
+    history.finish(running);
+
+    let (mut history, mut running) = unasked(5, 4);
+    proven(&mut history, &mut running);
+    (history.model.auto, history.ordered) = (Some(0), false);
+    let before = stored(&history).0;
+    some(&mut history, &mut running);
+    assert_ne!(mode(&running).keys, "decide");
+    let strayed = stored(&history).0 - before;
+    assert!(strayed <= 4 * history.options.requests_max, "{strayed} aggregates by what no longer holds");
+    some(&mut history, &mut running);
+    assert_eq!(stored(&history).0 - before, strayed, "no aggregate more");
+    history.finish(running);
 }
 
 #[test]

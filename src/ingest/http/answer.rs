@@ -135,6 +135,7 @@ impl From<NoSource> for Problem {
             NoSource::Unknown { .. } | NoSource::OtherKind { .. } | NoSource::NoneOfKind { .. } => {
                 Self::not_found(problem.to_string())
             }
+            NoSource::Closed { .. } => Self::overload(problem.to_string()),
             NoSource::KeyMissing => Self::new(
                 StatusCode::UNAUTHORIZED,
                 "the source wants a write key: as `Authorization: Bearer KEY`, `X-Api-Key: KEY` or the user of Basic",

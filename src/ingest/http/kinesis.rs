@@ -164,9 +164,12 @@ impl<'c> Caller<'c> {
         }
         open.extend(context.sources.all_of(SourceKind::Kinesis).filter(|source| !source.is_signed()).map(|source| &**source));
         let caller = Self { context, auth, open };
-        match read {
+        let closed = context.sources.closed_of(SourceKind::Kinesis).next();
+        match (read, closed) {
             _ if !caller.open.is_empty() => Ok(caller),
-            Some(Err(failure)) => Err(failure),
+            (Some(Err(failure)), _) => Err(failure),
+            // Who could know the key is not there yet.
+            (_, Some((_, closed))) => Err(Problem::from(closed).into()),
             _ => Err(caller.stranger()),
         }
     }
@@ -190,6 +193,11 @@ impl<'c> Caller<'c> {
         }
         if self.context.sources.all_of(SourceKind::Kinesis).any(|source| meant(source).is_some()) {
             return Err(self.stranger());
+        }
+        let region = self.auth.as_ref().map(|auth| auth.region);
+        let closed = |(stream, closed): (&str, NoSource)| Stream::new(stream, region, None, None).is_meant(by).then_some(closed);
+        if let Some(closed) = self.context.sources.closed_of(SourceKind::Kinesis).find_map(closed) {
+            return Err(Problem::from(closed).into());
         }
         let account = by.arn.and_then(|arn| arn.split(':').nth(4)).unwrap_or(NO_ACCOUNT);
         let known: Vec<String> = self.streams().iter().map(|stream| stream.name().to_owned()).collect();

@@ -116,7 +116,11 @@ fn basic(headers: &HeaderMap) -> Result<String, Stop> {
 fn source_of<'c>(context: &'c Context, pair: &str) -> Result<&'c Source, Stop> {
     let key = pair.split_once(':').map_or(pair, |(key, _)| key);
     let choose = |key: &str| context.sources.of_kind(SourceKind::MParticle, Some(key));
-    match choose(pair).or_else(|_| choose(key)) {
+    let chosen = match choose(pair) {
+        Err(NoSource::KeyUnknown | NoSource::KeyMissing) => choose(key),
+        other => other,
+    };
+    match chosen {
         Ok(source) => Ok(source),
         Err(NoSource::KeyUnknown | NoSource::KeyMissing) => Err(Stop::WrongBasic),
         Err(NoSource::Unnamed { .. }) => {

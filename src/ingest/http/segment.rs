@@ -62,6 +62,9 @@ impl From<Flaw> for Failure {
 
 impl From<NoSource> for Failure {
     fn from(problem: NoSource) -> Self {
+        if matches!(problem, NoSource::Closed { .. }) {
+            return Self::Problem(problem.into());
+        }
         let (status, code) = match problem {
             NoSource::KeyMissing | NoSource::KeyUnknown => (StatusCode::UNAUTHORIZED, "invalid_write_key"),
             _ => (StatusCode::NOT_FOUND, "no_source"),

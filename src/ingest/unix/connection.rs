@@ -237,8 +237,12 @@ async fn greet(
                 if let Some(refused) = shared.count_refused() {
                     tracing::warn!(
                         refused,
-                        "a socket client that sent no hello line was closed: {problem}; let it begin with `forebay/1 source=NAME`{}",
-                        if matches!(problem, NoSource::KeyMissing) { " and key=WRITEKEY" } else { "" },
+                        "a socket client that sent no hello line was closed: {problem}{}",
+                        match problem {
+                            NoSource::Closed { .. } => "",
+                            NoSource::KeyMissing => "; let it begin with `forebay/1 source=NAME` and key=WRITEKEY",
+                            _ => "; let it begin with `forebay/1 source=NAME`",
+                        },
                     );
                 }
                 return None;

@@ -18,6 +18,9 @@ use crate::planted::Plant;
 use crate::service::{Refusal, Service};
 use crate::spells::{Kind, Random, Weather};
 
+/// At once; within the life, mostly; after the life, mostly, so that landings alone tell whether keys decide.
+const ASK_WITHIN: [Duration; 3] = [Duration::ZERO, Duration::from_secs(10), Duration::from_secs(300)];
+
 impl Life {
     /// The life of a seed, before it begins.
     pub fn new(seed: u64, plant: Plant) -> Self {
@@ -31,6 +34,11 @@ impl Life {
             aggregate,
             order: if plant == Plant::SeveralUnderWay { Order::None } else { order },
             keys_vouched: random.percent(20),
+            ask_mode_within: if aggregate == Aggregate::Kpl {
+                ASK_WITHIN[(mix64(seed ^ 0xa5c) % 3) as usize]
+            } else {
+                Duration::ZERO
+            },
             linger: Duration::from_millis(random.below(3) * 20),
             record_bytes_max: if large { 64 << 10 } else { 256 + random.below(2_000) as usize },
             request_bytes_max: if random.percent(10) { 2 << 20 } else { 5 << 20 },
@@ -52,6 +60,9 @@ impl Life {
             1 => Some(Refusal::Request),
             _ => None,
         };
+        // Some streams ignore keys from the first moment to the calm, in one way or another.
+        life.service.auto = auto && mix64(seed ^ 0xa07).is_multiple_of(2);
+        life.service.sticky = mix64(seed ^ 0xa08).is_multiple_of(2);
         life.arrange(calm_at);
         life
     }
@@ -62,6 +73,7 @@ impl Life {
             aggregate,
             order: Order::Key,
             keys_vouched: false,
+            ask_mode_within: Duration::ZERO,
             linger: Duration::from_millis(50),
             record_bytes_max: 256 << 10,
             request_bytes_max: 5 << 20,
@@ -103,6 +115,7 @@ impl Life {
             stopped: false,
             listed: false,
             worked: (Duration::ZERO, 0),
+            run_of_one_shard: 0,
             trace: None,
             random,
         }

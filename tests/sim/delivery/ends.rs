@@ -105,6 +105,8 @@ impl Life {
 
     pub fn start(&mut self) -> Result<(), Broken> {
         self.processes += 1;
+        let now = self.now();
+        self.service.ignored_keys_since(now);
         let loaded = self.store.back().and_then(|bytes| Checkpoint::decode(bytes));
         let process = Process::start(self.processes, &self.host(), self.segment_bytes, self.options.clone(), loaded);
         self.keep(process.marks.encode());

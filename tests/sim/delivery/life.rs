@@ -17,12 +17,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
+use forebay::config::Aggregate;
 use forebay::dispatch::DispatchOptions;
 use forebay::dispatch::outgoing::Outgoing;
 use forebay::dispatch::run::matched;
 use forebay::event::{KeyHash, Position, ShardId};
 use forebay::host::{Clock as _, Host};
-use forebay::kinesis::{EntryOutcome, PutEntry, PutError, ShardRange};
+use forebay::kinesis::{EntryOutcome, PutEntry, PutError, ShardRange, StreamSummary};
 use forebay::shard_map::ShardMap;
 
 #[path = "drawn.rs"]
@@ -42,6 +43,9 @@ pub const DRAINED_WITHIN: Duration = Duration::from_secs(3_600);
 
 /// So often a process may work at one moment: more is a loop.
 const WORK_AT_ONCE_MAX: u32 = 20_000;
+
+/// Requests in a row that a planted bug takes for a proof.
+const PLANTED_PROOF: u32 = 64;
 
 /// Checkpoints that the store remembers to be set back to.
 const SAVED_MAX: usize = 4;
@@ -98,7 +102,7 @@ enum Event {
 
 pub struct Life {
     seed: u64,
-    plant: Plant,
+    pub plant: Plant,
     pub random: Random,
     pub clock: Arc<SimClock>,
     files: FaultFiles,
@@ -128,6 +132,8 @@ pub struct Life {
     stopped: bool,
     listed: bool,
     worked: (Duration, u32),
+    /// What a planted bug counts.
+    run_of_one_shard: u32,
     pub trace: Option<Vec<String>>,
 }
 
@@ -329,6 +335,16 @@ impl Life {
             for parcel in &call.parcels {
                 self.judge.sent(parcel)?;
             }
+            let ignored = self.service.ignored_keys_since(now).is_some_and(|since| since <= process.started);
+            let known = self.options.keys_vouched || process.was_told || process.had_one_shard;
+            if ignored && !known && self.options.aggregate == Aggregate::Kpl {
+                self.service.meet("request that nothing is known for");
+                let aggregate = call.parcels.iter().find(|parcel| parcel.events.len() > 1);
+                holds!(
+                    aggregate.is_none(),
+                    "SAFE-UNLESS-KNOWN: an aggregate leaves by what landings tell, and keys decided nothing all the while"
+                );
+            }
             if let Some(map) = process.map.as_ref().filter(|_| self.plant.keeps_entries()) {
                 let shard = |parcel: &Parcel| map.open()[map.shard_of(KeyHash(parcel.span.0))].id.clone();
                 call.predicted = call.parcels.iter().map(shard).collect();
@@ -408,6 +424,8 @@ impl Life {
                 self.at(now, Event::SideLane);
             } else {
                 let request = Request { entries: &call.entries, parcels: &call.parcels, predicted: &call.predicted };
+                self.run_of_one_shard = self.plant.run_of_one_shard(&request, &truth, self.run_of_one_shard);
+                let believes = self.run_of_one_shard >= PLANTED_PROOF;
                 let (heard, own) = self.plant.distort(&request, &self.service.shards, truth);
                 for entry in own {
                     let parcel = self.judge.open(&entry)?;
@@ -416,6 +434,10 @@ impl Life {
                 }
                 let process = self.process.as_mut().expect("it is here");
                 process.dispatcher.on_answer(call.id, heard, now);
+                if believes {
+                    let belief = StreamSummary { ignores_keys: Some(false), ..self.service.summary(now) };
+                    process.dispatcher.on_summary(Ok(belief), now);
+                }
             }
         }
         self.done(number, call);
@@ -449,6 +471,7 @@ impl Life {
                     }
                 }
                 process.map_number += u64::from(changed);
+                process.had_one_shard |= map.open().len() == 1;
                 process.map = Some(map);
             }
         }
@@ -462,6 +485,7 @@ impl Life {
         let now = self.now();
         let answer = refused.map_or_else(|| Ok(self.service.summary(now)), Err);
         if let Some(process) = self.process.as_mut().filter(|process| process.number == number) {
+            process.was_told |= answer.as_ref().is_ok_and(|summary| summary.ignores_keys == Some(false));
             process.dispatcher.on_summary(answer, now);
         }
     }

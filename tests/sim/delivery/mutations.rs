@@ -3,7 +3,12 @@
 //! What is planted where stands in `planted.rs`. The honest dispatcher passes the same seeds (`lives.rs`), so that what is
 //! found here is the bug.
 
-use crate::life::live;
+use std::time::Duration;
+
+use forebay::config::Aggregate;
+
+use crate::judge::Broken;
+use crate::life::{Life, live};
 use crate::lives::STANDARD;
 use crate::planted::Plant;
 
@@ -93,4 +98,30 @@ fn duplicates_that_are_not_counted_are_found() {
 #[test]
 fn what_a_restart_sends_again_without_a_count_is_found() {
     dies_by(Plant::RestartUncounted, &["DUPLICATES-EXPLAINED"]);
+}
+
+/// Twenty seconds of one key's events, on a stream that ignores keys and puts all records of some seconds into one shard.
+fn one_key_where_all_sticks_to_a_shard(plant: Plant) -> Result<(), Broken> {
+    let mut life = Life::quiet(7, Aggregate::Kpl, 2);
+    (life.plant, life.keys, life.judge.ordered) = (plant, 1, false);
+    life.options.ask_mode_within = Duration::from_secs(3_600);
+    (life.service.auto, life.service.sticky) = (true, true);
+    life.start()?;
+    for _ in 0..400 {
+        life.write(30)?;
+        life.pass(Duration::from_millis(50))?;
+    }
+    let met = life.service.met.get("request that nothing is known for").copied().unwrap_or_default();
+    assert!(met > 200, "{met} requests left before anything was known");
+    life.process.take().expect("nothing ends it").end();
+    Ok(())
+}
+
+#[test]
+fn evidence_that_is_taken_from_requests_for_one_shard_is_found() {
+    if let Err(Broken(broken)) = one_key_where_all_sticks_to_a_shard(Plant::None) {
+        panic!("the honest dispatcher: {broken}");
+    }
+    let broken = one_key_where_all_sticks_to_a_shard(Plant::ProofByOneShard).expect_err("it lives through this").0;
+    assert!(broken.contains("SAFE-UNLESS-KNOWN"), "{broken}");
 }

@@ -44,6 +44,8 @@ pub enum Plant {
     DuplicatesUncounted,
     /// A restart does not count what it sends again.
     RestartUncounted,
+    /// Requests for one shard are evidence that keys decide.
+    ProofByOneShard,
 }
 
 /// What a bug sees of a request.
@@ -58,6 +60,23 @@ impl Plant {
     /// Requests are kept for it.
     pub fn keeps_entries(self) -> bool {
         self != Self::None
+    }
+
+    /// The run of requests that a dispatcher with this bug would have counted, after one more. Once it is long enough, it believes
+    /// that keys decide.
+    pub fn run_of_one_shard(self, request: &Request<'_>, answer: &Result<Vec<EntryOutcome>, PutError>, run: u32) -> u32 {
+        let Ok(outcomes) = answer else { return run };
+        let stored = outcomes.iter().zip(request.predicted).filter_map(|(outcome, predicted)| match outcome {
+            EntryOutcome::Stored { shard } => Some(shard == predicted),
+            EntryOutcome::Failed(_) => None,
+        });
+        if self != Self::ProofByOneShard || request.predicted.is_empty() {
+            run
+        } else if stored.clone().all(|right| right) {
+            run + u32::from(stored.count() > 0)
+        } else {
+            0
+        }
     }
 
     /// What the dispatcher hears instead of the truth, and the records that the bug goes on to send itself.

@@ -37,6 +37,11 @@ pub struct Process {
     pub saving: bool,
     saved: Option<Checkpoint>,
     pub next_checkpoint: Duration,
+    pub started: Duration,
+    /// It had a map of one shard.
+    pub had_one_shard: bool,
+    /// Somebody told it that keys decide, truly or not.
+    pub was_told: bool,
     /// The shards as this process was told them last.
     pub map: Option<ShardMap>,
     /// How often that was another map than before.
@@ -84,6 +89,7 @@ impl Process {
         let letters = DeadLetters::open(host, &spool::dead_dir(&path("")), 1 << 20, &metrics).expect("a good disk");
         let known = letters.store().unsettled(marks_lost).expect("a good disk");
         dispatcher.keep_letters(Arc::new(letters), &known).expect("a good disk");
+        dispatcher.take_time(host.clock.monotonic());
         let delivered_before = metrics.account.lock().expect("not poisoned").delivered;
         let writer = opened.writer;
         let commit = std::thread::spawn(move || commit_loop(&shared, writer));
@@ -97,6 +103,9 @@ impl Process {
             saving: false,
             saved: None,
             next_checkpoint: host.clock.monotonic() + CHECKPOINT_EVERY,
+            started: host.clock.monotonic(),
+            had_one_shard: false,
+            was_told: false,
             map: None,
             map_number: 0,
             marks,

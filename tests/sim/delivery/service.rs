@@ -29,6 +29,9 @@ const SHARD_RECORDS: f64 = 1000.0;
 /// When the client gives a call up.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a service that sticks to a shard does so.
+const STICKS_SECONDS: u64 = 15;
+
 /// Shards that splits leave at most.
 const SHARDS_MAX: usize = 24;
 
@@ -99,6 +102,10 @@ pub struct Service {
     pub weather: Weather,
     /// Keys decide nothing, weather or not.
     pub auto: bool,
+    /// Since when that is so.
+    auto_since: Option<Duration>,
+    /// Where keys decide nothing, all records of some seconds lie in one shard.
+    pub sticky: bool,
     /// Some events are refused for what they are.
     pub poison: Option<Refusal>,
     random: Random,
@@ -133,6 +140,8 @@ impl Service {
             versions: Vec::new(),
             weather,
             auto: false,
+            auto_since: None,
+            sticky: false,
             poison: None,
             random: Random::new(seed ^ 0x5e41),
             lists: Vec::new(),
@@ -158,6 +167,13 @@ impl Service {
     /// Keys decide nothing now.
     pub fn ignores_keys(&self, now: Duration) -> bool {
         self.auto || self.weather.spell(Kind::Auto, now).is_some()
+    }
+
+    /// For how long that has been so without a break, as far as it was looked at: at each request at least.
+    pub fn ignored_keys_since(&mut self, now: Duration) -> Option<Duration> {
+        let since = self.auto_since;
+        self.auto_since = self.ignores_keys(now).then(|| since.unwrap_or(now));
+        self.auto_since
     }
 
     fn latency(&mut self, now: Duration) -> (Duration, Duration) {
@@ -294,7 +310,9 @@ impl Service {
     ) -> Result<EntryOutcome, Broken> {
         let hash = if self.ignores_keys(now) {
             self.meet("record placed by AUTO");
-            u128::from(self.random.next()) << 64
+            // It begins in the upper half of the hashes.
+            let place = if self.sticky { forebay::host::mix64(4 + now.as_secs() / STICKS_SECONDS) } else { self.random.next() };
+            u128::from(place) << 64
         } else {
             entry.explicit_hash_key.unwrap_or_else(|| md5_of(&entry.partition_key))
         };
