@@ -8,6 +8,9 @@
 //! tried again beside the others (`late`). *EXACT-ACCOUNT* begins here: pending is counted
 //! from marks and indexes, dead comes from the checkpoint and what recovery just found, delivered is the rest.
 //!
+//! A listener that a service manager passed (`activation`) is taken in place of one that would be bound. A reload (`reload`) puts
+//! other sources in the doors' hands and leaves everything else as it is.
+//!
 //! End: doors (what was read is submitted, acknowledgements flushed), last commit, delivery until the deadline,
 //! last checkpoint, then the admin listener. What is not delivered stays in the spool.
 //!
@@ -16,21 +19,24 @@
 
 mod late;
 
+pub mod reload;
+
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::activation::{Passed, PassedError};
 use crate::admin::dead::LetterDoor;
 use crate::admin::spool::SpoolDoor;
-use crate::admin::{self, AdminState};
+use crate::admin::{self, AdminState, Drained};
 use crate::checkpoint::{Checkpoint, MarkStore, SledMarks};
 use crate::coding::{Coding, CodingError, KeyError};
 use crate::config::{Config, OnFull, SourceConfig, StreamConfig, SyncClass};
@@ -40,7 +46,7 @@ use crate::dispatch::{DispatchOptions, Dispatcher, remembered, run};
 use crate::event::{LANES, Position};
 use crate::host::{self, Host};
 use crate::ingest::http::tls::{Pair, TlsError};
-use crate::ingest::{Place, Source, Sources, http, unix};
+use crate::ingest::{LiveSources, Place, Source, Sources, http, unix};
 use crate::kinesis::KinesisApi;
 use crate::limits::Budgets;
 use crate::metrics::{StreamMetrics, locked};
@@ -48,7 +54,8 @@ use crate::spool::cursor::Cursor;
 use crate::spool::dead::desk::DeadLetters;
 use crate::spool::gather::commit_loop;
 use crate::spool::held::Held;
-use crate::spool::{self, OpenError, Policy, SpoolHandle, SpoolOptions};
+use crate::spool::{self, OpenError, Policy, Pulse, SpoolHandle, SpoolOptions};
+use crate::supervisor::{Life, Party};
 
 /// Why an agent does not start. Each names its place and the remedy.
 #[derive(Debug)]
@@ -70,6 +77,8 @@ pub enum StartError {
     Tls(TlsError),
     /// The admin port.
     Admin(io::Error),
+    /// What a service manager passed.
+    Passed(PassedError),
     /// A source's pointers, which the configuration should have refused.
     Source(String),
     /// No thread is to be had.
@@ -85,6 +94,7 @@ impl fmt::Display for StartError {
             Self::Http(error) => error.fmt(f),
             Self::Tls(error) => error.fmt(f),
             Self::Admin(error) => error.fmt(f),
+            Self::Passed(error) => error.fmt(f),
             Self::Source(error) => f.write_str(error),
             Self::Threads(error) => write!(f, "cannot start a thread: {error}"),
         }
@@ -98,7 +108,7 @@ impl StartError {
     #[must_use]
     pub fn is_configuration(&self) -> bool {
         match self {
-            Self::Key(_) | Self::Tls(_) => true,
+            Self::Key(_) | Self::Tls(_) | Self::Passed(_) => true,
             Self::Spool { error: OpenError::Io { error, .. }, .. } => {
                 matches!(CodingError::of(error), Some(CodingError::NoKey { .. }))
             }
@@ -190,7 +200,11 @@ pub struct Agent {
     doors: JoinSet<()>,
     admin: JoinSet<()>,
     draining: watch::Sender<bool>,
+    /// How long whoever asked for the end wants delivery to be waited for.
+    drain_within: Arc<OnceLock<Duration>>,
+    drained: watch::Sender<Option<Drained>>,
     admin_stop: watch::Sender<bool>,
+    sources: LiveSources,
     host: Host,
     /// Where HTTP listens.
     pub http: Option<SocketAddr>,
@@ -214,7 +228,7 @@ struct HttpDoors {
 }
 
 impl HttpDoors {
-    async fn bind(config: &Config) -> Result<Self, StartError> {
+    async fn bind(config: &Config, passed: &mut Passed) -> Result<Self, StartError> {
         let listen = &config.listen;
         let options = http::HttpOptions {
             allowed_hosts: listen.allowed_hosts.clone(),
@@ -230,14 +244,23 @@ impl HttpDoors {
             _ => None,
         };
         if let Some(address) = listen.http {
-            doors.http = Some(http::bind(address, options.clone()).await.map_err(StartError::Http)?);
+            doors.http = Some(match passed.port("http", address).map_err(StartError::Passed)? {
+                Some(port) => http::HttpDoor::on_port(port, options.clone()),
+                None => http::bind(address, options.clone()).await.map_err(StartError::Http)?,
+            });
         }
         if let (Some(address), Some(pair)) = (listen.https, pair) {
-            doors.https = Some(http::bind_tls(address, pair, options.clone()).await.map_err(StartError::Http)?);
+            doors.https = Some(match passed.port("https", address).map_err(StartError::Passed)? {
+                Some(port) => http::HttpDoor::on_tls(port, pair, options.clone()),
+                None => http::bind_tls(address, pair, options.clone()).await.map_err(StartError::Http)?,
+            });
         }
         if let Some(path) = &listen.http_socket {
-            let bound = http::bind_socket(path, listen.allowed_uids.clone(), options).await;
-            doors.socket = Some(bound.map_err(StartError::Http)?);
+            let uids = listen.allowed_uids.clone();
+            doors.socket = Some(match passed.socket("http_socket", path).map_err(StartError::Passed)? {
+                Some(socket) => http::HttpDoor::on_socket(socket, uids, options),
+                None => http::bind_socket(path, uids, options).await.map_err(StartError::Http)?,
+            });
         }
         let Self { http, https, socket } = &mut doors;
         let all: Vec<&mut http::HttpDoor> = [http, https, socket].into_iter().flatten().collect();
@@ -258,6 +281,7 @@ impl Agent {
     pub async fn start(
         config: &Config,
         host: Host,
+        mut passed: Passed,
         connect: impl Fn(&StreamConfig) -> Arc<dyn KinesisApi>,
     ) -> Result<Self, StartError> {
         let (draining, shutdown) = watch::channel(false);
@@ -267,15 +291,22 @@ impl Agent {
             Some(path) => {
                 let options =
                     unix::UnixOptions { allowed_uids: config.listen.allowed_uids.clone(), ..unix::UnixOptions::default() };
-                Some(unix::bind(path, options).await.map_err(StartError::Socket)?)
+                Some(match passed.socket("socket", path).map_err(StartError::Passed)? {
+                    Some(socket) => unix::passed(socket, options),
+                    None => unix::bind(path, options).await.map_err(StartError::Socket)?,
+                })
             }
             None => None,
         };
-        let HttpDoors { http, https, socket: http_socket } = HttpDoors::bind(config).await?;
+        let HttpDoors { http, https, socket: http_socket } = HttpDoors::bind(config, &mut passed).await?;
         let admin_listener = match config.listen.admin {
-            Some(address) => Some(admin::bind(address).await.map_err(StartError::Admin)?),
+            Some(address) => Some(match passed.port("admin", address).map_err(StartError::Passed)? {
+                Some(port) => admin::on_port(port).map_err(StartError::Admin)?,
+                None => admin::bind(address).await.map_err(StartError::Admin)?,
+            }),
             None => None,
         };
+        passed.finish().map_err(StartError::Passed)?;
         let keys = config.spool.read_keys().map_err(StartError::Key)?;
         let config = Arc::new(config.clone());
         let (mut streams, mut closed, mut metrics) = (Vec::with_capacity(config.streams.len()), Vec::new(), Vec::new());
@@ -307,10 +338,12 @@ impl Agent {
             let no_stream = || StartError::Source(format!("source {}: no stream {}", source.name, source.stream));
             Ok(Place::closed(source, metrics.ok_or_else(no_stream)?))
         });
-        let sources = Sources::of(sources.collect::<Result<Vec<_>, _>>()?);
+        let sources = LiveSources::from(Sources::of(sources.collect::<Result<Vec<_>, _>>()?));
         for (opening, error) in &closed {
             late::tell_closed(opening, error);
         }
+        let (drained, when_drained) = watch::channel(None);
+        let drain_within = Arc::<OnceLock<Duration>>::default();
 
         let mut doors = JoinSet::new();
         let mut admin_tasks = JoinSet::new();
@@ -325,6 +358,8 @@ impl Agent {
         let admin_address = admin_listener.as_ref().and_then(|listener| listener.local_addr().ok());
         let admin = admin_listener.map(|listener| {
             let mut state = AdminState::new(metrics.clone(), draining.clone(), Arc::clone(&host.clock));
+            state.drain_within = Arc::clone(&drain_within);
+            state.drained = when_drained;
             state.allowed_hosts.clone_from(&config.listen.allowed_hosts);
             locked(&state.spools).extend(streams.iter().map(|stream| spool_door(&config, stream)));
             locked(&state.letters).extend(streams.iter().map(letter_door));
@@ -332,19 +367,58 @@ impl Agent {
             admin_tasks.spawn(admin::serve(listener, Arc::clone(&state), admin_shutdown));
             state
         });
-        let places = late::Places { sources, admin, opened: Arc::new(Mutex::new(streams)) };
+        let places = late::Places { sources: sources.clone(), admin, opened: Arc::new(Mutex::new(streams)) };
         let mut late = JoinSet::new();
         for (opening, _) in closed {
             late.spawn(late::open(opening, places.clone(), shutdown.clone()));
         }
-        let (http, https, streams) = (http_address, https_address, places.opened);
-        Ok(Self { streams, late, metrics, doors, admin: admin_tasks, draining, admin_stop, host, http, https, admin_address })
+        let (http, https, streams, admin) = (http_address, https_address, places.opened, admin_tasks);
+        Ok(Self {
+            streams,
+            late,
+            metrics,
+            doors,
+            admin,
+            draining,
+            drain_within,
+            drained,
+            admin_stop,
+            sources,
+            host,
+            http,
+            https,
+            admin_address,
+        })
     }
 
     /// Becomes true when `POST /drain` or [`Agent::drain`] asked for the end.
     #[must_use]
     pub fn draining(&self) -> watch::Receiver<bool> {
         self.draining.subscribe()
+    }
+
+    /// How long whoever asked for the end by `POST /drain` wants delivery to be waited for, if they said.
+    #[must_use]
+    pub fn drain_within(&self) -> Option<Duration> {
+        self.drain_within.get().copied()
+    }
+
+    /// Who must show signs of life, and a line on how things stand.
+    #[must_use]
+    pub fn life(&self) -> Life {
+        let mut parties = Vec::new();
+        for stream in &*locked(&self.streams) {
+            let (spool, inbox) = (stream.handle.clone(), stream.inbox.clone());
+            let commit = move |pulse| spool.shared().ask_for_pulse(pulse);
+            parties.push(Party { who: format!("commit thread of {}", stream.name).into(), ask: Box::new(commit) });
+            let dispatch = move |pulse| inbox.tell(Event::Pulse(pulse));
+            parties.push(Party { who: format!("dispatcher of {}", stream.name).into(), ask: Box::new(dispatch) });
+        }
+        let runtime = tokio::runtime::Handle::current();
+        let doors = move |pulse: Pulse| drop(runtime.spawn(async move { drop(pulse) }));
+        parties.push(Party { who: "runtime of the doors".into(), ask: Box::new(doors) });
+        let named = self.metrics.clone();
+        Life { parties, status: Box::new(move || admin::report::line(&named)) }
     }
 
     /// A stream's counters.
@@ -401,6 +475,7 @@ impl Agent {
                 }
             }
         }
+        self.drained.send_replace(Some(Drained { pending: report.pending, clean: report.clean }));
         self.admin_stop.send_replace(true);
         while self.admin.join_next().await.is_some() {}
         report

@@ -12,6 +12,7 @@ mod dev_cert;
 mod spool;
 
 use std::path::PathBuf;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
@@ -28,9 +29,21 @@ pub use dead::*;
 pub use dev_cert::*;
 pub use spool::*;
 
+/// Version, commit and features of this build. The commit is what the variable `FOREBAY_COMMIT` named when it was compiled, as
+/// `packaging/release.sh` sets it.
+#[must_use]
+pub fn version() -> &'static str {
+    static VERSION: LazyLock<String> = LazyLock::new(|| {
+        let commit = option_env!("FOREBAY_COMMIT").unwrap_or("unknown");
+        let features = if cfg!(feature = "dev") { "dev" } else { "none" };
+        format!("{} (commit {commit}, features: {features})", env!("CARGO_PKG_VERSION"))
+    });
+    &VERSION
+}
+
 /// Takes an application's events, has them on disk before it says "received", and delivers them to Amazon Kinesis.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "forebay", version, max_term_width = 110, disable_help_subcommand = false)]
+#[command(name = "forebay", version = version(), max_term_width = 110, disable_help_subcommand = false)]
 #[command(after_help = "Start here:
   forebay demo                              the whole way once, nothing else needed
   forebay run --dev                         an agent with an embedded Kinesis
@@ -72,6 +85,8 @@ pub enum Command {
     Tail(TailArgs),
     /// What the agent holds, delivers and suffers from, now
     Status(StatusArgs),
+    /// Ask the agent to stop accepting, deliver what it holds, and end; wait for that
+    Drain(DrainArgs),
     /// Look into a spool, of a running agent or a stopped one: segments, events, checksums; deliver a range again
     Spool(SpoolArgs),
     /// What was set aside: list, show, hand back, purge
@@ -269,12 +284,38 @@ pub struct TailArgs {
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "Examples:
   forebay status
-  forebay status --admin 127.0.0.1:4711 --json | jq '.streams[].account.pending'")]
+  forebay status --admin 127.0.0.1:4711 --json | jq '.streams[].account.pending'
+  forebay status --quiet && echo ready
+      For health checks: exit code 0 while the agent takes events and can make them durable, else 1; Kinesis being away is no matter.")]
 pub struct StatusArgs {
     /// The agent's admin address [default: the configuration's]
     #[arg(long, value_name = "ADDR", value_parser = by_key(SectionKind::Listen, "admin"))]
     pub admin: Option<String>,
     /// Print the agent's answer as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Print nothing: the exit code says whether the agent is ready
+    #[arg(long, conflicts_with = "json")]
+    pub quiet: bool,
+}
+
+/// `forebay drain`.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "Examples:
+  forebay drain
+  forebay drain --timeout 45s
+      For a preStop hook: no more events are taken, what is there is delivered for at most that long, then the agent ends.
+
+Exit code 0 when all was delivered; 1 when events stay in the spool, which is told, and which the next start delivers, or when there is
+no agent.")]
+pub struct DrainArgs {
+    /// The agent's admin address [default: the configuration's]
+    #[arg(long, value_name = "ADDR", value_parser = by_key(SectionKind::Listen, "admin"))]
+    pub admin: Option<String>,
+    /// How long delivery may take, such as 45s, up to 1h [default: the agent's drain_timeout]
+    #[arg(long, value_name = "TIME", value_parser = drain_time)]
+    pub timeout: Option<Duration>,
+    /// Print one JSON object: pending, clean
     #[arg(long)]
     pub json: bool,
 }
@@ -293,6 +334,9 @@ pub struct ConfigArgs {
     /// Print JSON: value, origin and place of each key
     #[arg(long)]
     pub json: bool,
+    /// Print nothing but errors
+    #[arg(long, conflicts_with = "json")]
+    pub quiet: bool,
 }
 
 impl Cli {
@@ -352,6 +396,9 @@ impl Cli {
             Command::Status(args) => {
                 (over(Listen, "admin", "--admin", args.admin.as_ref()).into_iter().collect(), false, Purpose::Client)
             }
+            Command::Drain(args) => {
+                (over(Listen, "admin", "--admin", args.admin.as_ref()).into_iter().collect(), false, Purpose::Client)
+            }
             Command::Spool(args) => {
                 let admin = args.command.place().admin.as_ref();
                 (over(Listen, "admin", "--admin", admin).into_iter().collect(), false, Purpose::Client)
@@ -392,6 +439,11 @@ fn over(section: SectionKind, key: &'static str, flag: &'static str, value: Opti
 /// Judges a flag as the configuration judges its key.
 fn by_key(section: SectionKind, key: &'static str) -> impl Fn(&str) -> Result<String, String> + Clone + Send + Sync + 'static {
     move |value| check_flag(section, key, value)
+}
+
+/// A time that the key `drain_timeout` could have.
+fn drain_time(text: &str) -> Result<Duration, String> {
+    check_flag(SectionKind::Root, "drain_timeout", text).and_then(|text| parse_time(&text).map_err(|error| error.to_string()))
 }
 
 fn aggregate() -> impl clap::builder::TypedValueParser<Value = Aggregate> {

@@ -28,6 +28,7 @@
 #[cfg(test)]
 extern crate self as forebay;
 
+pub mod activation;
 pub mod admin;
 pub mod agent;
 pub mod aggregate;
@@ -54,6 +55,7 @@ pub mod md5_lanes;
 pub mod metrics;
 pub mod shard_map;
 pub mod spool;
+pub mod supervisor;
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

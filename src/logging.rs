@@ -44,7 +44,7 @@ fn filter(level: &str) -> Result<EnvFilter, String> {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
     let directives = match level.to_ascii_lowercase() {
         plain if plain == "off" || plain == "error" => plain,
-        plain if LEVELS.contains(&plain.as_str()) => format!("warn,aws_config=error,forebay={plain}"),
+        plain if LEVELS.contains(&plain.as_str()) => format!("warn,aws_config=error,aws_runtime=error,forebay={plain}"),
         // A filter takes any word for a module's name: one without a level is a slip.
         other if other.contains('=') || other.split(',').any(|part| LEVELS.contains(&part)) => level.to_owned(),
         _ => return Err(String::new()),

@@ -3,8 +3,9 @@
 use std::process::ExitCode;
 use std::thread::available_parallelism;
 
+use forebay::activation::Passed;
 use forebay::cli::{Cli, Command};
-use forebay::config::{self, Loaded, RealEnvironment};
+use forebay::config::{self, Loaded, RealEnvironment, Request};
 use forebay::exit::{self, Exit};
 use forebay::{commands, logging};
 
@@ -16,7 +17,18 @@ fn main() -> ExitCode {
     logging::start(cli.log_format(), cli.log_level());
     exit::on_any_panic();
 
-    let loaded = match cli.config_request().map(|request| config::load(&RealEnvironment, &request)).transpose() {
+    // Before there are threads: it takes what it finds out of the environment.
+    let passed = if matches!(cli.command, Command::Run(_)) { Passed::take() } else { Ok(Passed::default()) };
+    let passed = match passed {
+        Ok(passed) => passed,
+        Err(error) => {
+            eprintln!("forebay: {error}");
+            return Exit::Configuration.into();
+        }
+    };
+
+    let request = cli.config_request();
+    let loaded = match request.as_ref().map(|request| config::load(&RealEnvironment, request)).transpose() {
         Ok(loaded) => loaded,
         Err(problems) => {
             eprintln!("forebay: {problems}");
@@ -35,16 +47,24 @@ fn main() -> ExitCode {
             return Exit::Failed.into();
         }
     };
-    let code = runtime.block_on(dispatch(cli.command, loaded));
+    let code = runtime.block_on(dispatch(cli.command, request, loaded, passed));
     // A read of stdin cannot be cancelled; whatever had to become durable is so when its command returns.
     runtime.shutdown_background();
     code
 }
 
-async fn dispatch(command: Command, loaded: Option<Loaded>) -> ExitCode {
+async fn dispatch(command: Command, request: Option<Request>, loaded: Option<Loaded>, passed: Passed) -> ExitCode {
     let config = loaded.as_ref().map(|loaded| &loaded.config);
     match command {
-        Command::Run(args) => commands::run::run(args, config.cloned()).await,
+        Command::Run(args) => {
+            let request = request.expect("this command has one");
+            let loaded = loaded.expect("`config_request` asks for one for this command");
+            commands::run::run(args, commands::run::Started { request, loaded, passed }).await
+        }
+        Command::Drain(args) => match commands::drain_options(&args, config) {
+            Ok(options) => commands::drain::run(options).await,
+            Err(exit) => exit.into(),
+        },
         #[cfg(feature = "dev")]
         Command::Demo(args) => commands::demo::run(args.into()).await,
         #[cfg(not(feature = "dev"))]

@@ -472,7 +472,7 @@ async fn the_status_command_prints_what_a_person_asks_first() {
     ] {
         assert!(words.iter().any(|found| found.trim_end_matches([',', ';']) == word), "missing {word} in:\n{text}");
     }
-    assert_eq!(status::run(StatusOptions { admin: agent.addr, json: true }).await, ExitCode::SUCCESS);
+    assert_eq!(status::run(StatusOptions { admin: agent.addr, json: true, quiet: false }).await, ExitCode::SUCCESS);
 }
 
 #[tokio::test]
@@ -483,7 +483,7 @@ async fn the_status_command_fails_clearly_where_no_agent_answers() {
     let error = status::fetch(addr).await.expect_err("nobody listens");
     assert!(matches!(error, StatusError::NoAgent(..)), "{error:?}");
     assert!(error.to_string().contains(&addr.to_string()) && error.to_string().contains("listen.admin"), "{error}");
-    assert_eq!(status::run(StatusOptions { admin: addr, json: false }).await, ExitCode::FAILURE);
+    assert_eq!(status::run(StatusOptions { admin: addr, json: false, quiet: false }).await, ExitCode::FAILURE);
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ use std::io::Write as _;
 use std::time::Duration;
 
 use bytes::Bytes;
-use doors::{Door, World, config, soon};
+use doors::{Door, World, config};
 use forebay::config::{AmplitudeConfig, KeyFallback, RuleConfig, Secret, SizeLimits, SourceConfig, SourceKind};
 use forebay::ingest::Sources;
 use forebay::ingest::http::HttpOptions;
@@ -321,7 +321,7 @@ async fn an_event_of_a_request_that_the_sdk_sends_in_halves_is_not_counted_as_re
             large
         })
         .collect();
-    let post = |events: &[Value]| door.post("/2/httpapi", &json!({"api_key": "k", "events": events}));
+    let post = async |events: &[Value]| door.post("/2/httpapi", &json!({"api_key": "k", "events": events})).await;
     assert_eq!(post(&large).await.0, 413);
     assert_eq!(world.rejected("too_large"), 0);
     for half in large.chunks(1) {

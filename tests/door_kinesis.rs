@@ -41,7 +41,7 @@ use prost::Message as _;
 mod kpl;
 
 /// A door whose requests wait but a moment.
-async fn open(sources: Sources) -> Door {
+async fn door_of(sources: Sources) -> Door {
     Door::with(sources, HttpOptions { admit_timeout: Duration::from_millis(300), ..HttpOptions::default() }).await
 }
 
@@ -141,7 +141,7 @@ fn know_shards(world: &World, shards: u32) {
 async fn records_of_an_sdk_lie_in_the_spool_under_their_keys_and_explicit_hash_keys() {
     let world = World::new();
     know_shards(&world, 2);
-    let door = open(only(&world)).await;
+    let door = door_of(only(&world)).await;
     let client = door.client();
     let max = u128::MAX.to_string();
     let one =
@@ -177,7 +177,7 @@ async fn records_of_an_sdk_lie_in_the_spool_under_their_keys_and_explicit_hash_k
 #[tokio::test]
 async fn an_answer_waits_for_the_disk() {
     let mut world = World::stalled();
-    let door = open(only(&world)).await;
+    let door = door_of(only(&world)).await;
     let client = door.client();
     let records = (0..500).map(|n| entry(&format!("k{n}"), None, &[b'x'; 2000])).collect();
     let sending = tokio::spawn(client.put_records().stream_name("clicks").set_records(Some(records)).send());
@@ -194,7 +194,7 @@ async fn an_answer_waits_for_the_disk() {
 #[tokio::test]
 async fn what_libraries_ask_before_they_write_is_answered_from_the_shard_map() {
     let world = World::new();
-    let door = open(only(&world)).await;
+    let door = door_of(only(&world)).await;
     let client = door.client();
     // Before Kinesis told anything: one shard for all.
     let first = soon(client.list_shards().stream_name("clicks").send()).await.unwrap();
@@ -228,7 +228,7 @@ async fn what_libraries_ask_before_they_write_is_answered_from_the_shard_map() {
 #[tokio::test]
 async fn what_the_service_refuses_is_refused_as_a_whole_with_its_own_codes() {
     let world = World::new();
-    let door = open(only(&world)).await;
+    let door = door_of(only(&world)).await;
     let (status, code, text) = door.fails("PutRecord", r#"{"StreamName":"other","PartitionKey":"k","Data":""}"#).await;
     assert_eq!((status, &code[..]), (400, "ResourceNotFoundException"));
     assert!(text.starts_with("Stream other under account 000000000000 not found.") && text.contains("clicks"), "{text}");
@@ -267,7 +267,7 @@ async fn what_the_service_refuses_is_refused_as_a_whole_with_its_own_codes() {
 #[tokio::test]
 async fn cbor_is_spoken_as_the_java_sdk_speaks_it() {
     let world = World::new();
-    let door = open(only(&world)).await;
+    let door = door_of(only(&world)).await;
     let headers = [("x-amz-target", "Kinesis_20131202.PutRecords"), ("content-type", "application/x-amz-cbor-1.1")];
     // {_ "StreamName": "clicks", "Records": [_ {_ "Data": h'00ff', "PartitionKey": "k", "ExplicitHashKey": "7"}]}
     let body = [
@@ -293,7 +293,7 @@ async fn a_full_spool_that_refuses_is_throughput_exceeded_and_nothing_is_accepte
     for on_full in [OnFull::Reject, OnFull::Block] {
         let world = &mut World::with_policy(26_000, 1, Policy { on_full, reserve: Some(0), ..Policy::default() });
         world.go();
-        let door = open(only(world)).await;
+        let door = door_of(only(world)).await;
         let client = door.client();
         let full = || world.metrics.full_by().is_some();
         let mut accepted = 0;
@@ -332,7 +332,7 @@ async fn a_full_spool_that_refuses_is_throughput_exceeded_and_nothing_is_accepte
 #[tokio::test]
 async fn a_source_with_access_keys_takes_what_they_have_signed() {
     let world = World::new();
-    let door = open(Sources::new([world.source(&signed(&["AKIDEXAMPLE:se:cret", "OTHER:x"]))])).await;
+    let door = door_of(Sources::new([world.source(&signed(&["AKIDEXAMPLE:se:cret", "OTHER:x"]))])).await;
     let put = |client: Client| async move {
         let sent = client.put_record().stream_name("clicks").partition_key("k").data(Blob::new("x")).send();
         soon(sent).await.map(|_| ()).map_err(|error| error.code().unwrap_or_default().to_owned())
@@ -358,7 +358,7 @@ async fn a_stream_is_found_by_name_and_arn_and_one_that_is_locked_is_not_opened_
         locked.source(&SourceConfig { name: "locked".into(), stream: arn.into(), ..signed(&["AKID:good"]) }),
         open.source(&SourceConfig { name: "third".into(), stream: "third".into(), ..signed(&["THIRD:key"]) }),
     ]);
-    let door = open(sources).await;
+    let door = door_of(sources).await;
     let put = |client: Client, name: Option<&str>, arn: Option<&str>| {
         let sent = client.put_record().set_stream_name(name.map(str::to_owned)).set_stream_arn(arn.map(str::to_owned));
         let sent = sent.partition_key("k").data(Blob::new("x")).send();
@@ -382,7 +382,7 @@ async fn a_stream_is_found_by_name_and_arn_and_one_that_is_locked_is_not_opened_
 #[tokio::test]
 async fn without_a_source_of_its_kind_the_answer_names_the_remedy_and_a_stopping_agent_says_send_again() {
     let world = World::new();
-    let door = open(world.web()).await;
+    let door = door_of(world.web()).await;
     let (status, code, text) = door.fails("PutRecord", r#"{"StreamName":"clicks","PartitionKey":"k","Data":""}"#).await;
     assert_eq!((status, &code[..]), (400, "ResourceNotFoundException"));
     assert!(text.contains("[[source]] with kind = \"kinesis\""), "{text}");
@@ -392,7 +392,7 @@ async fn without_a_source_of_its_kind_the_answer_names_the_remedy_and_a_stopping
 #[tokio::test]
 async fn hostile_bodies_cost_little_and_are_answered() {
     let world = World::new();
-    let door = open(only(&world)).await;
+    let door = door_of(only(&world)).await;
     let code = |body: String| {
         let door = &door;
         async move { door.fails("PutRecords", &body).await.1 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use bytes::Bytes;
-use doors::{Door, World, config, soon};
+use doors::{Door, World, config};
 use forebay::config::{KeyFallback, MParticleConfig, RuleConfig, Secret, SizeLimits, SourceConfig, SourceKind};
 use forebay::ingest::Sources;
 use forebay::ingest::http::HttpOptions;

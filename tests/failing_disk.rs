@@ -22,6 +22,10 @@ mod client;
 #[allow(dead_code, reason = "each test binary uses its own part of the helpers")]
 mod sink;
 
+#[path = "common/manager.rs"]
+#[allow(dead_code, reason = "each test binary uses its own part of the helpers")]
+mod manager;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -33,6 +37,7 @@ use std::time::{Duration, Instant};
 
 use agent::{Account, Agent, Setup};
 use client::{Client, Pace};
+use manager::Manager;
 use sink::{Mode, Options, Sink, number_of};
 
 const CLIENTS: usize = 3;
@@ -455,4 +460,33 @@ fn a_spool_on_a_read_only_disk_is_told_at_the_start_and_nothing_is_accepted() {
     agent.wait_drained();
     assert!(agent.terminate().success());
     world.check(&clients);
+}
+
+/// A write or sync that never comes back is no error that could be answered: only a supervisor can end it.
+#[test]
+fn while_a_sync_hangs_the_watchdog_is_not_fed_and_the_log_names_the_thread_and_after_it_it_is() {
+    let Some(mut world) = World::new() else { return };
+    let manager = Manager::listen(world.setup.dir.as_path());
+    world.setup.env.extend(manager.environment(Duration::from_millis(600)));
+    let mut agent = Agent::start(&world.setup);
+    manager.wait_for("WATCHDOG=1");
+    world.fail("fdatasync", "segments", -1);
+    let pace = Pace::of(1);
+    thread::scope(|scope| {
+        scope.spawn(|| Client::new(&world.setup.socket(), vec!["k".into()], 10, 1, 7).run(&pace));
+        agent.wait_for("the thread that hangs to be named", |_| {
+            world
+                .setup
+                .log_text()
+                .lines()
+                .any(|line| line.contains("no sign of life") && line.contains("commit thread of events"))
+        });
+        // Told once: it may have been heard already.
+        manager.wait_for("STATUS=no sign of life of: commit thread of events");
+        assert!(!manager.heard("WATCHDOG=1"), "a hanging agent fed the watchdog");
+        assert_eq!(pace.acked(), 0, "RECEIPT-AFTER-SYNC");
+        world.heal();
+        manager.wait_for("WATCHDOG=1");
+    });
+    assert_eq!(pace.acked(), 1);
 }

@@ -18,7 +18,7 @@ use forebay::config::SourceConfig;
 use forebay::ingest::Sources;
 use forebay::ingest::http::{HttpOptions, bind};
 use forebay::limits::{EVENT_BYTES_CEILING, EVENT_BYTES_MAX, INGEST_BYTES_MAX};
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::Full;
 use hyper::{HeaderMap, Request};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::{Value, json};

@@ -18,13 +18,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use doors::{PATIENCE, Stop, World, config, soon, until};
+use doors::{Door, PATIENCE, Stop, World, config, soon, until};
 use forebay::config::{DataEncoding, KeyFallback, OnFull, RuleConfig, SourceConfig};
 use forebay::host::Host;
 use forebay::ingest::{Made, Reject, Source, Sources, unix};
 use forebay::metrics::{Limit, SourceUsage};
 use forebay::spool::Policy;
-use raw_http::Door;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
 

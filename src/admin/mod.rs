@@ -21,7 +21,7 @@ pub mod spool;
 use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -30,7 +30,7 @@ use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderName, Header
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
@@ -55,6 +55,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The page of `/`; it fetches `/status` and loads nothing from elsewhere.
 const PAGE: &str = include_str!("page.html");
 
+/// Asks for the end.
+const DRAIN: &str = "/drain";
+
 /// Every path with its method, as the 404 answer lists them.
 const ROUTES: [(&str, &str); 8] = [
     ("GET", "/"),
@@ -62,10 +65,19 @@ const ROUTES: [(&str, &str); 8] = [
     ("GET", "/readyz"),
     ("GET", "/metrics"),
     ("GET", "/status"),
-    ("POST", "/drain"),
+    ("POST", DRAIN),
     ("POST", dead::RETRY),
     ("POST", dead::PURGE),
 ];
+
+/// What a drained agent left: the answer to `POST /drain?wait`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drained {
+    /// Events that stay in the spools, for the next start.
+    pub pending: u64,
+    /// The next start sends nothing twice.
+    pub clean: bool,
+}
 
 /// What the listener reads, and the one switch it turns.
 #[derive(Debug)]
@@ -74,6 +86,10 @@ pub struct AdminState {
     pub streams: Vec<(String, Arc<StreamMetrics>)>,
     /// The agent's drain watch: true means drain. `POST /drain` sets it, `/status` and `/readyz` show it.
     pub draining: watch::Sender<bool>,
+    /// How long the first who asked for the drain wants delivery to be waited for (`POST /drain?timeout_ms=N`).
+    pub drain_within: Arc<OnceLock<Duration>>,
+    /// What was left, once all streams have ended.
+    pub drained: watch::Receiver<Option<Drained>>,
     /// Uptime and the age of events.
     pub clock: Arc<dyn Clock>,
     /// [`Clock::monotonic`] when the agent started.
@@ -91,7 +107,17 @@ impl AdminState {
     #[must_use]
     pub fn new(streams: Vec<(String, Arc<StreamMetrics>)>, draining: watch::Sender<bool>, clock: Arc<dyn Clock>) -> Self {
         let started = clock.monotonic();
-        Self { streams, draining, clock, started, allowed_hosts: Vec::new(), spools: Mutex::default(), letters: Mutex::default() }
+        Self {
+            streams,
+            draining,
+            drain_within: Arc::default(),
+            drained: watch::channel(None).1,
+            clock,
+            started,
+            allowed_hosts: Vec::new(),
+            spools: Mutex::default(),
+            letters: Mutex::default(),
+        }
     }
 
     /// What `/status` says now.
@@ -132,6 +158,21 @@ pub async fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
         let remedy = "set listen.admin to a free loopback address, or to \"\" to turn it off";
         io::Error::new(error.kind(), format!("listen.admin = \"{addr}\": cannot listen: {error}; {remedy}"))
     })
+}
+
+/// A port that was passed, already listening.
+///
+/// # Errors
+/// It listens on an address that is not loopback, or as the system says.
+pub fn on_port(listener: TcpListener) -> io::Result<TcpListener> {
+    let address = listener.local_addr()?;
+    if address.ip().is_loopback() {
+        return Ok(listener);
+    }
+    let text = format!(
+        "the service manager passed {address} for listen.admin, which has no password: only loopback addresses are allowed"
+    );
+    Err(io::Error::new(io::ErrorKind::InvalidInput, text))
 }
 
 /// Serves until `shutdown` turns true (or its sender is gone). Answers under way are finished, for at most a second.
@@ -192,9 +233,12 @@ async fn serve_connection(stream: TcpStream, state: Arc<AdminState>, mut shutdow
                 });
             }
             let answer = respond(&state, &request);
-            // Allowed, and it waits for the disk.
-            let waits = answer.status() == StatusCode::CONTINUE;
-            Ok(if waits { dead::respond(&state, request).await } else { answer })
+            // Allowed, and it waits: for the disk, or for the end.
+            Ok(match (answer.status(), request.uri().path()) {
+                (StatusCode::CONTINUE, DRAIN) => drain(&state, request.uri().query().unwrap_or_default()).await,
+                (StatusCode::CONTINUE, _) => dead::respond(&state, request).await,
+                _ => answer,
+            })
         }
     });
     let connection = hyper::server::conn::http1::Builder::new()
@@ -250,15 +294,40 @@ fn respond<B>(state: &AdminState, request: &Request<B>) -> Answer {
             Err(error) => json_answer(StatusCode::INTERNAL_SERVER_ERROR, &json!({"error": error.to_string()})),
         },
         "/status" => json_answer(StatusCode::OK, &state.status()),
-        "/drain" => {
-            if !state.draining.send_replace(true) {
-                tracing::info!("drain: asked for over the admin listener");
-            }
-            json_answer(StatusCode::ACCEPTED, &json!({"state": AgentState::Draining}))
-        }
-        dead::RETRY | dead::PURGE => answer(StatusCode::CONTINUE, "application/json", ""),
+        DRAIN | dead::RETRY | dead::PURGE => answer(StatusCode::CONTINUE, "application/json", ""),
         _ => unreachable!("the path is one of ROUTES, and each has its arm"),
     }
+}
+
+/// Turns the switch. With `wait` in the query the answer comes when the agent has drained, and tells what is left; `timeout_ms`
+/// says how long delivery may take, in place of `drain_timeout`.
+async fn drain(state: &AdminState, query: &str) -> Answer {
+    let mut wait = false;
+    for part in query.split('&').filter(|part| !part.is_empty()) {
+        match part.split_once('=') {
+            None if part == "wait" => wait = true,
+            Some(("timeout_ms", ms)) if ms.parse::<u32>().is_ok() => {
+                let within = Duration::from_millis(ms.parse::<u32>().unwrap_or_default().into());
+                // Only the first who asks is heard: by then the end has begun.
+                state.drain_within.get_or_init(|| within);
+            }
+            _ => {
+                let text = "the query of /drain takes wait and timeout_ms=N, in milliseconds";
+                return json_answer(StatusCode::BAD_REQUEST, &json!({ "error": text }));
+            }
+        }
+    }
+    if !state.draining.send_replace(true) {
+        tracing::info!("drain: asked for over the admin listener");
+    }
+    if wait {
+        let mut drained = state.drained.clone();
+        let told = drained.wait_for(Option::is_some).await.ok().and_then(|told| *told);
+        if let Some(told) = told {
+            return json_answer(StatusCode::OK, &told);
+        }
+    }
+    json_answer(StatusCode::ACCEPTED, &json!({"state": AgentState::Draining}))
 }
 
 /// Refuses what only a browser led astray would send.

@@ -445,3 +445,32 @@ impl ReadyReport {
         Self { ready, reasons, streams }
     }
 }
+
+/// How the streams stand, in one line for a service manager: what was taken, what is pending, and what needs somebody.
+#[must_use]
+pub fn line(streams: &[(String, Arc<StreamMetrics>)]) -> String {
+    let (mut accepted, mut pending) = (0, 0);
+    let mut cares = String::new();
+    for (name, metrics) in streams {
+        {
+            let account = locked(&metrics.account);
+            accepted += account.accepted;
+            pending += account.pending();
+        }
+        let paused = locked(&metrics.paused_reason).clone();
+        let care = if !metrics.writable.load(Ordering::Relaxed) {
+            "the spool cannot make events durable: see the log"
+        } else if let Some(limit) = metrics.full_by() {
+            full_reason(limit)
+        } else if !paused.is_empty() {
+            &paused
+        } else {
+            continue;
+        };
+        cares.push_str("; stream ");
+        cares.push_str(name);
+        cares.push_str(": ");
+        cares.extend(care.chars().map(|c| if c.is_control() { ' ' } else { c }));
+    }
+    format!("accepting; {accepted} events in all, {pending} pending{cares}")
+}

@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use super::{Opening, StartError, Stream, letter_door, source_of, spool_door};
 use crate::admin::AdminState;
 use crate::dispatch::backoff::Backoff;
-use crate::ingest::Sources;
+use crate::ingest::LiveSources;
 use crate::metrics::locked;
 
 /// No try comes sooner after the last one.
@@ -31,7 +31,7 @@ const RETRY_MAX: Duration = Duration::from_secs(15);
 /// Where a stream goes once it is open.
 #[derive(Clone, Debug)]
 pub(super) struct Places {
-    pub(super) sources: Sources,
+    pub(super) sources: LiveSources,
     pub(super) admin: Option<Arc<AdminState>>,
     pub(super) opened: Arc<Mutex<Vec<Stream>>>,
 }
@@ -77,7 +77,7 @@ fn take_in(stream: Stream, opening: &Opening, places: &Places) {
     locked(&opening.metrics.closed_reason).clear();
     for source in opening.config.sources.iter().filter(|source| source.stream == stream.name) {
         match source_of(&opening.config, source, &stream, &opening.agent_host) {
-            Ok(source) => places.sources.opened(source),
+            Ok(source) => places.sources.now().opened(source),
             Err(error) => tracing::error!(%error, "a source of a stream that is open now stays closed"),
         }
     }

@@ -1,7 +1,8 @@
 //! `forebay config`: the configuration in force, each value with its origin.
 //!
 //! Place: `main` has read and judged it (a bad one ends there, code 78); this prints it, as a configuration file
-//! or as JSON. Write keys are masked in both.
+//! or as JSON. Write keys are masked in both. With `--quiet`, for units and scripts, nothing is
+//! printed.
 
 use std::process::ExitCode;
 
@@ -12,6 +13,9 @@ use crate::exit::Exit;
 /// Prints it.
 #[must_use]
 pub fn run(args: &ConfigArgs, loaded: &Loaded) -> ExitCode {
+    if args.quiet {
+        return Exit::Good.into();
+    }
     let text = if args.json {
         format!("{:#}\n", loaded.in_force.to_json())
     } else {

@@ -9,6 +9,7 @@ pub mod dead;
 #[cfg(feature = "dev")]
 pub mod demo;
 pub mod dev_cert;
+pub mod drain;
 pub mod iam_policy;
 pub mod run;
 pub mod send;
@@ -18,7 +19,7 @@ pub mod tail;
 
 use std::io::{self, IsTerminal as _, Write as _};
 
-use crate::cli::{SendArgs, StatusArgs, TailArgs};
+use crate::cli::{DrainArgs, SendArgs, StatusArgs, TailArgs};
 use crate::config::Config;
 use crate::exit::Exit;
 
@@ -93,5 +94,17 @@ pub fn status_options(args: &StatusArgs, config: Option<&Config>) -> Result<stat
         eprintln!("forebay status: listen.admin is off in this configuration; name the agent's admin address with --admin ADDR");
         return Err(Exit::Configuration);
     };
-    Ok(status::StatusOptions { admin, json: args.json })
+    Ok(status::StatusOptions { admin, json: args.json, quiet: args.quiet })
+}
+
+/// What `drain` is to do.
+///
+/// # Errors
+/// [`Exit::Configuration`], told, when the configuration has no admin listener.
+pub fn drain_options(args: &DrainArgs, config: Option<&Config>) -> Result<drain::DrainOptions, Exit> {
+    let Some(admin) = config.and_then(|config| config.listen.admin) else {
+        eprintln!("forebay drain: listen.admin is off in this configuration; name the agent's admin address with --admin ADDR");
+        return Err(Exit::Configuration);
+    };
+    Ok(drain::DrainOptions { admin, timeout: args.timeout, json: args.json })
 }

@@ -39,6 +39,8 @@ pub struct StatusOptions {
     pub admin: SocketAddr,
     /// Print the agent's JSON instead of a table.
     pub json: bool,
+    /// Print nothing, and ask only whether the agent is ready.
+    pub quiet: bool,
 }
 
 /// Why there is no status. `Display` is the sentence for a person.
@@ -83,8 +85,11 @@ impl fmt::Display for StatusError {
 
 impl std::error::Error for StatusError {}
 
-/// Prints the status. Exit code 0, or 1 when no agent answers.
+/// Prints the status. Exit code 0, or 1 when no agent answers; with `quiet` also when it is not ready.
 pub async fn run(options: StatusOptions) -> ExitCode {
+    if options.quiet {
+        return if is_ready(options.admin).await { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
     let text = match fetch(options.admin).await {
         Ok((raw, _)) if options.json => raw,
         Ok((_, report)) => render(&report),
@@ -94,6 +99,13 @@ pub async fn run(options: StatusOptions) -> ExitCode {
         }
     };
     print(&text)
+}
+
+/// The agent takes events and can make them durable.
+async fn is_ready(admin: SocketAddr) -> bool {
+    let request = Request::get("/readyz").body(Full::default()).expect("a constant path makes a valid request");
+    let answer = tokio::time::timeout(TIMEOUT, call(admin, request, ANSWER_BYTES_MAX)).await;
+    matches!(answer, Ok(Ok((StatusCode::OK, _))))
 }
 
 /// Writes to stdout; a reader that left early (`| head`) is no failure.

@@ -9,7 +9,7 @@
 //! key is an error. *Origin*: each value in force knows who gave it; flags win over the environment, that over
 //! the file, that over the default. *No secret shown*: write keys and what came out of `${...}` stand in no message.
 //!
-//! Failure: [`Problems`], exit code 78. Absent on purpose: reloading, and any look at AWS (that is `check`'s).
+//! Failure: [`Problems`], exit code 78. Absent on purpose: reloading (`agent::reload` compares two that were read), and any look at AWS (that is `check`'s).
 
 mod check;
 mod dev;

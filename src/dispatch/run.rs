@@ -5,7 +5,8 @@
 //! thread owns the store of the marks, so that its fsync keeps nobody waiting.
 //!
 //! The inbox is a std channel without a bound of its own; what can be in it is bounded: one `Committed` at a time,
-//! an answer for each request under way, a listing, a summary, a saved checkpoint, a handful of commands.
+//! an answer for each request under way, a listing, a summary, a saved checkpoint, a handful of commands, a question for a sign
+//! of life every few seconds.
 //!
 //! Failure: a panic in a put task answers as an unknown outcome before it takes the process down.
 
@@ -25,6 +26,7 @@ use crate::event::Position;
 use crate::host::{Clock, File, Files, Host};
 use crate::kinesis::{EntryOutcome, ErrorClass, KinesisApi, PutError, ShardRange, StreamSummary};
 use crate::metrics::locked;
+use crate::spool::Pulse;
 use crate::spool::rewrite::Rewritten;
 
 /// The most that `linger` makes of the dispatcher's pace.
@@ -57,6 +59,8 @@ pub enum Event {
     DropOldest,
     /// No more events come: deliver what is there until then (dispatcher time), then end.
     Drain(Duration),
+    /// A question for a sign of life; taking it is the answer.
+    Pulse(Pulse),
 }
 
 /// Sends events to the thread. Cheap to clone.
@@ -382,6 +386,7 @@ impl Shell {
                 self.drain = Some((close, close + DRAIN_ANSWERS_MAX));
                 self.dispatcher.drain();
             }
+            Event::Pulse(asked) => drop(asked),
         }
     }
 

@@ -45,11 +45,11 @@ use hyper::service::service_fn;
 use hyper::{Method, Request};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use crate::ingest::{DRAIN_GRACE, Shutdown, Sources, stopped, unix};
+use crate::ingest::{DRAIN_GRACE, LiveSources, Shutdown, Sources, stopped, unix};
 use answer::{Answer, Problem};
 use listen::{Arrived, Listener, Via};
 use tls::Pair;
@@ -140,6 +140,8 @@ impl std::error::Error for BindError {}
 #[derive(Debug)]
 pub struct HttpDoor {
     listener: Listener,
+    /// Bound by a service manager, which goes on listening when the agent ends.
+    passed: bool,
     options: HttpOptions,
     memory: Arc<body::Memory>,
 }
@@ -150,7 +152,7 @@ pub struct HttpDoor {
 /// [`BindError`], with its remedy.
 pub async fn bind(address: SocketAddr, options: HttpOptions) -> Result<HttpDoor, BindError> {
     let listener = Listener::Port(port("listen.http", address).await?);
-    Ok(HttpDoor { listener, options, memory: Arc::default() })
+    Ok(HttpDoor { listener, passed: false, options, memory: Arc::default() })
 }
 
 /// Binds `address` for HTTP over TLS. Must be called within a tokio runtime.
@@ -159,7 +161,7 @@ pub async fn bind(address: SocketAddr, options: HttpOptions) -> Result<HttpDoor,
 /// [`BindError`], with its remedy.
 pub async fn bind_tls(address: SocketAddr, pair: Pair, options: HttpOptions) -> Result<HttpDoor, BindError> {
     let listener = Listener::Tls(port("listen.https", address).await?, Arc::new(pair));
-    Ok(HttpDoor { listener, options, memory: Arc::default() })
+    Ok(HttpDoor { listener, passed: false, options, memory: Arc::default() })
 }
 
 /// Binds `path` for HTTP over a Unix socket, by the rules of [`unix`], for these user ids (none: whoever may open it).
@@ -169,7 +171,8 @@ pub async fn bind_tls(address: SocketAddr, pair: Pair, options: HttpOptions) -> 
 /// [`BindError`], with its remedy.
 pub async fn bind_socket(path: &Path, allowed_uids: Vec<u32>, options: HttpOptions) -> Result<HttpDoor, BindError> {
     let (listener, file) = unix::bind_file(path).await.map_err(BindError::Socket)?;
-    Ok(HttpDoor { listener: Listener::Socket { _file: file, listener, allowed_uids }, options, memory: Arc::default() })
+    let listener = Listener::Socket { _file: Some(file), listener, allowed_uids };
+    Ok(HttpDoor { listener, passed: false, options, memory: Arc::default() })
 }
 
 async fn port(key: &'static str, address: SocketAddr) -> Result<TcpListener, BindError> {
@@ -179,11 +182,28 @@ async fn port(key: &'static str, address: SocketAddr) -> Result<TcpListener, Bin
 
 /// What all requests share.
 #[derive(Debug)]
-struct Context {
-    sources: Sources,
-    options: HttpOptions,
+struct Common {
+    sources: LiveSources,
+    options: Arc<HttpOptions>,
     memory: Arc<body::Memory>,
     shutdown: Shutdown,
+}
+
+/// The same for one request, with the sources of its beginning.
+#[derive(Debug)]
+struct Context {
+    sources: Sources,
+    options: Arc<HttpOptions>,
+    memory: Arc<body::Memory>,
+    shutdown: Shutdown,
+}
+
+impl Common {
+    fn for_a_request(&self) -> Context {
+        let Self { sources, options, memory, shutdown } = self;
+        let (options, memory) = (Arc::clone(options), Arc::clone(memory));
+        Context { sources: sources.now(), options, memory, shutdown: shutdown.clone() }
+    }
 }
 
 impl HttpDoor {
@@ -195,16 +215,36 @@ impl HttpDoor {
         self.listener.address()
     }
 
+    /// A port that was passed, already listening.
+    #[must_use]
+    pub fn on_port(listener: TcpListener, options: HttpOptions) -> Self {
+        Self { listener: Listener::Port(listener), passed: true, options, memory: Arc::default() }
+    }
+
+    /// A port with TLS that was passed, already listening.
+    #[must_use]
+    pub fn on_tls(listener: TcpListener, pair: Pair, options: HttpOptions) -> Self {
+        Self { listener: Listener::Tls(listener, Arc::new(pair)), passed: true, options, memory: Arc::default() }
+    }
+
+    /// A Unix socket that was passed, already listening, for these user ids (none: whoever may open it).
+    #[must_use]
+    pub fn on_socket(listener: UnixListener, allowed_uids: Vec<u32>, options: HttpOptions) -> Self {
+        let listener = Listener::Socket { _file: None, listener, allowed_uids };
+        Self { listener, passed: true, options, memory: Arc::default() }
+    }
+
     /// Bodies of this listener and of `other` share one budget.
     pub fn share_memory(&mut self, other: &Self) {
         self.memory = Arc::clone(&other.memory);
     }
 
     /// Serves until `shutdown`, then returns once all connections are done.
-    pub async fn serve(self, sources: Sources, shutdown: Shutdown) {
-        let Self { listener, options, memory } = self;
+    pub async fn serve(self, sources: impl Into<LiveSources>, shutdown: Shutdown) {
+        let Self { listener, passed, options, memory } = self;
         let connections_max = options.connections_max.max(1);
-        let context = Arc::new(Context { sources, options, memory, shutdown: shutdown.clone() });
+        let (sources, options) = (sources.into(), Arc::new(options));
+        let context = Arc::new(Common { sources, options, memory, shutdown: shutdown.clone() });
         let mut connections: JoinSet<()> = JoinSet::new();
         let mut stop = stopped(shutdown);
         let mut accepting = true;
@@ -227,6 +267,8 @@ impl HttpDoor {
                 },
             }
         }
+        // Through a passed port clients still come, and the next agent serves them.
+        let ours = !passed;
         // Who connects now is told, for as long as older connections are being finished; those that wait to be accepted always.
         let mut older = connections;
         let mut told: JoinSet<()> = JoinSet::new();
@@ -234,7 +276,7 @@ impl HttpDoor {
         loop {
             tokio::select! {
                 biased;
-                accepted = listener.accept(), if told.len() < connections_max => match accepted {
+                accepted = listener.accept(), if ours && told.len() < connections_max => match accepted {
                     Ok(arrived) => drop(told.spawn(serve_connection(arrived, Arc::clone(&context)))),
                     Err(_) => sleep(ACCEPT_PAUSE).await,
                 },
@@ -262,7 +304,7 @@ fn note_end(ended: Result<(), tokio::task::JoinError>) {
     }
 }
 
-async fn serve_connection(arrived: Arrived, context: Arc<Context>) {
+async fn serve_connection(arrived: Arrived, context: Arc<Common>) {
     let opened = arrived.open(context.options.head_timeout, context.shutdown.clone()).await;
     let Some((stream, via)) = opened else { return };
     let mut builder = auto::Builder::new(TokioExecutor::new());
@@ -276,7 +318,7 @@ async fn serve_connection(arrived: Arrived, context: Arc<Context>) {
     let began = Arc::new(AtomicBool::new(false));
     let service = service_fn(|request| {
         began.store(true, Ordering::Relaxed);
-        let context = Arc::clone(&context);
+        let context = context.for_a_request();
         async move { Ok::<_, Infallible>(handle(request, via, &context).await) }
     });
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));

@@ -38,7 +38,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 pub use source::{Made, Reject, Sent, Source};
-pub use sources::{NoSource, Place, Sources};
+pub use sources::{LiveSources, NoSource, Place, Sources};
 
 /// Becomes `true` (or its sender goes away) when the agent stops accepting.
 pub type Shutdown = watch::Receiver<bool>;

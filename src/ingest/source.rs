@@ -141,15 +141,34 @@ impl Source {
     /// # Errors
     /// A JSON pointer that RFC 6901 does not allow.
     pub fn new(config: &SourceConfig, spool: SpoolHandle, host: &Host) -> Result<Self, PointerError> {
+        let tenant = spool.register(&config.name, config.spool_quota);
+        let window = config.rules.dedupe;
+        let usage = || Arc::clone(tenant.usage());
+        let dedupe = (!window.is_zero()).then(|| Dedupe::new(window, usage(), Arc::clone(&host.clock), IDS_MAX));
+        Self::made(config, spool, host, tenant, dedupe)
+    }
+
+    /// The same source with other rules, keys and vendor's settings: what it has in the spool and the ids it remembers stay its
+    /// own. Name, stream, quota and `dedupe` of `config` must be what they were.
+    ///
+    /// # Errors
+    /// As [`Source::new`].
+    pub fn renewed(&self, config: &SourceConfig) -> Result<Self, PointerError> {
+        Self::made(config, self.spool.clone(), &self.host, self.tenant.clone(), self.dedupe.clone())
+    }
+
+    fn made(
+        config: &SourceConfig,
+        spool: SpoolHandle,
+        host: &Host,
+        tenant: Tenant,
+        dedupe: Option<Arc<Dedupe>>,
+    ) -> Result<Self, PointerError> {
         let rules = rules::Rules::compile(config, &Facts::of(&config.name))?.map(Box::new);
         // Whatever is no entry of any form is an error here; entries of the other forms are in `rules`.
         let own = |entry: &&String| rules.is_none() || !is_entry(entry);
         let pointers: Vec<&String> = config.partition_key.iter().filter(own).collect();
         let pointers = Pointers::compile(&pointers)?;
-        let tenant = spool.register(&config.name, config.spool_quota);
-        let window = config.rules.dedupe;
-        let usage = || Arc::clone(tenant.usage());
-        let dedupe = (!window.is_zero()).then(|| Dedupe::new(window, usage(), Arc::clone(&host.clock), IDS_MAX));
         Ok(Self {
             kind: config.kind,
             stream: config.stream.clone(),

@@ -1,11 +1,13 @@
 //! All sources of an agent, and which of them a connection or a request is for.
 //!
-//! Place: each listener has [`Sources`]; the path or the hello tells the kind, a name or a write key the source. Sources never
-//! change, but that one whose stream's spool could not be opened at the start is *closed* until it can be: it is known by name,
-//! kind and keys, and takes nothing. Failure: [`NoSource`], which names what there is and holds no key.
+//! Place: each listener has [`LiveSources`] and takes the [`Sources`] of the moment for each connection or request; the path or the
+//! hello tells the kind, a name or a write key the source. Sources never change, but that one whose stream's spool could not be
+//! opened at the start is *closed* until it can be: it is known by name, kind and keys, and takes nothing. A reload puts others in
+//! their place, and what has begun goes on with those that it began with. Failure: [`NoSource`], which names what there is and holds
+//! no key.
 
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use crate::config::{Secret, SourceConfig, SourceKind, SyncClass};
 use crate::host::Host;
@@ -14,7 +16,7 @@ use crate::metrics::{StreamMetrics, locked};
 
 /// All sources of an agent, as the listeners share them.
 #[derive(Clone, Debug)]
-pub struct Sources(Arc<[Place]>);
+pub struct Sources(Arc<[Arc<Place>]>);
 
 /// A source, open or closed.
 #[derive(Debug)]
@@ -59,6 +61,29 @@ impl Place {
 
     fn knows_key(&self, key: &str) -> bool {
         self.opened.get().map_or_else(|| is_one_of(&self.keys, key), |source| source.knows_key(key))
+    }
+}
+
+/// The sources of the moment, as a reload may replace them. Cheap to clone; all clones are one.
+#[derive(Clone, Debug)]
+pub struct LiveSources(Arc<RwLock<Sources>>);
+
+impl From<Sources> for LiveSources {
+    fn from(sources: Sources) -> Self {
+        Self(Arc::new(RwLock::new(sources)))
+    }
+}
+
+impl LiveSources {
+    /// Those of now.
+    #[must_use]
+    pub fn now(&self) -> Sources {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// From now on these.
+    pub fn replace(&self, sources: Sources) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = sources;
     }
 }
 
@@ -128,7 +153,19 @@ impl Sources {
     /// The same, of open and closed ones.
     #[must_use]
     pub fn of(places: impl IntoIterator<Item = Place>) -> Self {
-        Self(places.into_iter().collect())
+        Self(places.into_iter().map(Arc::new).collect())
+    }
+
+    /// The same with other rules. One that is closed keeps its rules: it is opened with them, in all that share it.
+    ///
+    /// # Errors
+    /// The first that `renew` gives.
+    pub fn renewed<E>(&self, renew: impl Fn(&Arc<Source>) -> Result<Arc<Source>, E>) -> Result<Self, E> {
+        let places = self.0.iter().map(|place| match place.opened.get() {
+            Some(source) => renew(source).map(|source| Arc::new(Place::open(source))),
+            None => Ok(Arc::clone(place)),
+        });
+        places.collect::<Result<_, _>>().map(Self)
     }
 
     /// The spool of this one's stream is open now: it takes events from here on.
@@ -184,7 +221,7 @@ impl Sources {
     }
 
     fn places(&self, kind: SourceKind) -> impl Iterator<Item = &Place> {
-        self.0.iter().filter(move |place| place.kind == kind)
+        self.0.iter().map(Arc::as_ref).filter(move |place| place.kind == kind)
     }
 
     /// All sources of a kind that are open, in configured order.

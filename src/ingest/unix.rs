@@ -10,8 +10,10 @@
 //! ours (device and inode), so that a successor's socket survives its predecessor's end.
 //!
 //! Failure: an accept that fails for want of descriptors or memory is tried again after a pause; existing
-//! connections go on. A connection's failure is its own. Absent on purpose: systemd socket activation, abstract
-//! names, datagrams.
+//! connections go on. A connection's failure is its own.
+//!
+//! A socket that was passed (`activation`) is served in the same way, but it is not ours: its file stays, and who waits to be
+//! accepted when the agent stops is left to the successor. Absent on purpose: abstract names, datagrams.
 
 mod acks;
 mod connection;
@@ -28,7 +30,7 @@ use std::time::Duration;
 use tokio::net::{UnixListener, UnixSocket, UnixStream};
 use tokio::task::JoinSet;
 
-use crate::ingest::{Shutdown, Sources, stopped};
+use crate::ingest::{LiveSources, Shutdown, stopped};
 pub(crate) use connection::admit_user;
 
 /// Connections that may wait to be accepted; the kernel cuts it to `net.core.somaxconn`.
@@ -127,7 +129,8 @@ impl std::error::Error for BindError {}
 #[derive(Debug)]
 pub struct UnixDoor {
     listener: UnixListener,
-    file: SocketFile,
+    /// `None`: it was passed.
+    file: Option<SocketFile>,
     options: UnixOptions,
 }
 
@@ -157,7 +160,13 @@ impl Drop for SocketFile {
 /// [`BindError`], each with its remedy.
 pub async fn bind(path: &Path, options: UnixOptions) -> Result<UnixDoor, BindError> {
     let (listener, file) = bind_file(path).await?;
-    Ok(UnixDoor { listener, file, options })
+    Ok(UnixDoor { listener, file: Some(file), options })
+}
+
+/// A socket that was passed, already listening.
+#[must_use]
+pub fn passed(listener: UnixListener, options: UnixOptions) -> UnixDoor {
+    UnixDoor { listener, file: None, options }
 }
 
 /// The same, for whoever serves it in another way.
@@ -209,17 +218,17 @@ async fn clear_the_path(path: &Path) -> Result<(), BindError> {
 }
 
 impl UnixDoor {
-    /// Where it is bound.
+    /// Where it is bound; `None`: it was passed.
     #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.file.path
+    pub fn path(&self) -> Option<&Path> {
+        self.file.as_ref().map(|file| &*file.path)
     }
 
     /// Serves until `shutdown`, then takes the socket file away and returns once all connections are done.
-    pub async fn serve(self, sources: Sources, shutdown: Shutdown) {
+    pub async fn serve(self, sources: impl Into<LiveSources>, shutdown: Shutdown) {
         let Self { listener, file, options } = self;
         let connections_max = options.connections_max.max(1);
-        let shared = Arc::new(connection::Shared::new(sources, options));
+        let shared = Arc::new(connection::Shared::new(sources.into(), options));
         let mut connections: JoinSet<()> = JoinSet::new();
         let mut stop = stopped(shutdown.clone());
         let mut accepting = true;
@@ -242,9 +251,11 @@ impl UnixDoor {
                 },
             }
         }
-        // Nobody finds the socket any more; who connected before is still served what the drain allows.
+        // Nobody finds the socket any more; who connected before is still served what the drain allows. Through a passed one
+        // clients still come, and the next agent serves them.
+        let ours = file.is_some();
         drop(file);
-        while let Ok(Ok((stream, _))) = tokio::time::timeout(Duration::ZERO, listener.accept()).await {
+        while ours && let Ok(Ok((stream, _))) = tokio::time::timeout(Duration::ZERO, listener.accept()).await {
             connections.spawn(connection::serve(stream, Arc::clone(&shared), shutdown.clone()));
         }
         drop(listener);

@@ -21,6 +21,7 @@
 //! [`NotDurable`].
 
 mod keeper;
+mod pulse;
 mod room;
 mod tail;
 
@@ -32,6 +33,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 pub use self::keeper::commit_loop;
+pub use self::pulse::Pulse;
 use self::room::Book;
 pub use self::room::{Policy, SyncTimer};
 pub use self::tail::{Chunk, HotTail};
@@ -211,6 +213,10 @@ struct Gathering {
     quiet_below: usize,
     /// The dispatcher freed disk space since the commit thread last looked.
     space_freed: bool,
+    /// Somebody wants to know whether the commit thread lives.
+    pulse: Option<Pulse>,
+    /// The commit thread has ended.
+    ended: bool,
 }
 
 /// One batch of a group: what is needed of it once its bytes lie among others.
@@ -474,7 +480,7 @@ impl SpoolHandle {
 }
 
 /// A source as its spool knows it. Shared by all connections of the source.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Tenant {
     number: u16,
     usage: Arc<SourceUsage>,
@@ -556,7 +562,7 @@ impl Shared {
     /// moment longer for a group worth a sync.
     fn next_group(&self, stream: bool, patience: Option<Duration>) -> Next {
         let mut gathering = self.gathering();
-        let idle = |held: &mut Gathering| held.waiting.is_empty() && !held.closing;
+        let idle = |held: &mut Gathering| held.waiting.is_empty() && !held.closing && held.pulse.is_none();
         let waited = match patience {
             None => self.arrived.wait_while(gathering, idle),
             // Whoever has patience waits for room as well.
@@ -569,6 +575,7 @@ impl Shared {
             }
         };
         gathering = waited.unwrap_or_else(PoisonError::into_inner);
+        gathering.pulse = None;
         if gathering.waiting.is_empty() {
             gathering.space_freed = false;
             return if gathering.closing { Next::Closed } else { Next::Nothing };
@@ -580,6 +587,7 @@ impl Shared {
         }
         let closing = gathering.closing;
         let mut group = std::mem::replace(&mut *gathering, Gathering { closing, ..Gathering::default() });
+        gathering.pulse = group.pulse.take();
         // A group that is too large gives its end back; receipts and permits follow their events.
         let mut keep = 0;
         let mut bytes = 0;
@@ -611,6 +619,7 @@ impl Shared {
         let (mut gathering, _) =
             self.arrived.wait_timeout_while(gathering, RETRY_WAIT, wait).unwrap_or_else(PoisonError::into_inner);
         gathering.space_freed = false;
+        gathering.pulse = None;
         !gathering.closing
     }
 

@@ -54,7 +54,7 @@ pub(crate) mod tests;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use gather::{Batch, Closed, Companion, NotDurable, Permit, Policy, Receipt, SpoolHandle, Tenant};
+pub use gather::{Batch, Closed, Companion, NotDurable, Permit, Policy, Pulse, Receipt, SpoolHandle, Tenant};
 pub use recover::OpenError;
 
 use self::commit::Writer;

@@ -9,9 +9,11 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io::Read as _;
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -38,6 +40,8 @@ pub struct Setup {
     pub more: String,
     /// The whole environment beside HOME: credentials, and settings that win over the file (`FOREBAY_SPOOL__DIR`).
     pub env: Vec<(&'static str, String)>,
+    /// Listening sockets that are passed to it as systemd does; two at the most. Their names are `LISTEN_FDNAMES` of `env`.
+    pub passed: Vec<Arc<OwnedFd>>,
 }
 
 impl Setup {
@@ -46,7 +50,7 @@ impl Setup {
         let env = [("AWS_ACCESS_KEY_ID", "test"), ("AWS_SECRET_ACCESS_KEY", "test"), ("AWS_EC2_METADATA_DISABLED", "true")];
         let env = env.map(|(name, value)| (name, value.to_owned())).to_vec();
         let more = String::new();
-        Self { binary: binary.into(), dir: dir.into(), endpoint, aggregate, spool, stream, more, env }
+        Self { binary: binary.into(), dir: dir.into(), endpoint, aggregate, spool, stream, more, env, passed: Vec::new() }
     }
 
     pub fn socket(&self) -> PathBuf {
@@ -139,15 +143,27 @@ impl Agent {
         let file = setup.file();
         fs::write(&file, setup.configuration(admin)).expect("the configuration");
         let log = fs::OpenOptions::new().create(true).append(true).open(setup.log()).expect("the log");
-        let child = Command::new(&setup.binary)
+        let mut command = Command::new(&setup.binary);
+        command.stdin(Stdio::null()).stdout(log.try_clone().expect("the log"));
+        if !setup.passed.is_empty() {
+            // A shell puts them where the protocol has them, and says so to the process that it becomes.
+            command = Command::new("/bin/sh");
+            let moved = r#"exec 3<&0 4<&1 0</dev/null 1>&2; export LISTEN_PID=$$; exec "$0" "$@""#;
+            command.args(["-c", moved]).arg(&setup.binary);
+            let mut sockets = setup.passed.iter().map(|socket| socket.try_clone().expect("a descriptor"));
+            command.stdin(sockets.next().map_or_else(Stdio::null, Stdio::from));
+            command.stdout(sockets.next().map_or_else(Stdio::null, Stdio::from));
+        }
+        let environment = setup.env.iter().map(|(name, value)| (*name, value.as_str()));
+        let passed = setup.passed.len().to_string();
+        let environment = environment.chain((!setup.passed.is_empty()).then_some(("LISTEN_FDS", passed.as_str())));
+        let child = command
             .arg("run")
             .arg("--config")
             .arg(&file)
             .env_clear()
-            .envs(setup.env.iter().cloned())
+            .envs(environment)
             .env("HOME", &setup.dir)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().expect("the log"))
             .stderr(log)
             .spawn()
             .unwrap_or_else(|e| panic!("cannot start {}: {e}", setup.binary.display()));

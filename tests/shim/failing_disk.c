@@ -4,7 +4,8 @@
  * that file exists, each of its lines `OPS SUBSTRING ERRNO` makes the named calls fail with that errno on files whose
  * path holds the substring; OPS is a comma-separated list of: fdatasync, fsync, write (write, writev, pwrite, pwritev),
  * change (opening for writing or creating, mkdir, unlink, rename), open (any open). A sync that is made to fail does not
- * happen. Nothing else changes, and without the file nothing does.
+ * happen. With -1 as ERRNO, a call on an open file (fdatasync, fsync, write) does not come back for as long as the file says so.
+ * Nothing else changes, and without the file nothing does.
  *
  * What it cannot do: drop pages that were written before the failed sync, as a kernel may. The simulator does that.
  */
@@ -54,7 +55,7 @@ static int fault_fd(const char *op, int fd) {
         /* Sockets and pipes are no disk. */
         if (n > 0 && path[0] == '/') {
             path[n] = 0;
-            error = fault(op, path);
+            while ((error = fault(op, path)) == -1) usleep(5000);
         }
     }
     errno = before;

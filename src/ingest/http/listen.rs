@@ -50,8 +50,8 @@ pub enum Listener {
     Tls(TcpListener, Arc<Pair>),
     /// HTTP over a Unix socket. Its file goes with it, and before it.
     Socket {
-        /// The file.
-        _file: SocketFile,
+        /// The file; `None`: the socket was passed.
+        _file: Option<SocketFile>,
         /// The socket.
         listener: UnixListener,
         /// User ids that may connect; empty: whoever may open it.

@@ -37,7 +37,7 @@ use super::acks::{self, Ended, Note};
 use super::partials::{Partial, Partials, READ_BYTES};
 use crate::ingest::hello::{HELLO_BYTES_MAX, Hello, Sniff, sniff};
 use crate::ingest::wire::{Item, Splitter};
-use crate::ingest::{DRAIN_GRACE, NoSource, Reject, Sent, Shutdown, Source, Sources, Stopped, stopped};
+use crate::ingest::{DRAIN_GRACE, LiveSources, NoSource, Reject, Sent, Shutdown, Source, Stopped, stopped};
 use crate::limits::{BATCH_BYTES, KEY_BYTES_MAX};
 use crate::spool::{Batch, Permit};
 
@@ -65,7 +65,7 @@ const FRAME_OVERHEAD_BYTES: usize = KEY_BYTES_MAX + 64;
 /// What the connections of one door share.
 #[derive(Debug)]
 pub struct Shared {
-    sources: Sources,
+    sources: LiveSources,
     options: UnixOptions,
     partials: Partials,
     /// Connections closed because no source could be chosen for them or their user may not connect.
@@ -73,7 +73,7 @@ pub struct Shared {
 }
 
 impl Shared {
-    pub fn new(sources: Sources, options: UnixOptions) -> Self {
+    pub fn new(sources: LiveSources, options: UnixOptions) -> Self {
         Self { sources, options, partials: Partials::default(), refused: AtomicU64::new(0) }
     }
 
@@ -230,8 +230,9 @@ async fn greet(
     hello: Option<Result<Hello, crate::ingest::hello::HelloError>>,
     mut write: OwnedWriteHalf,
 ) -> Option<(Arc<Source>, Option<Hello>, OwnedWriteHalf)> {
+    let sources = shared.sources.now();
     let answer = match hello {
-        None => match shared.sources.choose(None, None) {
+        None => match sources.choose(None, None) {
             Ok(source) => return Some((Arc::clone(source), None, write)),
             Err(problem) => {
                 if let Some(refused) = shared.count_refused() {
@@ -249,7 +250,7 @@ async fn greet(
             }
         },
         Some(Err(problem)) => Err(problem.to_string()),
-        Some(Ok(hello)) => match shared.sources.choose(hello.source.as_deref(), hello.key.as_deref()) {
+        Some(Ok(hello)) => match sources.choose(hello.source.as_deref(), hello.key.as_deref()) {
             Ok(source) => Ok((Arc::clone(source), hello)),
             Err(problem) => Err(problem.to_string()),
         },

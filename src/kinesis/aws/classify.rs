@@ -215,6 +215,12 @@ pub(super) fn no_region(stream: &str) -> PutError {
     PutError { class: ErrorClass::Configuration, code: "NoRegion".into(), message }
 }
 
+/// Nobody's certificate could be checked.
+pub(super) fn no_root_certificates() -> PutError {
+    let message = "there are no root certificates on this machine, without which no AWS endpoint can be trusted: install the package ca-certificates, or name a file of them in SSL_CERT_FILE";
+    PutError { class: ErrorClass::Configuration, code: "NoRootCertificates".into(), message: message.to_owned() }
+}
+
 /// An error and its causes, outermost first.
 fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
     std::iter::successors(Some(error), |error| (*error).source())

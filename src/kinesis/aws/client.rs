@@ -39,8 +39,12 @@ const METADATA_TIMEOUT: Duration = Duration::from_secs(1);
 /// role where one is configured.
 ///
 /// # Errors
-/// Configuration, when no region is named anywhere.
+/// Configuration, when no region is named anywhere, or the machine has no root certificates.
 pub(super) async fn session(target: &Target, fixed: Option<Credentials>) -> Result<SdkConfig, PutError> {
+    // The SDK's client panics without any, which would end an agent that can take events all the same.
+    if rustls_native_certs::load_native_certs().certs.is_empty() {
+        return Err(classify::no_root_certificates());
+    }
     let metadata = imds::Client::builder()
         .configure(&ProviderConfig::without_region())
         .connect_timeout(METADATA_TIMEOUT)

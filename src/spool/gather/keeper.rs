@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::pulse::LastPulse;
 use super::room::{Episode, Room, SyncTimer, told_doubtful, usage};
 use super::{Chunk, FULL, Gathering, Next, Permit, RETRY_WAIT, STREAM_BYTES, Shared};
 use crate::config::{OnFull, SyncClass};
@@ -36,6 +37,7 @@ enum Outcome {
 /// The commit thread: takes groups, makes them durable, answers, and hands them on. Ends when the spool is
 /// closed and all that was submitted is committed, or when closed while commits fail.
 pub fn commit_loop(shared: &Arc<Shared>, mut writer: Writer) {
+    let _last_pulse = LastPulse(shared);
     let clock = Arc::clone(&shared.host.clock);
     let class = shared.policy().sync;
     writer.sync_each_group(class == SyncClass::Always);
