@@ -8,7 +8,8 @@
 //! log, and the manager kills what is not fed: nothing receipted is lost by that. *Stopping*: the thread is gone; one message told
 //! how long the end may take.
 //!
-//! Invariants: nothing here runs more often than every [`TELL_EVERY`], so that an idle agent stays idle; no party needs a timer.
+//! Invariants: nothing here runs more often than every [`TELL_EVERY`], or than a shorter watchdog asks for, so that an idle agent
+//! stays idle; no party needs a timer.
 //! Failure: a manager that cannot be told is told of once in the log, and the agent goes on.
 
 use std::sync::Arc;

@@ -198,7 +198,6 @@ impl Dispatcher {
             self.enqueue_damaged(*damaged, now);
         }
         let chunk = swept.chunk;
-        let number = self.window.next();
         let mut keeping = Keeping::of(&chunk, self.lagging_part < 0.5);
         let mut offset = 0;
         let mut end = chunk.first;
@@ -208,12 +207,10 @@ impl Dispatcher {
             if frame.position() >= self.sweep {
                 let at = self.queue_of(frame.hash());
                 if self.queues[at].lag.is_none() && !self.is_fresh(frame.position(), frame.hash()) {
-                    let entry = Entry { offset: chunk.offset + offset as u32, len: frame.len() as u32 };
-                    let start = keeping.offset(offset);
                     if self.waits_for_fresh(at, frame.position()) {
                         self.queues[at].lag = Some(Lag::new(frame.position()));
-                    } else if self.enqueue(at, false, &frame, keeping.chunk(), number, start, entry, now) {
-                        keeping.take(&chunk.bytes[offset..offset + frame.len()]);
+                    } else {
+                        self.offer(at, false, &frame, &chunk, offset, &mut keeping, now);
                     }
                 }
             }
@@ -226,6 +223,25 @@ impl Dispatcher {
 
     pub(super) fn queue_of(&self, hash: KeyHash) -> usize {
         self.map.as_ref().map_or(0, |map| map.shard_of(hash))
+    }
+
+    /// Offers a queue the frame at `offset` of a chunk that is being handed out; if it takes it, the window will keep it.
+    #[expect(clippy::too_many_arguments, reason = "which queue, which frame, where it lies, and when")]
+    pub(super) fn offer(
+        &mut self,
+        at: usize,
+        fresh: bool,
+        frame: &Frame<'_>,
+        chunk: &Chunk,
+        offset: usize,
+        keeping: &mut Keeping,
+        now: Duration,
+    ) {
+        let entry = Entry { offset: chunk.offset + offset as u32, len: frame.len() as u32 };
+        let (number, start) = (self.window.next(), keeping.offset(offset));
+        if self.enqueue(at, fresh, frame, keeping.chunk(), number, start, entry, now) {
+            keeping.take(&chunk.bytes[offset..offset + frame.len()]);
+        }
     }
 
     /// Appends an event to its queue; false when the queue lags from it on, or it is settled.
@@ -339,19 +355,18 @@ impl Dispatcher {
 
     /// `Some(true)` when it has read up to the sweep, `Some(false)` when what comes next must wait for the fresh side.
     fn read_lag(&mut self, at: usize, fresh: bool, lag: &mut Lag, now: Duration) -> io::Result<Option<bool>> {
-        let sweep = if fresh { self.fresh_sweep() } else { self.sweep };
-        let end = if fresh { sweep } else { self.main_may_read_to(at, sweep) };
+        let (sweep, end) = (self.sweep_of(fresh), self.may_read_to(at, fresh));
         let (first_lane, last_lane) = self.queues[at].lanes();
         let number = self.window.next();
         lag.place = None;
-        let bytes_max = LAG_BYTES.min(self.share(fresh).1);
+        let bytes_max = LAG_BYTES.min(self.share(fresh).1).max(1);
         let mut bytes = Vec::new();
         let mut slots: Vec<(usize, Entry)> = Vec::new();
         let mut held: Option<Arc<Segment>> = None;
         let mut joined = None;
         let mut failed = None;
         let mut dead = Vec::new();
-        while bytes.len() < bytes_max.max(1) {
+        while bytes.len() < bytes_max {
             let Some((id, segment_end)) = lag.segment else {
                 // The next segment that may hold something of ours.
                 let found = self.cursor.shared().table.holding(lag.from).filter(|segment| segment.base < end);

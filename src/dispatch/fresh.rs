@@ -39,7 +39,6 @@ use crate::event::{KeyHash, LANES, Lane, Position};
 use crate::limits::SHARD_BYTES_PER_SECOND;
 use crate::spool::cursor::{Cursor, Damaged};
 use crate::spool::frame::Frame;
-use crate::spool::index::Entry;
 use crate::spool::segment::{Segment, SegmentId};
 
 /// A shard is late when its oldest event is so old, ms. Below it, order costs no more than that.
@@ -282,7 +281,7 @@ impl Dispatcher {
                     self.enqueue_dead(at, true, damaged, damaged.position, now);
                 }
             }
-            let (chunk, number) = (swept.chunk, self.window.next());
+            let chunk = swept.chunk;
             let mut keeping = Keeping::of(&chunk, false);
             let (mut offset, mut end) = (0, chunk.first);
             while let Some(frame) = Frame::parse(&chunk.bytes[offset..]) {
@@ -290,11 +289,7 @@ impl Dispatcher {
                 if frame.position() >= from && self.is_fresh(frame.position(), frame.hash()) {
                     let at = self.queue_of(frame.hash());
                     if self.queues[at].fresh_lag.is_none() {
-                        let entry = Entry { offset: chunk.offset + offset as u32, len: frame.len() as u32 };
-                        let start = keeping.offset(offset);
-                        if self.enqueue(at, true, &frame, keeping.chunk(), number, start, entry, now) {
-                            keeping.take(&chunk.bytes[offset..offset + frame.len()]);
-                        }
+                        self.offer(at, true, &frame, &chunk, offset, &mut keeping, now);
                     }
                 }
                 offset += frame.len();

@@ -26,7 +26,6 @@ use super::window::Keeping;
 use crate::event::{KeyHash, Position};
 use crate::spool::cursor::Swept;
 use crate::spool::frame::Frame;
-use crate::spool::index::Entry;
 
 /// Bytes read in one call by the pass that is farthest behind.
 const PASS_BYTES: usize = 4 << 20;
@@ -127,8 +126,13 @@ impl Dispatcher {
         extent.frames_end as f64 / (extent.end.0.saturating_sub(segment.base.0)).max(1) as f64
     }
 
+    /// Where the sweep of one side stands.
+    pub(super) fn sweep_of(&self, fresh: bool) -> Position {
+        if fresh { self.fresh_sweep() } else { self.sweep }
+    }
+
     /// Up to where one side of a queue may be read now.
-    fn may_read_to(&self, at: usize, fresh: bool) -> Position {
+    pub(super) fn may_read_to(&self, at: usize, fresh: bool) -> Position {
         if fresh { self.fresh_sweep() } else { self.main_may_read_to(at, self.sweep) }
     }
 
@@ -147,7 +151,7 @@ impl Dispatcher {
         if let Some((segment, offset)) = pass.place {
             self.trail.resume(from, segment, offset);
         }
-        let end = if fresh { self.fresh_sweep() } else { self.sweep };
+        let end = self.sweep_of(fresh);
         let mut read = 0;
         let outcome = loop {
             if pass.at >= end || read >= bytes_max || !self.still_wanted(&pass, now) {
@@ -200,7 +204,6 @@ impl Dispatcher {
             }
         }
         let chunk = &swept.chunk;
-        let number = self.window.next();
         let mut keeping = Keeping::of(chunk, false);
         let mut offset = 0;
         let mut reached = pass.at.max(chunk.first);
@@ -213,15 +216,12 @@ impl Dispatcher {
             reached = Position(position.0 + 1);
             let at = self.queue_of(frame.hash());
             if pass.wants[at].is_some_and(|wanted| wanted <= position) && self.is_fresh(position, frame.hash()) == fresh {
-                let entry = Entry { offset: chunk.offset + offset as u32, len: frame.len() as u32 };
                 if self.is_full(at, fresh) || position >= self.may_read_to(at, fresh) {
-                    self.stop_at(at, fresh, position, Some((chunk.segment, u64::from(entry.offset))));
+                    let place = Some((chunk.segment, u64::from(chunk.offset) + offset as u64));
+                    *self.lag_of(at, fresh) = Some(Lag { place, ..Lag::new(position) });
                     pass.wants[at] = None;
                 } else {
-                    let start = keeping.offset(offset);
-                    if self.enqueue(at, fresh, &frame, keeping.chunk(), number, start, entry, now) {
-                        keeping.take(&chunk.bytes[offset..offset + frame.len()]);
-                    }
+                    self.offer(at, fresh, &frame, chunk, offset, &mut keeping, now);
                 }
             }
             offset += frame.len();
@@ -233,17 +233,12 @@ impl Dispatcher {
         chunk.bytes.len().max(1)
     }
 
-    /// A queue lags from here on.
-    fn stop_at(&mut self, at: usize, fresh: bool, from: Position, place: Place) {
-        *self.lag_of(at, fresh) = Some(Lag { place, ..Lag::new(from) });
-    }
-
     /// Those that followed to the end of the pass go on from there; with the sweep, if it has come to it.
     fn leave(&mut self, pass: &Pass) {
         for (at, wanted) in pass.wants.iter().enumerate() {
             let Some(wanted) = wanted else { continue };
             let end = self.may_read_to(at, pass.fresh);
-            let sweep = if pass.fresh { self.fresh_sweep() } else { self.sweep };
+            let sweep = self.sweep_of(pass.fresh);
             let reached = pass.at.min(end).max(*wanted);
             let place = if reached == pass.at { pass.place } else { None };
             let lag = self.lag_of(at, pass.fresh);

@@ -1,85 +1,17 @@
 //! Queues that lag close to one another read the spool together: no event is read by itself, and none is missed or met twice.
 //!
-//! Place: the histories of `tests.rs`, without faults, on files that count how often they are read.
-
-use std::io;
-use std::path::Path;
+//! Place: the histories of `tests.rs`, without faults, on a simulated disk that tells how often it was read.
 
 use super::*;
-use crate::host::{File, Files, Space};
-
-/// Real files; counts the reads.
-#[derive(Debug)]
-struct Counting {
-    inner: Arc<dyn Files>,
-    reads: Arc<AtomicU64>,
-}
-
-#[derive(Debug)]
-struct CountingFile {
-    inner: Arc<dyn File>,
-    reads: Arc<AtomicU64>,
-}
-
-impl Counting {
-    fn file(&self, inner: Arc<dyn File>) -> Arc<dyn File> {
-        Arc::new(CountingFile { inner, reads: Arc::clone(&self.reads) })
-    }
-}
-
-impl Files for Counting {
-    fn open(&self, path: &Path) -> io::Result<Arc<dyn File>> {
-        Ok(self.file(self.inner.open(path)?))
-    }
-    fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
-        Ok(self.file(self.inner.create(path)?))
-    }
-    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
-        self.inner.list(dir)
-    }
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        self.inner.remove(path)
-    }
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.inner.rename(from, to)
-    }
-    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        self.inner.sync_dir(dir)
-    }
-    fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
-        self.inner.create_dir_all(dir)
-    }
-    fn space(&self, path: &Path) -> io::Result<Space> {
-        self.inner.space(path)
-    }
-}
-
-impl File for CountingFile {
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.reads.fetch_add(1, Ordering::Relaxed);
-        self.inner.read_at(buf, offset)
-    }
-    fn append(&self, parts: &[&[u8]]) -> io::Result<()> {
-        self.inner.append(parts)
-    }
-    fn sync_data(&self) -> io::Result<()> {
-        self.inner.sync_data()
-    }
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.inner.set_len(len)
-    }
-    fn len(&self) -> io::Result<u64> {
-        self.inner.len()
-    }
-}
+use crate::spool::tests::fault_files::{FaultFiles, Op};
 
 const SHARDS: u32 = 128;
 const EVENTS: u64 = 20_000;
 
-fn history(seed: u64, aggregate: Aggregate) -> (History, Arc<AtomicU64>) {
+fn history(seed: u64, aggregate: Aggregate) -> (History, FaultFiles) {
     let mut history = History::new(seed, aggregate);
-    let reads = Arc::<AtomicU64>::default();
-    history.host.files = Arc::new(Counting { inner: Arc::clone(&history.host.files), reads: Arc::clone(&reads) });
+    let files = FaultFiles::new();
+    history.host.files = Arc::new(files.clone());
     history.faults = false;
     history.model = Model::new(SHARDS);
     history.segment_bytes = 64 << 20;
@@ -91,7 +23,12 @@ fn history(seed: u64, aggregate: Aggregate) -> (History, Arc<AtomicU64>) {
         slots_max: 4096,
         ..history.options
     };
-    (history, reads)
+    (history, files)
+}
+
+/// Reads so far.
+fn reads(files: &FaultFiles) -> u64 {
+    files.log().iter().filter(|record| record.op == Op::Read).count() as u64
 }
 
 /// Events of many keys, none of which lies in the first lane.
@@ -113,7 +50,7 @@ fn write(history: &mut History, running: &Running) {
 #[test]
 fn where_all_queues_lag_a_backlog_is_read_in_large_pieces_and_not_event_by_event() {
     for (seed, aggregate) in [(1, Aggregate::Kpl), (2, Aggregate::Kpl), (3, Aggregate::Lines), (4, Aggregate::Off)] {
-        let (mut history, reads) = history(seed, aggregate);
+        let (mut history, files) = history(seed, aggregate);
         let running = history.start(Position(0));
         write(&mut history, &running);
         let end = running.handle.shared().tail.durable();
@@ -121,9 +58,9 @@ fn where_all_queues_lag_a_backlog_is_read_in_large_pieces_and_not_event_by_event
         // The marks of another lane are past it all, and so the sweep begins at the end, with everybody behind it.
         (history.saved.durable, history.saved.marks[0]) = (end, end);
         let running = history.start(Position(0));
-        let before = reads.load(Ordering::Relaxed);
+        let before = reads(&files);
         history.finish(running);
-        let reads = reads.load(Ordering::Relaxed) - before;
+        let reads = reads(&files) - before;
         assert!(reads <= EVENTS / 20, "seed {seed}: {reads} reads for {EVENTS} events");
     }
 }

@@ -88,18 +88,11 @@ impl<'b> Shared<'b> {
 /// Hands each member of a raw object that is known to be JSON to `each`: its name, the whole of it, its value. Of anything else
 /// there are none.
 pub(super) fn each_member<'b>(raw: &'b [u8], memory: &mut Memory, mut each: impl FnMut(Cow<'b, str>, &'b [u8], &'b [u8])) {
-    let mut scan = Scan::new(raw, memory);
-    if !scan.take(b'{') || scan.take(b'}') {
-        return;
-    }
-    while let Some(name) = scan.name()
-        && let Some(value) = scan.span()
-    {
+    Scan::new(raw, memory).members(|scan, name| {
+        let value = scan.span()?;
         each(name_of(raw, name), &raw[name.start - 1..value.end], &raw[value]);
-        if !scan.take(b',') {
-            break;
-        }
-    }
+        Some(())
+    });
 }
 
 /// The raw value of an object's member; of several the last.
