@@ -227,6 +227,8 @@ pub struct Dispatcher {
     known_below: Position,
     /// Age at which an event makes its shard late, ms; for tests less than the default.
     late_ms: u64,
+    /// Bytes within which lagging queues read together; for tests less than the default.
+    meeting_bytes: usize,
     /// When it is looked for a backlog next.
     look_at: Duration,
     /// There is enough for full requests: nothing waits for company.
@@ -301,6 +303,7 @@ impl Dispatcher {
             ahead_is_noted: false,
             known_below: Position(0),
             late_ms: fresh::LATE,
+            meeting_bytes: together::MEETING_BYTES,
             look_at: Duration::ZERO,
             pressed: false,
             packer,

@@ -34,7 +34,7 @@ const PASS_BYTES: usize = 4 << 20;
 const OTHERS_BYTES: usize = 512 << 10;
 
 /// Queues no farther apart than so many bytes read together: whoever is ahead waits for the pass, a few hundredths of a second.
-const MEETING_BYTES: usize = 32 << 20;
+pub(super) const MEETING_BYTES: usize = 32 << 20;
 
 /// What one read by itself costs, in bytes read one after the other: about a microsecond.
 const CALL_BYTES: f64 = 4096.0;
@@ -84,7 +84,7 @@ impl Dispatcher {
         lagging.sort_unstable();
         let Some((from, _)) = lagging.first() else { return Ok((apart, false)) };
         let frame_bytes = self.frame_bytes_at(*from);
-        let reach = (MEETING_BYTES as f64 / frame_bytes) as u64;
+        let reach = (self.meeting_bytes as f64 / frame_bytes) as u64;
         let mut groups = Vec::new();
         let mut rest = &lagging[..];
         while let [(from, first), others @ ..] = rest {
