@@ -35,6 +35,9 @@ const PACE_MAX: Duration = Duration::from_millis(2);
 /// How often status is published.
 const PUBLISH_EVERY: Duration = Duration::from_millis(200);
 
+/// The same, and looks at what may be saved, while nothing is pending and nothing happens: an idle agent costs next to nothing.
+const REST: Duration = Duration::from_secs(1);
+
 /// Something that happened to a stream's delivery.
 #[derive(Debug)]
 pub enum Event {
@@ -259,6 +262,8 @@ struct Shell {
     pace: Duration,
     next_checkpoint: Duration,
     next_publish: Duration,
+    /// Something happened since the last time.
+    stirred: bool,
     /// From when on no request is begun, and until when answers are waited for.
     drain: Option<(Duration, Duration)>,
     sent_log: SentLog,
@@ -309,6 +314,7 @@ impl Shell {
             pace: pace.min(PACE_MAX),
             next_checkpoint: now + parts.checkpoint_interval,
             next_publish: now,
+            stirred: true,
             drain: None,
             sent_log: parts.sent_log,
             ahead: parts.ahead,
@@ -320,6 +326,7 @@ impl Shell {
 
     fn run(mut self) -> Ended {
         self.dispatcher.take_time(self.clock.monotonic());
+        let mut woken = true;
         loop {
             let now = self.clock.monotonic();
             self.work(now);
@@ -332,7 +339,7 @@ impl Shell {
                     return self.end();
                 }
             }
-            if self.drain.is_none() && !self.pace.is_zero() {
+            if woken && self.drain.is_none() && !self.pace.is_zero() {
                 // Under load something happens every few microseconds, and looking at all queues each time would be most
                 // of the work, and waking up for it most of the rest. Beside `linger` the pace is nothing.
                 std::thread::sleep(self.pace);
@@ -344,8 +351,11 @@ impl Shell {
             let wake = [self.dispatcher.wake_at(), Some(self.next_publish), Some(self.next_checkpoint), drain];
             let wake = wake.into_iter().flatten().min().unwrap_or(now);
             match self.events.recv_timeout(wake.saturating_sub(self.clock.monotonic())) {
-                Ok(event) => self.take(event),
-                Err(RecvTimeoutError::Timeout) => {}
+                Ok(event) => {
+                    self.take(event);
+                    woken = true;
+                }
+                Err(RecvTimeoutError::Timeout) => woken = false,
                 // The shell holds a sender itself.
                 Err(RecvTimeoutError::Disconnected) => unreachable!("the inbox lives as long as its thread"),
             }
@@ -365,6 +375,9 @@ impl Shell {
 
     fn take(&mut self, event: Event) {
         let now = self.clock.monotonic();
+        if !matches!(event, Event::Pulse(_) | Event::Rewritten(None)) {
+            self.stir(now);
+        }
         match event {
             Event::Committed => self.inbox.committed.store(false, Ordering::Release),
             Event::Answered { id, answer } => self.dispatcher.on_answer(id, answer, now),
@@ -390,6 +403,13 @@ impl Shell {
         }
     }
 
+    /// Something happened: what is done at intervals comes no later than one interval from now.
+    fn stir(&mut self, now: Duration) {
+        self.stirred = true;
+        self.next_checkpoint = self.next_checkpoint.min(now + self.interval);
+        self.next_publish = self.next_publish.min(now + PUBLISH_EVERY);
+    }
+
     fn work(&mut self, now: Duration) {
         if self.dispatcher.ask_for_map(now) {
             let (api, inbox) = (Arc::clone(&self.api), self.inbox.clone());
@@ -407,11 +427,13 @@ impl Shell {
             self.put(request);
         }
         if now >= self.next_checkpoint || (!self.saving && self.dispatcher.wants_checkpoint()) {
-            self.next_checkpoint = now + self.interval;
-            self.save(false);
+            let as_saved = self.save(false);
+            let resting = as_saved && self.dispatcher.is_settled();
+            self.next_checkpoint = now + if resting { self.interval.max(REST) } else { self.interval };
         }
         if now >= self.next_publish {
-            self.next_publish = now + PUBLISH_EVERY;
+            let resting = !std::mem::take(&mut self.stirred) && self.dispatcher.is_settled();
+            self.next_publish = now + if resting { REST } else { PUBLISH_EVERY };
             self.dispatcher.publish_shards(now);
             self.dispatcher.publish_mode(now);
             self.dispatcher.advise(now);
@@ -432,19 +454,20 @@ impl Shell {
         });
     }
 
-    /// Hands a checkpoint to the saver, unless one is being saved or nothing changed.
-    fn save(&mut self, stopping: bool) {
+    /// Hands a checkpoint to the saver, unless one is being saved or nothing changed; whether the latter.
+    fn save(&mut self, stopping: bool) -> bool {
         if self.saving {
-            return;
+            return false;
         }
         let checkpoint = self.dispatcher.checkpoint(stopping);
         if self.saved.as_ref() == Some(&checkpoint) {
             self.look_for_rewriting();
-            return;
+            return true;
         }
         if let Some(saver) = &self.saver {
             self.saving = saver.send(Box::new(checkpoint)).is_ok();
         }
+        false
     }
 
     fn on_saved(&mut self, checkpoint: Box<Checkpoint>, durable: bool) {
