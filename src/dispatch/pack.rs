@@ -4,7 +4,7 @@
 //! came. *INSIDE-THE-LIMITS*: at most 500 records and `request_bytes_max` bytes a request, sizes counted exactly
 //! (data and keys); asserted again before a request leaves.
 //!
-//! A queue is *due* when it has a full record, when its oldest event has waited `linger`, or when it failed
+//! A queue is *due* when it has a full record, when its oldest event was received `linger` ago, or when it failed
 //! before and its wait is over. When one is due, those that have waited half of `linger` go along: so the shards
 //! fall into step and requests are full. While a record is under way the next one grows (self-clocking).
 
@@ -104,7 +104,8 @@ impl Dispatcher {
         if queue.ready_len() == 0 {
             return Turn::NotYet;
         }
-        let waited = Duration::from_millis(u64::from(queue.waited_ms(now)));
+        // Of a backlog everything has waited: what it still waited for here would be the way there and back of each record.
+        let waited = Duration::from_millis(queue.ready_age_ms(now));
         let due_in = if hurry { Duration::ZERO } else { linger.saturating_sub(waited) };
         // An aggregate is one record, whatever is in it.
         let records = if self.aggregating() { 1 } else { queue.ready_len() };

@@ -88,7 +88,7 @@ impl Slot {
 
     /// How long it has been in its queue, ms.
     #[must_use]
-    pub fn waited_ms(&self, now: Duration) -> u32 {
+    fn waited_ms(&self, now: Duration) -> u32 {
         (now.as_millis() as u32).wrapping_sub(self.since_ms)
     }
 }
@@ -306,11 +306,11 @@ impl Queue {
         self.nth_ready(0).map(|seq| self.slot(seq))
     }
 
-    /// How long those have been here that may be sent: the first of either side, ms.
+    /// How old those are that may be sent: the first of either side, ms.
     #[must_use]
-    pub fn waited_ms(&self, now: Duration) -> u32 {
+    pub fn ready_age_ms(&self, now: Duration) -> u64 {
         let fronts = self.main.ready.front().into_iter().chain(self.fresh.ready.front());
-        fronts.map(|seq| self.slot(*seq).waited_ms(now)).max().unwrap_or(0)
+        fronts.map(|seq| self.slot(*seq).age_ms(now)).max().unwrap_or(0)
     }
 
     /// Sequence number of the `n`-th event that may be sent.
