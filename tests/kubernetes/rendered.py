@@ -298,7 +298,7 @@ def refusals():
         ("spool.size=lots", "/spool/size", "pattern"),
         ("spool.kind=floppy", "/spool/kind", "emptyDir"),
         ("workload.kind=Deploy", "/workload/kind", "DaemonSet"),
-        ("metrics.port=80", "/metrics/port", "1024"),
+        ("metrics.port=80", "/metrics/port", "minimum"),
         ("image.digest=abc", "/image/digest", "pattern"),
         ("config=", "config: it names no [[stream]]"),
         ("spool.size=2Gi", "spool.size: 2Gi", "2560 MiB"),
