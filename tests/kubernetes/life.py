@@ -13,6 +13,7 @@ import time
 import kubelet
 import render
 from kubelet import Image, Node, Pod, until
+from rendered import has_metrics_listener
 
 from dockerfile import Dockerfile  # noqa: E402 (kubelet.py says where it is)
 from kinesis import Kinesis
@@ -149,6 +150,30 @@ def native(world):
     assert node.ledger.last("made") >= before + 200
     world.all_arrived(node)
     pod.remove()
+
+
+def metrics(world):
+    claim("metrics: whoever reaches the pod reads them, and can ask for nothing else")
+    if not has_metrics_listener():
+        print("        SKIPPED: the binary has no listen.metrics")
+        return
+    node = world.node("metrics")
+    pod = world.pod(node, "native", "--set", "metrics.enabled=true")
+    pod.start()
+    world.wait_for_receipts(node, 100)
+    assert b"forebay_events_accepted_total" in ask(pod, 4713, "GET /metrics").partition(b"\r\n\r\n")[2]
+    assert ask(pod, 4713, "GET /readyz").startswith(b"HTTP/1.1 200 ")
+    assert ask(pod, 4713, "POST /drain").startswith(b"HTTP/1.1 404 ")
+    assert ask(pod, 4711, "GET /metrics").startswith(b"HTTP/1.1 403 "), "the admin listener knows no such Host"
+    exits(pod, pod.delete())
+    pod.remove()
+
+
+def ask(pod, port, request):
+    """An HTTP answer, called by the pod's address."""
+    with pod.network.connect(port) as stream:
+        stream.sendall(f"{request} HTTP/1.1\r\nHost: 10.1.2.3:{port}\r\nConnection: close\r\n\r\n".encode())
+        return b"".join(iter(lambda: stream.recv(65536), b""))
 
 
 def job(world):
@@ -298,6 +323,7 @@ def sends_to_node(spec, groups):
 if __name__ == "__main__":
     everything = World()
     native(everything)
+    metrics(everything)
     job(everything)
     plain(everything)
     hook(everything)
