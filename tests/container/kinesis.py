@@ -10,10 +10,20 @@ import base64
 import hashlib
 import http.server
 import json
+import sys
 import threading
 
 SHARDS = 2
 _WIDTH = (1 << 128) // SHARDS
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request, client_address):
+        """A connection that breaks is an agent that was killed; everything else is told."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
 
 
 class Kinesis:
@@ -38,19 +48,19 @@ class Kinesis:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 status, answer = kinesis._answer(self.headers["X-Amz-Target"].partition(".")[2], body)
                 answer = json.dumps(answer).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/x-amz-json-1.1")
-                self.send_header("Content-Length", str(len(answer)))
-                self.end_headers()
-                self.wfile.write(answer)
+                head = f"HTTP/1.1 {status} Answer\r\nContent-Type: application/x-amz-json-1.1\r\nContent-Length: {len(answer)}\r\n\r\n"
+                try:
+                    self.wfile.write(head.encode() + answer)
+                except OSError:
+                    # The agent was killed meanwhile; what it sent is stored all the same.
+                    self.close_connection = True
 
             def log_message(self, *_arguments):
                 pass
 
-        server = http.server.ThreadingHTTPServer(listening.getsockname(), Handler, bind_and_activate=False)
+        server = _Server(listening.getsockname(), Handler, bind_and_activate=False)
         server.socket.close()
         server.socket = listening
-        server.daemon_threads = True
         threading.Thread(target=server.serve_forever, daemon=True).start()
         return server
 
