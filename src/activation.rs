@@ -21,7 +21,7 @@ use std::path::Path;
 use listenfd::ListenFd;
 
 /// Keys of `[listen]` that are TCP ports.
-const PORTS: [&str; 3] = ["http", "https", "admin"];
+const PORTS: [&str; 4] = ["http", "https", "admin", "metrics"];
 
 /// Keys of `[listen]` that are Unix sockets.
 const SOCKETS: [&str; 2] = ["socket", "http_socket"];

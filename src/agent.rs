@@ -75,7 +75,7 @@ pub enum StartError {
     Http(http::BindError),
     /// The TLS listener's certificate or key.
     Tls(TlsError),
-    /// The admin port.
+    /// The admin port, or the metrics port.
     Admin(io::Error),
     /// What a service manager passed.
     Passed(PassedError),
@@ -212,6 +212,8 @@ pub struct Agent {
     pub https: Option<SocketAddr>,
     /// Where the admin listener listens.
     pub admin_address: Option<SocketAddr>,
+    /// Where the metrics listener listens.
+    pub metrics_address: Option<SocketAddr>,
 }
 
 /// The directory of a stream's spool: its name, or the name in its ARN.
@@ -306,6 +308,13 @@ impl Agent {
             }),
             None => None,
         };
+        let metrics_listener = match config.listen.metrics {
+            Some(address) => Some(match passed.port("metrics", address).map_err(StartError::Passed)? {
+                Some(port) => port,
+                None => admin::bind_metrics(address).await.map_err(StartError::Admin)?,
+            }),
+            None => None,
+        };
         passed.finish().map_err(StartError::Passed)?;
         let keys = config.spool.read_keys().map_err(StartError::Key)?;
         let config = Arc::new(config.clone());
@@ -356,17 +365,22 @@ impl Agent {
             doors.spawn(door.serve(sources.clone(), shutdown.clone()));
         }
         let admin_address = admin_listener.as_ref().and_then(|listener| listener.local_addr().ok());
-        let admin = admin_listener.map(|listener| {
+        let metrics_address = metrics_listener.as_ref().and_then(|listener| listener.local_addr().ok());
+        let admin = (admin_listener.is_some() || metrics_listener.is_some()).then(|| {
             let mut state = AdminState::new(metrics.clone(), draining.clone(), Arc::clone(&host.clock));
             state.drain_within = Arc::clone(&drain_within);
             state.drained = when_drained;
             state.allowed_hosts.clone_from(&config.listen.allowed_hosts);
             locked(&state.spools).extend(streams.iter().map(|stream| spool_door(&config, stream)));
             locked(&state.letters).extend(streams.iter().map(letter_door));
-            let state = Arc::new(state);
-            admin_tasks.spawn(admin::serve(listener, Arc::clone(&state), admin_shutdown));
-            state
+            Arc::new(state)
         });
+        if let (Some(state), Some(listener)) = (&admin, admin_listener) {
+            admin_tasks.spawn(admin::serve(listener, Arc::clone(state), admin_shutdown.clone()));
+        }
+        if let (Some(state), Some(listener)) = (&admin, metrics_listener) {
+            admin_tasks.spawn(admin::serve_metrics(listener, Arc::clone(state), admin_shutdown));
+        }
         let places = late::Places { sources: sources.clone(), admin, opened: Arc::new(Mutex::new(streams)) };
         let mut late = JoinSet::new();
         for (opening, _) in closed {
@@ -388,6 +402,7 @@ impl Agent {
             http,
             https,
             admin_address,
+            metrics_address,
         })
     }
 

@@ -443,6 +443,33 @@ async fn an_address_that_is_not_loopback_is_refused_with_the_remedy() {
 }
 
 #[tokio::test]
+async fn the_metrics_listener_tells_whoever_comes_and_changes_nothing() {
+    let listener = admin::bind_metrics("127.0.0.1:0".parse().expect("an address")).await.expect("a free port");
+    let addr = listener.local_addr().expect("an address");
+    let (drain, draining) = watch::channel(false);
+    let (stop, stopped) = watch::channel(false);
+    let state = AdminState::new(clicks(&busy_stream()), drain, Arc::new(StoppedClock));
+    let served = tokio::spawn(admin::serve_metrics(listener, Arc::new(state), stopped));
+    let agent = Agent { addr, draining, stop, served };
+    for path in ["/metrics", "/healthz", "/readyz"] {
+        let request = format!("GET {path} HTTP/1.1\r\nhost: 10.1.2.3:4713\r\nconnection: close\r\n\r\n");
+        assert_eq!(agent.raw(&request).await.0, 200, "{path}");
+        assert_eq!(agent.call("POST", path).await.0, 405, "{path}");
+    }
+    assert!(agent.call("GET", "/metrics").await.2.contains("forebay_build_info"));
+    for (method, path) in [("POST", "/drain"), ("GET", "/status"), ("GET", "/"), ("GET", "/spool"), ("POST", "/dead/retry")] {
+        assert_eq!(agent.call(method, path).await.0, 404, "{method} {path}");
+    }
+    let page = format!("GET /metrics HTTP/1.1\r\nhost: {addr}\r\norigin: http://{addr}\r\nconnection: close\r\n\r\n");
+    assert_eq!(agent.raw(&page).await.0, 403, "a page may not");
+    assert!(!*agent.draining.borrow());
+    let taken = admin::bind_metrics(addr).await.expect_err("taken");
+    assert!(taken.to_string().contains("listen.metrics") && taken.to_string().contains("turn it off"), "{taken}");
+    agent.stop.send_replace(true);
+    tokio::time::timeout(DEADLINE, agent.served).await.expect("it ends").expect("it does not panic");
+}
+
+#[tokio::test]
 async fn the_status_command_prints_what_a_person_asks_first() {
     let metrics = busy_stream();
     metrics.full.store(true, Ordering::Relaxed);

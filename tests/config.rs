@@ -122,7 +122,7 @@ fn one_stream_is_enough_and_all_else_has_its_documented_default() {
     assert_eq!(config.listen.socket.as_deref(), Some(Path::new("/run/forebay/forebay.sock")));
     assert_eq!(config.listen.http, Some("127.0.0.1:4710".parse().unwrap()));
     assert_eq!((config.listen.https, &config.listen.http_socket), (None, &None));
-    assert_eq!(config.listen.admin, Some("127.0.0.1:4711".parse().unwrap()));
+    assert_eq!((config.listen.admin, config.listen.metrics), (Some("127.0.0.1:4711".parse().unwrap()), None));
     assert!(
         config.listen.allowed_uids.is_empty()
             && config.listen.allowed_hosts.is_empty()
@@ -263,6 +263,7 @@ fn every_key_can_be_given_by_the_environment_alone() {
                 Kind::Choice { .. } if key.name == "kind" => "events".into(),
                 Kind::Choice { offered } => offered[offered.len() - 1].to_owned(),
                 Kind::Address => format!("[::1]:{}", 5000 + (key.name.as_bytes()[0] as usize) * 10 + key.name.len()),
+                Kind::AnyAddress => "10.0.0.1:9400".into(),
                 Kind::Bytes { max, .. } => (max - 1).to_string(),
                 Kind::Time { max, .. } => format!("{}ms", max.as_millis() - 1),
                 Kind::TimeOrOff { max, .. } => format!("{}ms", max.as_millis() - 1),

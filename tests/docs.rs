@@ -19,7 +19,8 @@ use forebay::dispatch::queue::Slot;
 use forebay::exit::{Exit, PANICKED};
 use forebay::{event, limits};
 
-const PAGES: [&str; 5] = ["README.md", "docs/ARCHITECTURE.md", "docs/RELIABILITY.md", "docs/kinesis.md", "docs/INSTALL.md"];
+const PAGES: [&str; 6] =
+    ["README.md", "docs/ARCHITECTURE.md", "docs/RELIABILITY.md", "docs/kinesis.md", "docs/INSTALL.md", "docs/KUBERNETES.md"];
 const TABLE: (&str, &str) = ("<!-- config table: begin -->\n", "<!-- config table: end -->");
 
 fn root() -> &'static Path {

@@ -8,7 +8,9 @@
 //!
 //! Safety of the door: it binds loopback addresses only. A browser on the same machine could still be made to
 //! call it, so a `Host` that is neither a loopback name nor a listed one is refused (DNS rebinding), and so is
-//! an `Origin` that is not the page's own (a foreign page that posts `/drain`).
+//! an `Origin` that is not the page's own (a foreign page that posts `/drain`). A second door ([`serve_metrics`],
+//! `listen.metrics`) may be on any address, for a Prometheus that comes from elsewhere: it tells health, readiness and
+//! metrics, and nothing can be asked to happen through it.
 //!
 //! Failure: a connection that breaks ends alone; an `accept` that fails (out of descriptors) is tried again after
 //! a pause. Absent on purpose: TLS, passwords, configuration changes, event data.
@@ -69,6 +71,18 @@ const ROUTES: [(&str, &str); 8] = [
     ("POST", dead::RETRY),
     ("POST", dead::PURGE),
 ];
+
+/// What the metrics listener tells; nothing there changes anything.
+const METRICS_ROUTES: [&str; 3] = ["/healthz", "/readyz", "/metrics"];
+
+/// Which of the two doors a connection came in by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Face {
+    /// `listen.admin`, loopback.
+    Admin,
+    /// `listen.metrics`, anywhere.
+    Metrics,
+}
 
 /// What a drained agent left: the answer to `POST /drain?wait`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -160,6 +174,17 @@ pub async fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
     })
 }
 
+/// Opens the metrics listener.
+///
+/// # Errors
+/// What the system says (in use, not permitted), with the address and the remedy in the text.
+pub async fn bind_metrics(addr: SocketAddr) -> io::Result<TcpListener> {
+    TcpListener::bind(addr).await.map_err(|error| {
+        let remedy = "set listen.metrics to a free address, or to \"\" to turn it off";
+        io::Error::new(error.kind(), format!("listen.metrics = \"{addr}\": cannot listen: {error}; {remedy}"))
+    })
+}
+
 /// A port that was passed, already listening.
 ///
 /// # Errors
@@ -176,7 +201,16 @@ pub fn on_port(listener: TcpListener) -> io::Result<TcpListener> {
 }
 
 /// Serves until `shutdown` turns true (or its sender is gone). Answers under way are finished, for at most a second.
-pub async fn serve(listener: TcpListener, state: Arc<AdminState>, mut shutdown: watch::Receiver<bool>) {
+pub async fn serve(listener: TcpListener, state: Arc<AdminState>, shutdown: watch::Receiver<bool>) {
+    serve_as(Face::Admin, listener, state, shutdown).await;
+}
+
+/// As [`serve`], for whoever reaches the listener: health, readiness and metrics only.
+pub async fn serve_metrics(listener: TcpListener, state: Arc<AdminState>, shutdown: watch::Receiver<bool>) {
+    serve_as(Face::Metrics, listener, state, shutdown).await;
+}
+
+async fn serve_as(face: Face, listener: TcpListener, state: Arc<AdminState>, mut shutdown: watch::Receiver<bool>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut connections = JoinSet::new();
     loop {
@@ -190,7 +224,7 @@ pub async fn serve(listener: TcpListener, state: Arc<AdminState>, mut shutdown: 
             Ok((stream, place)) => {
                 let (state, shutdown) = (Arc::clone(&state), shutdown.clone());
                 connections.spawn(async move {
-                    serve_connection(stream, state, shutdown).await;
+                    serve_connection(face, stream, state, shutdown).await;
                     drop(place);
                 });
             }
@@ -219,12 +253,15 @@ async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> io::Result<(
     Ok((stream, place))
 }
 
-async fn serve_connection(stream: TcpStream, state: Arc<AdminState>, mut shutdown: watch::Receiver<bool>) {
+async fn serve_connection(face: Face, stream: TcpStream, state: Arc<AdminState>, mut shutdown: watch::Receiver<bool>) {
     let service = service_fn(move |request: Request<hyper::body::Incoming>| {
         let state = Arc::clone(&state);
         async move {
+            if face == Face::Metrics {
+                return Ok::<_, Infallible>(respond_metrics(&state, &request));
+            }
             if is_spool_path(request.uri().path()) {
-                return Ok::<_, Infallible>(match check_caller(&state, &request) {
+                return Ok(match check_caller(&state, &request) {
                     Err(refusal) => *refusal,
                     Ok(()) => {
                         let spools = locked(&state.spools).clone();
@@ -284,6 +321,36 @@ fn respond<B>(state: &AdminState, request: &Request<B>) -> Answer {
     }
     match path {
         "/" => page(),
+        "/healthz" | "/readyz" | "/metrics" => tell(state, path),
+        "/status" => json_answer(StatusCode::OK, &state.status()),
+        DRAIN | dead::RETRY | dead::PURGE => answer(StatusCode::CONTINUE, "application/json", ""),
+        _ => unreachable!("the path is one of ROUTES, and each has its arm"),
+    }
+}
+
+/// The routing of the metrics listener. Any `Host` will do, since it is called by the addresses of pods and machines; a page is refused,
+/// by whatever name it came.
+fn respond_metrics<B>(state: &AdminState, request: &Request<B>) -> Answer {
+    let path = request.uri().path();
+    if request.headers().contains_key(ORIGIN) {
+        return json_answer(StatusCode::FORBIDDEN, &json!({"error": "pages may not call the metrics listener"}));
+    }
+    if !METRICS_ROUTES.contains(&path) {
+        return json_answer(StatusCode::NOT_FOUND, &json!({"error": "there is nothing at this path", "known": METRICS_ROUTES}));
+    }
+    if !["GET", "HEAD"].contains(&request.method().as_str()) {
+        let allowed = "GET, HEAD";
+        let text = format!("{path} answers to {allowed} only");
+        let mut answer = json_answer(StatusCode::METHOD_NOT_ALLOWED, &json!({"error": text, "allowed": allowed}));
+        answer.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
+        return answer;
+    }
+    tell(state, path)
+}
+
+/// The answer at one of [`METRICS_ROUTES`].
+fn tell(state: &AdminState, path: &str) -> Answer {
+    match path {
         "/healthz" => json_answer(StatusCode::OK, &json!({"alive": true})),
         "/readyz" => {
             let report = state.ready();
@@ -293,9 +360,7 @@ fn respond<B>(state: &AdminState, request: &Request<B>) -> Answer {
             Ok(text) => answer(StatusCode::OK, exposition::CONTENT_TYPE, text),
             Err(error) => json_answer(StatusCode::INTERNAL_SERVER_ERROR, &json!({"error": error.to_string()})),
         },
-        "/status" => json_answer(StatusCode::OK, &state.status()),
-        DRAIN | dead::RETRY | dead::PURGE => answer(StatusCode::CONTINUE, "application/json", ""),
-        _ => unreachable!("the path is one of ROUTES, and each has its arm"),
+        _ => unreachable!("the path is one of METRICS_ROUTES, and each has its arm"),
     }
 }
 

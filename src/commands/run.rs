@@ -91,6 +91,7 @@ async fn serve(started: Started, mut signals: Signals, connect: impl Fn(&StreamC
         https = agent.https.map(|address| address.to_string()),
         http_socket = config.listen.http_socket.as_ref().map(|path| path.display().to_string()),
         admin = agent.admin_address.map(|address| address.to_string()),
+        metrics = agent.metrics_address.map(|address| address.to_string()),
         streams = config.streams.len(),
         version = env!("CARGO_PKG_VERSION"),
         "accepting"

@@ -69,7 +69,14 @@ pub(crate) fn check(in_force: &InForce, problems: &mut Vec<Problem>) {
 }
 
 fn check_listen(listen: &Section, problems: &mut Vec<Problem>) {
-    for (key, other) in [("admin", "http"), ("https", "http"), ("https", "admin")] {
+    for (key, other) in [
+        ("admin", "http"),
+        ("https", "http"),
+        ("https", "admin"),
+        ("metrics", "http"),
+        ("metrics", "https"),
+        ("metrics", "admin"),
+    ] {
         let address = listen.address(key).filter(|address| address.port() != 0);
         if address.is_some() && address == listen.address(other) && listen.sound(&[key, other]) {
             problems.push(listen.problem(key, format!("the same address as listen.{other}; each needs its own port")));
@@ -276,6 +283,7 @@ pub(crate) fn build(in_force: &InForce) -> Config {
             tls_key: listen.text("tls_key").map(PathBuf::from),
             http_socket: listen.text("http_socket").filter(|path| !path.is_empty()).map(PathBuf::from),
             admin: listen.address("admin"),
+            metrics: listen.address("metrics"),
             allowed_hosts: listen.texts("allowed_hosts"),
             allowed_origins: listen.texts("allowed_origins"),
         },

@@ -236,6 +236,8 @@ pub struct Listen {
     pub http_socket: Option<PathBuf>,
     /// Health, metrics, status; loopback only. Default `127.0.0.1:4711`.
     pub admin: Option<SocketAddr>,
+    /// Health, readiness and metrics for whoever reaches it, on any address. Default off.
+    pub metrics: Option<SocketAddr>,
     /// Host names besides loopback ones that a `Host` header may carry.
     pub allowed_hosts: Vec<String>,
     /// Browser origins that may send. Default none.

@@ -335,6 +335,7 @@ fn read_single(kind: Kind, raw: &Raw) -> Result<Typed, String> {
             }
         }
         Kind::Address => address(text(raw)?).map(Typed::Address),
+        Kind::AnyAddress => any_address(text(raw)?).map(Typed::Address),
         Kind::Bytes { min, max } => {
             let bytes = match raw {
                 Raw::Integer(number) => u64::try_from(*number).map_err(|_| "below zero".to_owned())?,
@@ -502,14 +503,18 @@ fn in_range<T: PartialOrd>(value: T, min: T, max: T) -> Result<T, String> {
 }
 
 fn address(text: &str) -> Result<Option<SocketAddr>, String> {
+    let address = any_address(text)?;
+    if address.is_some_and(|address| !address.ip().is_loopback()) {
+        return Err("not a loopback address; the agent speaks only with its own machine".into());
+    }
+    Ok(address)
+}
+
+fn any_address(text: &str) -> Result<Option<SocketAddr>, String> {
     if text.is_empty() {
         return Ok(None);
     }
-    let address: SocketAddr = text.parse().map_err(|_| "not an address with a port".to_owned())?;
-    if !address.ip().is_loopback() {
-        return Err("not a loopback address; the agent speaks only with its own machine".into());
-    }
-    Ok(Some(address))
+    text.parse().map(Some).map_err(|_| "not an address with a port".to_owned())
 }
 
 /// One secret a line; blank lines do not count. No line stands in a message.
@@ -556,6 +561,9 @@ mod tests {
         }
         for text in ["localhost:4710", "127.0.0.1", ":4710", "127.0.0.1:70000"] {
             assert!(address(text).unwrap_err().contains("not an address"), "{text}");
+            assert!(any_address(text).unwrap_err().contains("not an address"), "{text}");
         }
+        assert_eq!(any_address(""), Ok(None));
+        assert_eq!(any_address("0.0.0.0:4713"), Ok(Some("0.0.0.0:4713".parse().unwrap())));
     }
 }

@@ -102,6 +102,8 @@ pub enum Kind {
     },
     /// A loopback address with port; `""` is off.
     Address,
+    /// Any address with port; `""` is off.
+    AnyAddress,
     /// A size in bytes, both ends included.
     Bytes {
         /// Smallest.
@@ -167,6 +169,7 @@ impl Kind {
             Self::Address => {
                 "a loopback address with its port, such as \"127.0.0.1:4710\" or \"[::1]:4710\", or \"\" for off".into()
             }
+            Self::AnyAddress => "an address with its port, such as \"0.0.0.0:4713\" or \"[::]:4713\", or \"\" for off".into(),
             Self::Bytes { min, max } => {
                 format!(
                     "a size from {} to {}, such as \"{}\", or a number of bytes",
@@ -285,7 +288,7 @@ static ROOT: [Key; 1] = [key(
     "How long SIGTERM waits for delivery; what is left then stays in the spool for the next start.",
 )];
 
-static LISTEN: [Key; 10] = [
+static LISTEN: [Key; 11] = [
     key(
         "socket",
         Kind::Text(&SOCKET),
@@ -324,6 +327,12 @@ static LISTEN: [Key; 10] = [
         Kind::Address,
         Fallback::Toml("\"127.0.0.1:4711\""),
         "Health, metrics and status, loopback only; \"\" turns it off.",
+    ),
+    key(
+        "metrics",
+        Kind::AnyAddress,
+        Fallback::Toml("\"\""),
+        "Metrics, health and readiness for whoever reaches this address, such as a Prometheus outside the pod; \"\" is off.",
     ),
     key(
         "allowed_hosts",

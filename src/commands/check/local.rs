@@ -287,6 +287,7 @@ mod tests {
             tls_key: Some("/no/such/key.pem".into()),
             http_socket: None,
             admin: None,
+            metrics: None,
             allowed_hosts: Vec::new(),
             allowed_origins: Vec::new(),
         };
