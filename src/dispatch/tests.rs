@@ -4,6 +4,7 @@
 
 mod expiry;
 mod fresh;
+mod linger;
 mod poison;
 mod storms;
 mod together;
