@@ -192,7 +192,12 @@ fn measure(options: &Options) -> io::Result<bool> {
     let mut starts = (0..options.starts).map(|_| start_once(&setup)).collect::<io::Result<Vec<_>>>()?;
     starts.sort_unstable();
     let ms = |time: Duration| time.as_secs_f64() * 1e3;
-    let more = format!("   the slowest of {} {:.1}, the first on a new spool {:.1}", starts.len(), ms(starts[starts.len() - 1]), ms(first));
+    let more = format!(
+        "   the slowest of {} {:.1}, the first on a new spool {:.1}",
+        starts.len(),
+        ms(starts[starts.len() - 1]),
+        ms(first)
+    );
     marks.tell("start to accepting, median", ms(starts[starts.len() / 2]), 20.0, "ms", &more);
 
     let mut agent = Agent::start(&setup);

@@ -304,7 +304,9 @@ pub struct StatusArgs {
 #[command(after_help = "Examples:
   forebay drain
   forebay drain --timeout 45s
-      For a preStop hook: no more events are taken, what is there is delivered for at most that long, then the agent ends.
+      Before maintenance: no more events are taken, what is there is delivered for at most that long, then the agent ends. So does
+      SIGTERM with drain_timeout, which is what systemd and Kubernetes send; as a preStop hook beside an application that still sends,
+      this comes too early.
 
 Exit code 0 when all was delivered; 1 when events stay in the spool, which is told, and which the next start delivers, or when there is
 no agent.")]

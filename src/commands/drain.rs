@@ -1,6 +1,7 @@
 //! `forebay drain`: asks the agent to stop accepting, to deliver what it holds and to end, and waits for that.
 //!
-//! Place: a preStop hook, or a person before maintenance. One `POST /drain?wait` to the admin listener, whose answer comes when all
+//! Place: a person or a script before maintenance. Not a sidecar's preStop hook, which Kubernetes runs while the application still sends
+//! (docs/KUBERNETES.md). One `POST /drain?wait` to the admin listener, whose answer comes when all
 //! streams have ended. The agent's process is gone a moment later.
 //!
 //! Failure: no agent, or a connection that breaks (the agent was killed), in one sentence on stderr and exit code 1; so does an

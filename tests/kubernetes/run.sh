@@ -5,6 +5,7 @@
 #
 #   tests/kubernetes/run.sh            about 1 minute; the first time some minutes more, because helm is compiled
 #   tests/kubernetes/run.sh --static   without the pods' lives, which need root and namespaces
+#   tests/kubernetes/run.sh --prepare  only fetches and compiles
 #
 # FOREBAY_BIN: the agent's binary, instead of target/debug/forebay. Needs Python, and Go for helm (and for kustomize, where kubectl is not
 # there); without Go it says SKIPPED and ends well. What it fetches and compiles stays in tests/kubernetes/.work.
@@ -47,6 +48,7 @@ if [ ! -f "$work/stamp" ] || [ "$(cat "$work/stamp")" != "$stamp" ]; then
     "$work/venv/bin/pip" install --quiet --disable-pip-version-check -r "$here/requirements.txt"
     echo "$stamp" > "$work/stamp"
 fi
+[ "${1:-}" != --prepare ] || exit 0
 if [ -z "${FOREBAY_BIN:-}" ]; then
     export FOREBAY_BIN=$root/target/debug/forebay
     [ -x "$FOREBAY_BIN" ] || (cd "$root" && cargo build --locked)
