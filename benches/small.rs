@@ -89,12 +89,8 @@ impl Marks {
     }
 }
 
-/// A number of kB in `/proc/PID/status`, in MiB.
-fn memory(pid: u32, name: &str) -> io::Result<f64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-    let kib = line.and_then(|line| line.trim().trim_end_matches("kB").trim().parse::<f64>().ok());
-    kib.map(|kib| kib / 1024.0).ok_or_else(|| io::Error::other(format!("/proc/{pid}/status has no {name}")))
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / (1 << 20) as f64
 }
 
 /// CPU of all threads so far. Threads that end take their count along; none does while we look.
@@ -186,7 +182,7 @@ fn measure(options: &Options) -> io::Result<bool> {
     let setup = Setup::new(&binary.to_string_lossy(), dir.path().join("agent"), sink.endpoint(), "off");
     let mut marks = Marks { missed: Vec::new() };
     println!("small: {}, windows of {} s", options.agent.display(), options.seconds);
-    marks.tell("binary, stripped", fs::metadata(&binary)?.len() as f64 / (1 << 20) as f64, 20.0, "MiB", "");
+    marks.tell("binary, stripped", mib(fs::metadata(&binary)?.len()), 20.0, "MiB", "");
 
     let first = start_once(&setup)?;
     let mut starts = (0..options.starts).map(|_| start_once(&setup)).collect::<io::Result<Vec<_>>>()?;
@@ -206,8 +202,8 @@ fn measure(options: &Options) -> io::Result<bool> {
     });
     thread::sleep(Duration::from_secs(3));
     let pid = agent.pid();
-    let anon = format!("   {:.1} of it the agent's alone", memory(pid, "RssAnon")?);
-    marks.tell("idle: RSS", memory(pid, "VmRSS")?, 12.0, "MiB", &anon);
+    let anon = format!("   {:.1} of it the agent's alone", mib(agent.memory("RssAnon")));
+    marks.tell("idle: RSS", mib(agent.memory("VmRSS")), 12.0, "MiB", &anon);
     let window = || {
         thread::sleep(Duration::from_secs_f64(options.seconds));
         Ok(())
@@ -223,7 +219,7 @@ fn measure(options: &Options) -> io::Result<bool> {
     if (account.accepted, account.delivered, sink.stats().bad_requests) != (sent, sent, 0) {
         return Err(io::Error::other(format!("of {sent} events: {account:?}, {:?}", sink.stats())));
     }
-    let more = format!("   {sent} events, all delivered; RSS then {:.1} MiB", memory(pid, "VmRSS")?);
+    let more = format!("   {sent} events, all delivered; RSS then {:.1} MiB", mib(agent.memory("VmRSS")));
     marks.tell("1,000 events/s: CPU, of a core", percent, 1.5, "%", &more);
     agent.kill();
     if !marks.missed.is_empty() {

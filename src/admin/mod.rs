@@ -312,12 +312,8 @@ fn respond<B>(state: &AdminState, request: &Request<B>) -> Answer {
         let known: Vec<String> = known.chain(spool::ROUTES.map(str::to_owned)).collect();
         return json_answer(StatusCode::NOT_FOUND, &json!({"error": "there is nothing at this path", "known": known}));
     };
-    let allowed = if *method == "GET" { "GET, HEAD" } else { *method };
-    if !allowed.split(", ").any(|one| one == request.method().as_str()) {
-        let text = format!("{path} answers to {allowed} only");
-        let mut answer = json_answer(StatusCode::METHOD_NOT_ALLOWED, &json!({"error": text, "allowed": allowed}));
-        answer.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
-        return answer;
+    if let Some(refusal) = check_method(request, if *method == "GET" { "GET, HEAD" } else { method }) {
+        return refusal;
     }
     match path {
         "/" => page(),
@@ -326,6 +322,17 @@ fn respond<B>(state: &AdminState, request: &Request<B>) -> Answer {
         DRAIN | dead::RETRY | dead::PURGE => answer(StatusCode::CONTINUE, "application/json", ""),
         _ => unreachable!("the path is one of ROUTES, and each has its arm"),
     }
+}
+
+/// The refusal of a method that is none of `allowed`.
+fn check_method<B>(request: &Request<B>, allowed: &'static str) -> Option<Answer> {
+    if allowed.split(", ").any(|one| one == request.method().as_str()) {
+        return None;
+    }
+    let text = format!("{} answers to {allowed} only", request.uri().path());
+    let mut answer = json_answer(StatusCode::METHOD_NOT_ALLOWED, &json!({"error": text, "allowed": allowed}));
+    answer.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
+    Some(answer)
 }
 
 /// The routing of the metrics listener. Any `Host` will do, since it is called by the addresses of pods and machines; a page is refused,
@@ -338,12 +345,8 @@ fn respond_metrics<B>(state: &AdminState, request: &Request<B>) -> Answer {
     if !METRICS_ROUTES.contains(&path) {
         return json_answer(StatusCode::NOT_FOUND, &json!({"error": "there is nothing at this path", "known": METRICS_ROUTES}));
     }
-    if !["GET", "HEAD"].contains(&request.method().as_str()) {
-        let allowed = "GET, HEAD";
-        let text = format!("{path} answers to {allowed} only");
-        let mut answer = json_answer(StatusCode::METHOD_NOT_ALLOWED, &json!({"error": text, "allowed": allowed}));
-        answer.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
-        return answer;
+    if let Some(refusal) = check_method(request, "GET, HEAD") {
+        return refusal;
     }
     tell(state, path)
 }

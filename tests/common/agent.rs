@@ -286,8 +286,14 @@ impl Agent {
 
     /// The most memory it ever held, bytes (VmHWM).
     pub fn rss_peak(&self) -> u64 {
+        self.memory("VmHWM")
+    }
+
+    /// A size that `/proc/PID/status` tells under this name, bytes.
+    pub fn memory(&self, name: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("a living process");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("Linux tells VmHWM");
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        let line = line.unwrap_or_else(|| panic!("Linux tells no {name}"));
         let kib: u64 = line.trim().trim_end_matches("kB").trim().parse().expect("a number of kB");
         kib << 10
     }

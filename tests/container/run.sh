@@ -26,14 +26,7 @@ done
 unshare --mount --pid --net --uts --ipc --fork true 2> /dev/null || skip "namespaces cannot be made here"
 [ -s /etc/ssl/certs/ca-certificates.crt ] || skip "there are no root certificates (package ca-certificates)"
 
-stamp=$(cksum < "$here/requirements.txt"; python3 --version)
-if [ ! -f "$work/stamp" ] || [ "$(cat "$work/stamp")" != "$stamp" ]; then
-    echo "installing Python packages into $work"
-    rm -rf "$work/venv"
-    python3 -m venv "$work/venv"
-    "$work/venv/bin/pip" install --quiet --disable-pip-version-check -r "$here/requirements.txt"
-    echo "$stamp" > "$work/stamp"
-fi
+. "$root/tests/container/python_packages.sh"
 if [ "${1:-}" = --full ] && [ ! -x "$work/cyclonedx/bin/cargo-cyclonedx" ]; then
     version=$(sed -n 's/^ARG CYCLONEDX_VERSION=//p' "$root/packaging/docker/Dockerfile")
     cargo install --quiet --locked --root "$work/cyclonedx" cargo-cyclonedx --version "$version"

@@ -28,20 +28,11 @@ MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_MOVE, MS_REC,
 PR_CAPBSET_READ, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 23, 24, 38, 47, 4
 DEVICES = ("null", "zero", "full", "random", "urandom")
 HERE = os.path.abspath(__file__)
+sys.path.append(os.path.join(os.path.dirname(os.path.dirname(HERE)), "interop"))
+
+from waiting import until  # noqa: E402
 
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-def until(what, condition, seconds=30, pause=0.02):
-    """Polls `condition` until it is true and gives its value; fails with `what` after `seconds`."""
-    deadline = time.monotonic() + seconds
-    while True:
-        value = condition()
-        if value:
-            return value
-        if time.monotonic() > deadline:
-            raise AssertionError(f"after {seconds} s still not: {what}")
-        time.sleep(pause)
 
 
 # --- in the process between -----------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import urllib.parse
 _children = []
 
 
-def until(what, condition, seconds, pause=0.02):
+def until(what, condition, seconds=30, pause=0.02):
     """Polls `condition` until it is true and gives its value; fails with `what` after `seconds`."""
     deadline = time.monotonic() + seconds
     while True:

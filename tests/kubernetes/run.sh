@@ -40,14 +40,7 @@ pretended=helm.sh/helm/v3/pkg/chartutil.k8sVersion
 install "$helm" helm.sh/helm/v3/cmd/helm -ldflags="-s -w -X ${pretended}Major=1 -X ${pretended}Minor=35"
 kubectl kustomize --help > /dev/null 2>&1 || install "$kustomize" sigs.k8s.io/kustomize/kustomize/v5
 
-stamp=$(cksum < "$here/requirements.txt"; python3 --version)
-if [ ! -f "$work/stamp" ] || [ "$(cat "$work/stamp")" != "$stamp" ]; then
-    echo "installing Python packages into $work"
-    rm -rf "$work/venv"
-    python3 -m venv "$work/venv"
-    "$work/venv/bin/pip" install --quiet --disable-pip-version-check -r "$here/requirements.txt"
-    echo "$stamp" > "$work/stamp"
-fi
+. "$root/tests/container/python_packages.sh"
 [ "${1:-}" != --prepare ] || exit 0
 if [ -z "${FOREBAY_BIN:-}" ]; then
     export FOREBAY_BIN=$root/target/debug/forebay
