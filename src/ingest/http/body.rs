@@ -2,7 +2,10 @@
 //!
 //! Place: `events` asks for a body once the request's head is accepted. All bodies of the door share one
 //! [`Memory`]: what a body takes is taken from it as the body comes, and what decoding may take before it is
-//! decoded; what turns out not to be needed goes back at once, the rest with the [`Body`].
+//! decoded; what turns out not to be needed goes back at once, the rest with the [`Share`].
+//!
+//! Requests that hold a part and wait for more would wait for each other until all of them give up. So one of them at a time has
+//! the turn: it takes what it needs without asking, finishes, and gives back what the others wait for.
 //!
 //! Failure: over [`BODY_BYTES_MAX`], before or after decoding, is 413, and a decompression bomb stops there.
 //! No memory in time is 503, no progress 408, bytes that do not decode 400. Absent on purpose: the body's meaning.
@@ -25,7 +28,8 @@ use super::submit::wait_patiently;
 /// Bytes of a body, as sent and as decoded.
 pub const BODY_BYTES_MAX: usize = 16 << 20;
 
-/// Bytes of all bodies at once.
+/// Bytes of all bodies at once, but for the one that has the turn: it may take twice [`BODY_BYTES_MAX`] more, a body and what it
+/// is decoded to.
 pub const BODIES_BYTES_MAX: usize = 64 << 20;
 
 /// Largest window that a zstd body may ask for: 2 to this. A window over the largest body serves nothing.
@@ -41,25 +45,77 @@ const _: () = assert!(1 << ZSTD_WINDOW_LOG_MAX <= BODY_BYTES_MAX && 3 * BODY_BYT
 
 /// The budget for bodies.
 #[derive(Debug)]
-pub struct Memory(Semaphore);
+pub struct Memory {
+    pages: Semaphore,
+    /// One, for one request at a time.
+    turn: Semaphore,
+}
 
 impl Default for Memory {
     fn default() -> Self {
-        Self(Semaphore::new(BODIES_BYTES_MAX / PAGE_BYTES))
+        Self { pages: Semaphore::new(BODIES_BYTES_MAX / PAGE_BYTES), turn: Semaphore::new(1) }
     }
 }
 
 impl Memory {
-    /// Takes some of it, waiting for at most `patience`.
+    /// Some of it for a request that has none yet, waiting for at most `patience`.
     ///
     /// # Errors
     /// 503: there was none in time.
-    pub async fn take(&self, bytes: usize, patience: Duration) -> Result<SemaphorePermit<'_>, Problem> {
-        let pages = bytes.div_ceil(PAGE_BYTES) as u32;
-        match wait_patiently(patience, self.0.acquire_many(pages)).await {
-            Some(Ok(permit)) => Ok(permit),
-            _ => Err(Problem::overload("the requests under way take all memory that bodies may take; try again")),
+    async fn share(&self, bytes: usize, patience: Duration) -> Result<Share<'_>, Problem> {
+        match wait_patiently(patience, self.pages.acquire_many(pages(bytes))).await {
+            Some(Ok(pages)) => Ok(Share { memory: self, pages, turn: None }),
+            _ => Err(none_in_time()),
         }
+    }
+}
+
+fn pages(bytes: usize) -> u32 {
+    bytes.div_ceil(PAGE_BYTES) as u32
+}
+
+fn none_in_time() -> Problem {
+    Problem::overload("the requests under way take all memory that bodies may take; try again")
+}
+
+/// What one request has of the memory. It goes back when this is dropped.
+#[derive(Debug)]
+pub struct Share<'m> {
+    memory: &'m Memory,
+    pages: SemaphorePermit<'m>,
+    /// This request has the turn: what it takes from now on is not counted.
+    turn: Option<SemaphorePermit<'m>>,
+}
+
+impl Share<'_> {
+    /// Takes more, waiting for at most `patience`: until others gave so much back, or for the turn.
+    ///
+    /// # Errors
+    /// 503: neither came in time.
+    pub async fn grow(&mut self, bytes: usize, patience: Duration) -> Result<(), Problem> {
+        if self.turn.is_some() {
+            return Ok(());
+        }
+        let memory = self.memory;
+        let more = async {
+            tokio::select! {
+                biased;
+                pages = memory.pages.acquire_many(pages(bytes)) => pages.map(|pages| (Some(pages), None)),
+                turn = memory.turn.acquire() => turn.map(|turn| (None, Some(turn))),
+            }
+        };
+        let Some(Ok((pages, turn))) = wait_patiently(patience, more).await else { return Err(none_in_time()) };
+        if let Some(pages) = pages {
+            self.pages.merge(pages);
+        }
+        self.turn = turn;
+        Ok(())
+    }
+
+    /// Gives back what is more than `bytes`.
+    fn shrink(&mut self, bytes: usize) {
+        let spare = self.pages.num_permits().saturating_sub(pages(bytes) as usize);
+        drop(self.pages.split(spare));
     }
 }
 
@@ -68,7 +124,8 @@ impl Memory {
 pub struct Body<'m> {
     /// What the client meant to send.
     pub bytes: Bytes,
-    _memory: SemaphorePermit<'m>,
+    /// To be kept as long as the bytes.
+    pub share: Share<'m>,
 }
 
 /// Reads and decodes a request's body.
@@ -96,14 +153,13 @@ pub async fn read<'m>(
         }
     };
     for coding in codings.into_iter().rev() {
-        let mut room = memory.take(BODY_BYTES_MAX, options.admit_timeout).await?;
-        let encoded = body.bytes;
+        let Body { bytes: encoded, mut share } = body;
+        share.grow(BODY_BYTES_MAX, options.admit_timeout).await?;
         // Inflating 16 MiB takes tens of milliseconds, which no other connection shall wait for.
         let decoded = tokio::task::spawn_blocking(move || decode(coding, &encoded)).await;
         let decoded = decoded.map_err(|_| Problem::bad("the body cannot be decoded"))??;
-        let spare = room.num_permits() - decoded.len().div_ceil(PAGE_BYTES).min(room.num_permits());
-        drop(room.split(spare));
-        body = Body { bytes: decoded.into(), _memory: room };
+        share.shrink(decoded.len());
+        body = Body { bytes: decoded.into(), share };
     }
     Ok(body)
 }
@@ -134,7 +190,7 @@ async fn collect<'m>(incoming: &mut Incoming, memory: &'m Memory, options: &Http
     }
     // Memory is taken as the body comes, not as it is told: a client that tells much and sends little holds little.
     let mut room = told.map_or(STEP_BYTES, |bytes| STEP_BYTES.min(bytes as usize));
-    let mut permit = memory.take(room, options.admit_timeout).await?;
+    let mut share = memory.share(room, options.admit_timeout).await?;
     let mut whole: Vec<u8> = Vec::new();
     loop {
         let piece = match timeout(options.body_timeout, incoming.frame()).await {
@@ -151,15 +207,15 @@ async fn collect<'m>(incoming: &mut Incoming, memory: &'m Memory, options: &Http
         }
         if length > room {
             let more = room.max(length - room).min(BODY_BYTES_MAX - room);
-            permit.merge(memory.take(more, options.admit_timeout).await?);
+            share.grow(more, options.admit_timeout).await?;
             room += more;
         }
         if told == Some(length as u64) && whole.is_empty() {
-            return Ok(Body { bytes: piece, _memory: permit });
+            return Ok(Body { bytes: piece, share });
         }
         whole.extend_from_slice(&piece);
     }
-    Ok(Body { bytes: whole.into(), _memory: permit })
+    Ok(Body { bytes: whole.into(), share })
 }
 
 /// A content coding other than identity.
@@ -238,6 +294,39 @@ mod tests {
 
     fn status(result: Result<Vec<u8>, Problem>) -> u16 {
         result.unwrap_err().answer().status().as_u16()
+    }
+
+    /// What a deadlock would wait for.
+    const PATIENCE: Duration = Duration::from_secs(3600);
+
+    #[tokio::test]
+    async fn requests_that_hold_all_memory_and_need_more_finish_one_after_the_other() {
+        let memory: &'static Memory = Box::leak(Box::default());
+        let half = BODY_BYTES_MAX / 2;
+        let mut shares = Vec::new();
+        for _ in 0..BODIES_BYTES_MAX / half {
+            shares.push(memory.share(half, PATIENCE).await.unwrap());
+        }
+        assert_eq!(memory.pages.available_permits(), 0);
+        let finish = |mut share: Share<'static>| async move {
+            share.grow(half, PATIENCE).await.unwrap();
+            share.grow(BODY_BYTES_MAX, PATIENCE).await.unwrap();
+            tokio::task::yield_now().await;
+            share.shrink(1);
+        };
+        let finishing: tokio::task::JoinSet<()> = shares.into_iter().map(finish).collect();
+        timeout(PATIENCE / 60, finishing.join_all()).await.expect("none waits for another that waits");
+        assert_eq!(memory.pages.available_permits(), BODIES_BYTES_MAX / PAGE_BYTES);
+        assert_eq!(memory.turn.available_permits(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_request_that_has_no_memory_yet_waits_for_what_others_give_back() {
+        let memory = Memory::default();
+        let all = memory.share(BODIES_BYTES_MAX, PATIENCE).await.unwrap();
+        assert_eq!(memory.share(1, Duration::from_millis(5)).await.unwrap_err().status(), StatusCode::SERVICE_UNAVAILABLE);
+        drop(all);
+        memory.share(1, PATIENCE).await.unwrap();
     }
 
     #[test]

@@ -95,20 +95,23 @@ async fn perform(head: &Parts, incoming: Incoming, protocol: Protocol, context: 
         let problem = NoSource::NoneOfKind { kind: SourceKind::Kinesis };
         return Err(Failure::new("ResourceNotFoundException", problem.to_string()));
     }
-    let body = body::read(incoming, &head.headers, &context.memory, &context.options).await?;
-    let caller = Caller::new(head, &body.bytes, context)?;
-    let request = protocol.read(&body.bytes)?;
+    let body::Body { bytes, mut share } = body::read(incoming, &head.headers, &context.memory, &context.options).await?;
+    let caller = Caller::new(head, &bytes, context)?;
+    let request = protocol.read(&bytes)?;
     let named = |request: &Value<'_>| caller.source(StreamRef::read(request)?.required()?).map(|(_, stream)| stream);
     match operation {
         Operation::PutRecord | Operation::PutRecords => {
             let single = operation == Operation::PutRecord;
             let put = Put::read(&request, single)?;
             let (source, stream) = caller.source(put.stream)?;
+            // What the records are decoded to; it goes back with the body.
+            share.grow(put.decoded_bytes(), context.options.admit_timeout).await?;
             let under_way = accept(source, &put, single, context).await?;
             // The events are in batches now; the body's memory can serve another request.
             drop(put);
             drop(request);
-            drop(body);
+            drop(bytes);
+            drop(share);
             under_way.answer(&stream).await
         }
         Operation::ListShards => {
@@ -260,7 +263,6 @@ async fn accept(source: &Source, put: &Put<'_>, single: bool, context: &Context)
     let takes = |bytes: usize| source.judge_size(bytes).is_ok();
     let stream_max = source.spool().shared().metrics.event_bytes_max().max(EVENT_BYTES_MAX);
     let most = source.data_bytes_max().min(stream_max);
-    let room = context.memory.take(put.decoded_bytes(), context.options.admit_timeout).await?;
     let mut arena = Vec::with_capacity(put.decoded_bytes());
     let data = request::decode(&put.records, &mut arena)?;
     let events = request::take_apart(&put.records, &data, EVENTS_MAX)?;
@@ -282,7 +284,6 @@ async fn accept(source: &Source, put: &Put<'_>, single: bool, context: &Context)
     };
     let taken = submit::all(source, events.iter(), bytes_of, encode, bytes, context).await?;
     let rejected = taken.rejected().iter().map(|&(at, reject)| (events[at as usize].record, reject)).collect();
-    drop(room);
     let hashes = put.records.iter().map(request::Record::hash).collect();
     Ok(UnderWay { single, hashes, taken, records, rejected })
 }
